@@ -1,0 +1,13 @@
+"""The one exception that callers of fsth_hub need to catch: its message is a sentence for the person who sees it."""
+
+
+class FsthError(ValueError):
+    """An input that cannot be used. The message says in one sentence what is wrong and what to do about it."""
+
+
+class NoFaceError(FsthError):
+    """No face was found in a portrait or in a whole clip."""
+
+
+class VideoError(FsthError):
+    """A file that is not a readable clip, or a clip that cannot be written."""

@@ -1,0 +1,125 @@
+"""Pretrained networks whose activations the content losses compare (paper section 3.3), read from safetensors.
+
+The paper uses Caffe's VGG19 and VGGFace, which see 0..255 minus a mean. Activations of a ReLU network scale with its
+input, so a loss weight w set for Caffe's becomes w * 255 * std, about 57 w, for a network fed with normalised images.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+from torch import nn
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CAFFE_TO_NORMALISED = 255 * sum(IMAGENET_STD) / 3
+CAFFE_MEAN = (103.939, 116.779, 123.68)
+FACE_SIZE = 224
+FACE_MARGIN = 1.3
+FACE_STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
+
+
+def load_weights(path_or_repo: str) -> dict[str, torch.Tensor]:
+    """Weights in float32 from a safetensors file, or from `model.safetensors` of a hub repository."""
+    path = Path(path_or_repo)
+    if not path.is_file():
+        path = hf_hub_download(path_or_repo, "model.safetensors")
+    return {name: weight.float() for name, weight in load_file(path).items()}
+
+
+def channel_values(values) -> torch.Tensor:
+    return torch.tensor(values).view(1, 3, 1, 1)
+
+
+class VGGFeatures(nn.Module):
+    """First activation of each of the five stages (relu1_1 ... relu5_1) of a VGG16 or VGG19 trained on ImageNet.
+
+    Args:
+        weights (`Mapping[str, torch.Tensor]`): `features.N.weight` and `.bias`, numbered as in torchvision.
+    """
+
+    loss_scale = CAFFE_TO_NORMALISED
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]):
+        super().__init__()
+        indices = sorted(int(name.split(".")[1]) for name in weights if name.startswith("features") and "bias" in name)
+        # a gap of three between two convolutions is ReLU, max pooling: a new stage; its first ReLU is a tap
+        self.starts_stage = [index == 0 or index - 3 in indices and index - 2 not in indices for index in indices]
+        last = max(position for position, starts in enumerate(self.starts_stage) if starts)
+        self.convs = nn.ModuleList()
+        for index in indices[: last + 1]:
+            out_channels, in_channels = weights[f"features.{index}.weight"].shape[:2]
+            layer = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+            layer.load_state_dict({name: weights[f"features.{index}.{name}"] for name in ("weight", "bias")})
+            self.convs.append(layer)
+        self.register_buffer("mean", channel_values(IMAGENET_MEAN))
+        self.register_buffer("std", channel_values(IMAGENET_STD))
+        self.requires_grad_(False)
+
+    def forward(self, images) -> list[torch.Tensor]:
+        """images: B x 3 x H x W in [-1, 1]."""
+        x = ((images + 1) / 2 - self.mean) / self.std
+        taps = []
+        for position, layer in enumerate(self.convs):
+            if self.starts_stage[position] and position > 0:
+                x = F.max_pool2d(x, 2)
+            x = F.relu(layer(x))
+            if self.starts_stage[position]:
+                taps.append(x)
+        return taps
+
+
+class FaceFeatures(nn.Module):
+    """Last activation at each resolution of a MobileNetV1 trained to tell people apart, on the face alone.
+
+    Its ReLU6 bounds every activation, whatever the scale of the input, so VGGFace's weight does not carry over: with
+    `loss_scale` the term weighs a quarter of the ImageNet one on the warped portraits that training starts from, as
+    VGGFace's does in the authors' later code.
+
+    Args:
+        weights (`Mapping[str, torch.Tensor]`): `layers.N.weight` and `.bias`, batch norm folded, TensorFlow padding.
+    """
+
+    loss_scale = 200.0
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]):
+        super().__init__()
+        self.strides = [2] + [stride for depthwise in FACE_STRIDES for stride in (depthwise, 1)]
+        self.layers = nn.ModuleList()
+        for index, stride in enumerate(self.strides):
+            weight, bias = weights[f"layers.{index}.weight"], weights[f"layers.{index}.bias"]
+            out_channels, group_channels, size, _ = weight.shape
+            groups = out_channels if index % 2 else 1  # odd layers are depthwise
+            layer = nn.Conv2d(group_channels * groups, out_channels, size, stride, groups=groups)
+            layer.load_state_dict({"weight": weight, "bias": bias})
+            self.layers.append(layer)
+        self.register_buffer("mean", channel_values(CAFFE_MEAN))
+        self.requires_grad_(False)
+
+    def forward(self, images, landmarks) -> list[torch.Tensor]:
+        """images: B x 3 x H x W in [-1, 1]; landmarks: B x 78 x 2, pixels, which say where the face is."""
+        x = (crop_faces(images, landmarks) + 1) * 127.5 - self.mean
+        taps = []
+        for index, (layer, stride) in enumerate(zip(self.layers, self.strides, strict=True)):
+            padding = layer.kernel_size[0] // 2
+            # TensorFlow pads a strided layer at the bottom and right only
+            x = F.pad(x, (0, 1, 0, 1)) if stride == 2 else F.pad(x, (padding,) * 4)
+            x = F.relu6(layer(x))
+            if index + 1 == len(self.layers) or self.strides[index + 1] == 2:
+                taps.append(x)
+        return taps
+
+
+def crop_faces(images: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
+    """The square around each face, grown by `FACE_MARGIN`, differentiably: B x 3 x FACE_SIZE x FACE_SIZE."""
+    points = landmarks[:, :68].float() * 2 / images.shape[-1] - 1  # half sides of the frame
+    low, high = points.amin(dim=1), points.amax(dim=1)  # B x 2
+    scale = (high - low).amax(dim=1) / 2 * FACE_MARGIN  # B
+    theta = torch.zeros(len(images), 2, 3, device=images.device)
+    theta[:, 0, 0] = theta[:, 1, 1] = scale
+    theta[:, :, 2] = (low + high) / 2
+    grid = F.affine_grid(theta, [len(images), 3, FACE_SIZE, FACE_SIZE], align_corners=False)
+    return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)

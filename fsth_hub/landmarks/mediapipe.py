@@ -1,0 +1,158 @@
+"""The default detector: Google's MediaPipe face mesh and iris networks and YuNet, on OpenCV's DNN module.
+
+The networks lie in `models/` (see NOTICE for their origin); the mediapipe package itself is not needed.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from .base import Face
+from .layout import FACE, LEFT_EYE, LEFT_IRIS, MESH_TO_68, NUM_POINTS, RIGHT_EYE, RIGHT_IRIS
+
+
+MODELS = Path(__file__).parent / "models"
+MESH_SIZE = 192
+IRIS_SIZE = 64
+
+# Side of the mesh's crop, in sizes of YuNet's box: that on which the network was trained. The same crop in terms of
+# the 68 points: its side, and how far its middle lies above their mean, both in their spread (root mean square distance
+# from the mean, which trembles far less than a bounding box, and so does the next frame's crop).
+BOX_TO_CROP = 1.5
+SPREAD_TO_CROP = 4.5
+SPREAD_TO_FOREHEAD = 0.14
+EYE_TO_CROP = 2.3
+
+# The points of the iris network's eye contour (71 x 3) that are the six points of an eye.
+CONTOUR_TO_EYE = [0, 11, 13, 8, 5, 3]
+
+PRESENCE = 0.5  # the mesh network's own probability that its crop shows a face
+# How hard to look: YuNet's threshold, the longer side of the picture it sees, the gamma that brightens it. Each
+# attempt is made only where those before found nothing: paintings and dark or very small faces need the later ones.
+ATTEMPTS = ((0.7, 640, 1.0), (0.4, 640, 1.0), (0.4, 320, 1.0), (0.4, 1280, 1.0), (0.3, 640, 0.5))
+
+
+class MediaPipeDetector:
+    """Finds 78 landmarks on a CPU in milliseconds, offline. One instance serves one thread at a time."""
+
+    def __init__(self):
+        self.yunet = cv2.FaceDetectorYN.create(str(MODELS / "face_detection_yunet_2023mar.onnx"), "", (320, 320))
+        # OpenCV's new engine returns only the first output of a network that has several.
+        engine = cv2.dnn.ENGINE_CLASSIC
+        self.mesh = cv2.dnn.readNetFromTFLite(str(MODELS / "face_landmark.tflite"), engine=engine)
+        self.iris = cv2.dnn.readNetFromTFLite(str(MODELS / "iris_landmark.tflite"), engine=engine)
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        """Find every face of a picture (H x W x 3 uint8, RGB), the largest first."""
+        for threshold, side, gamma in ATTEMPTS:
+            faces = []
+            for box, eyes in self._boxes(image, threshold, side, gamma):
+                region = _region(box[:2] + box[2:] / 2, BOX_TO_CROP * box[2:].max(), eyes[1] - eyes[0])
+                rough = self._mesh(image, region)
+                if rough is not None and (face := self._face(image, rough[0])) is not None:
+                    faces.append(face)
+            if faces:
+                return sorted(_distinct(faces), key=_size, reverse=True)
+        return []
+
+    def track(self, image: np.ndarray, previous: Face) -> Face | None:
+        """Find the face of the last frame again without looking for faces; None where it is lost."""
+        return self._face(image, previous.points[FACE])
+
+    def _boxes(self, image: np.ndarray, threshold: float, side: int, gamma: float) -> list[tuple]:
+        """YuNet's faces as (left, top, width, height) and the two eyes' centres, pixels of the picture."""
+        scale = side / max(image.shape[:2])
+        size = [max(1, round(scale * length)) for length in image.shape[1::-1]]
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        if gamma != 1:
+            small = (255 * (small / 255.0) ** gamma).astype(np.uint8)
+        self.yunet.setInputSize(size)
+        self.yunet.setScoreThreshold(threshold)
+        rows = self.yunet.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1]
+        # A row: box, five points from the eye on the picture's left to the mouth, score.
+        return [] if rows is None else [(row[:4] / scale, row[4:8].reshape(2, 2) / scale) for row in rows]
+
+    def _face(self, image: np.ndarray, points: np.ndarray) -> Face | None:
+        """All landmarks of the face about whose 68 points something is known, or None where there is none."""
+        found = self._mesh(image, _region_of_points(points))
+        if found is None:
+            return None
+        points = np.full((NUM_POINTS, 2), np.nan, np.float32)
+        points[FACE], score = found
+        points[RIGHT_EYE], points[RIGHT_IRIS] = self._eye(image, points[RIGHT_EYE], mirrored=False)
+        points[LEFT_EYE], points[LEFT_IRIS] = self._eye(image, points[LEFT_EYE], mirrored=True)
+        box = (*points[FACE].min(axis=0).tolist(), *points[FACE].max(axis=0).tolist())
+        return Face(points, score, box)
+
+    def _mesh(self, image: np.ndarray, region: np.ndarray) -> tuple[np.ndarray, float] | None:
+        """The 68 points within a region of the picture, and how surely it shows a face; None where it does not."""
+        self.mesh.setInput(_blob(image, region, MESH_SIZE))
+        mesh, presence = self.mesh.forward(["conv2d_21", "conv2d_31"])
+        score = float(1 / (1 + np.exp(-presence.item())))
+        if score < PRESENCE:
+            return None
+        points = mesh.reshape(468, 3)[MESH_TO_68, :2] / MESH_SIZE
+        return _apply(region, points), score
+
+    def _eye(self, image: np.ndarray, eye: np.ndarray, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The lids (6 x 2, pixels) and the iris (5 x 2) of the eye with these six points.
+
+        The mesh never closes an eye altogether; the iris network's own lids do.
+        """
+        inward = eye[3] - eye[0]
+        region = _region((eye[0] + eye[3]) / 2, EYE_TO_CROP * np.linalg.norm(inward), inward)
+        if mirrored:  # the network knows only the eye on the picture's left
+            region = region @ np.array([[-1, 0, 1], [0, 1, 0], [0, 0, 1]])
+        self.iris.setInput(_blob(image, region, IRIS_SIZE))
+        contour, iris = self.iris.forward(["output_eyes_contours_and_brows", "output_iris"])
+        lids = _apply(region, contour.reshape(71, 3)[CONTOUR_TO_EYE, :2] / IRIS_SIZE)
+        iris = _apply(region, iris.reshape(5, 3)[:, :2] / IRIS_SIZE)
+        return (lids[[3, 2, 1, 0, 5, 4]], iris[[0, 3, 2, 1, 4]]) if mirrored else (lids, iris)
+
+
+def _region(centre: np.ndarray, side: float, along: np.ndarray) -> np.ndarray:
+    """A rotated square of the picture as the 2 x 3 matrix that takes the unit square there; x runs `along`."""
+    x_axis = side * along / np.linalg.norm(along)
+    y_axis = np.array([-x_axis[1], x_axis[0]])
+    return np.stack([x_axis, y_axis, centre - (x_axis + y_axis) / 2], axis=1)
+
+
+def _region_of_points(points: np.ndarray) -> np.ndarray:
+    """The crop in which the mesh network expects the face with these 68 points."""
+    along = points[LEFT_EYE].mean(axis=0) - points[RIGHT_EYE].mean(axis=0)
+    up = np.array([along[1], -along[0]]) / np.linalg.norm(along)
+    spread = np.sqrt(points.var(axis=0).sum())
+    return _region(points.mean(axis=0) + SPREAD_TO_FOREHEAD * spread * up, SPREAD_TO_CROP * spread, along)
+
+
+def _apply(region: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points of a region (N x 2, 0 to 1) in pixels of the picture."""
+    return (points @ region[:, :2].T + region[:, 2]).astype(np.float32)
+
+
+def _blob(image: np.ndarray, region: np.ndarray, size: int) -> np.ndarray:
+    """A region of the picture as a network's input: 1 x 3 x size x size, 0 to 1."""
+    # Cut out finely and average, for a network trembles when it sees only every third pixel of a large face.
+    fine = size * max(1, int(np.ceil(np.linalg.norm(region[:, 0]) / size)))
+    # warpAffine counts from the middle of the first pixel, we from its corner.
+    matrix = region.copy()
+    matrix[:, :2] /= fine
+    matrix[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5
+    patch = cv2.warpAffine(image, matrix, (fine, fine), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return cv2.dnn.blobFromImage(cv2.resize(patch, (size, size), interpolation=cv2.INTER_AREA), 1 / 255)
+
+
+def _size(face: Face) -> float:
+    left, top, right, bottom = face.box
+    return max(right - left, bottom - top)
+
+
+def _distinct(faces: list[Face]) -> list[Face]:
+    """Leave out the faces that are another, surer one once more."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda face: face.score, reverse=True):
+        centre = face.points[FACE].mean(axis=0)
+        if all(np.linalg.norm(other.points[FACE].mean(axis=0) - centre) > 0.3 * _size(other) for other in kept):
+            kept.append(face)
+    return kept

@@ -1,0 +1,373 @@
+"""Embedder, generator and projection discriminator of "Few-Shot Adversarial Learning of Realistic Neural Talking Head
+Models" (arXiv 1905.08233 v2, sections 3.1 to 3.3), as `PreTrainedModel` classes.
+
+Frames and landmark drawings are RGB in [-1, 1], B x 3 x H x W. Shapes in comments are those of the paper preset.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_fsth import FsthConfig
+from .source_skips import FsthSources, SkipFusion, SourceSkips, ZeroConv2d
+
+
+NORM_EPS = 1e-4
+# An embedder's lowest map has 4 x 4 positions at 256 pixels. The paper sums over them; their mean times this number
+# is that sum at 256 and keeps its scale at the sizes a model is first trained at.
+NUM_POOLED_POSITIONS = 16
+
+
+@dataclass
+class FsthEmbedderOutput(ModelOutput):
+    """
+    Args:
+        embedding (`torch.Tensor` of shape `(batch, embedding_dim)`): the person, averaged over the portraits.
+        frame_embeddings (`torch.Tensor` of shape `(batch, num_portraits, embedding_dim)`): one per portrait.
+    """
+
+    embedding: torch.Tensor | None = None
+    frame_embeddings: torch.Tensor | None = None
+
+
+@dataclass
+class FsthGeneratorOutput(ModelOutput):
+    """
+    Args:
+        images (`torch.Tensor` of shape `(batch, 3, height, width)`):
+            The frames; in [-1, 1] in the paper preset, and to be clamped to it with source skips.
+        warped (`torch.Tensor` of shape `(batch, 3, height, width)`, *optional*):
+            The fused warped portraits that the frames started from; `None` without source skips.
+    """
+
+    images: torch.Tensor | None = None
+    warped: torch.Tensor | None = None
+
+
+@dataclass
+class FsthDiscriminatorOutput(ModelOutput):
+    """
+    Args:
+        scores (`torch.Tensor` of shape `(batch,)`): realism and identity, unbounded (hinge loss, no sigmoid).
+        features (`tuple` of `torch.Tensor`): the output of every block, for feature matching.
+    """
+
+    scores: torch.Tensor | None = None
+    features: tuple[torch.Tensor, ...] | None = None
+
+
+def spectral_norm(layer: nn.Module) -> nn.Module:
+    # An orthogonal start has all singular values equal, so dividing by the largest costs no signal; with PyTorch's
+    # default start every normalised layer shrinks its input and six of them leave nothing.
+    nn.init.orthogonal_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return parametrizations.spectral_norm(layer, eps=1e-4)
+
+
+def conv(in_channels: int, out_channels: int, kernel_size: int = 3, bias: bool = True) -> nn.Module:
+    return spectral_norm(nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias))
+
+
+class AdaptiveInstanceNorm(nn.Module):
+    """Instance norm whose shift and scale come from the person (section 3.2)."""
+
+    def __init__(self, num_channels: int):
+        super().__init__()
+        self.num_parameters = 2 * num_channels
+
+    def forward(self, x, parameters):
+        shift, scale = parameters[:, :, None, None].chunk(2, dim=1)
+        # 1 + scale, so that an untrained projection starts from plain instance norm instead of from a black frame
+        return F.instance_norm(x, eps=NORM_EPS) * (1 + scale) + shift
+
+
+class StemBlock(nn.Module):
+    """First block of all three networks: no leading ReLU, no norm, half the resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv1 = conv(in_channels, out_channels)
+        self.conv2 = conv(out_channels, out_channels)
+        self.skip = conv(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, x):
+        h = self.conv2(F.relu(self.conv1(x)))
+        return F.avg_pool2d(h, 2) + self.skip(F.avg_pool2d(x, 2))
+
+
+class ResidualBlock(nn.Module):
+    """BigGAN-style pre-activation block that keeps or halves the resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, downsample: bool = True, instance_norm: bool = False):
+        super().__init__()
+        self.downsample = downsample
+        self.norm1 = nn.InstanceNorm2d(in_channels, NORM_EPS, affine=True) if instance_norm else nn.Identity()
+        self.norm2 = nn.InstanceNorm2d(out_channels, NORM_EPS, affine=True) if instance_norm else nn.Identity()
+        self.conv1 = conv(in_channels, out_channels, bias=not instance_norm)
+        self.conv2 = conv(out_channels, out_channels, bias=not instance_norm)
+        self.skip = conv(in_channels, out_channels, kernel_size=1) if downsample else nn.Identity()
+
+    def forward(self, x):
+        h = self.conv1(F.relu(self.norm1(x)))
+        h = self.conv2(F.relu(self.norm2(h)))
+        if self.downsample:
+            # pooling commutes with a 1 x 1 convolution and is cheaper before it
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        return h + self.skip(x)
+
+
+class AdaptiveResidualBlock(nn.Module):
+    """The same block with adaptive norms, keeping or doubling the resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, upsample: bool = True):
+        super().__init__()
+        self.upsample = upsample
+        self.norm1 = AdaptiveInstanceNorm(in_channels)
+        self.norm2 = AdaptiveInstanceNorm(out_channels)
+        self.conv1 = conv(in_channels, out_channels, bias=False)
+        self.conv2 = conv(out_channels, out_channels, bias=False)
+        self.skip = conv(in_channels, out_channels, kernel_size=1) if upsample else nn.Identity()
+
+    def forward(self, x, parameters1, parameters2):
+        h, x = F.relu(self.norm1(x, parameters1)), self.skip(x)
+        if self.upsample:
+            h, x = F.interpolate(h, scale_factor=2), F.interpolate(x, scale_factor=2)
+        h = self.conv2(F.relu(self.norm2(self.conv1(h), parameters2)))
+        return h + x
+
+
+class SelfAttention(nn.Module):
+    """Self-attention of SAGAN (arXiv 1805.08318): queries and keys an eighth as wide, a learned gain from zero."""
+
+    def __init__(self, num_channels: int):
+        super().__init__()
+        self.query = conv(num_channels, num_channels // 8, kernel_size=1)
+        self.key = conv(num_channels, num_channels // 8, kernel_size=1)
+        self.value = conv(num_channels, num_channels, kernel_size=1)
+        self.gain = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        query, key, value = (layer(x).flatten(2).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # B x HW x C
+        return x + self.gain * attended.transpose(1, 2).reshape(x.shape)
+
+
+class FsthPreTrainedModel(PreTrainedModel):
+    config_class = FsthConfig
+    base_model_prefix = "fsth"
+    main_input_name = "images"
+
+    def _init_weights(self, module):
+        if parametrize.is_parametrized(module):
+            return  # `spectral_norm` has set the weight together with the power-iteration vectors that belong to it
+        if isinstance(module, ZeroConv2d):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, nonlinearity="relu")
+            init.zeros_(module.bias)
+        elif isinstance(module, (nn.InstanceNorm2d, nn.GroupNorm)):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.uniform_(module.weight, -0.1, 0.1)
+        elif isinstance(module, SelfAttention):
+            init.zeros_(module.gain)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """As in transformers, but a checkpoint that lacks a weight is refused: an unset one would be noise."""
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
+        if wrong:
+            raise ValueError(
+                f"The weights in {pretrained_model_name_or_path} do not fit {cls.__name__} ({len(wrong)} missing or "
+                f"unexpected, the first is {wrong[0]}); load a checkpoint made with this version of fsth_hub."
+            )
+        # Loaded tensors lie in the mapped file, at any address; vector units sum in another order there, and frames
+        # would differ in their last bits from those of the model that was saved.
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.data = tensor.data.clone()
+        return (model, info) if output_loading_info else model
+
+    def fuse(self):
+        """Fold spectral norm into plain weights, for inference: the same output without the power iteration."""
+        self.eval()
+        for module in self.modules():
+            if parametrize.is_parametrized(module, "weight"):
+                parametrize.remove_parametrizations(module, "weight")
+        return self
+
+
+def downsampling_path(in_channels: int, channels: list[int], attention: bool, instance_norm: bool = False):
+    """Stem, then one halving block per further entry of `channels`; attention follows the map at 1/8 resolution."""
+    blocks = [StemBlock(in_channels, channels[0])]
+    for level in range(1, len(channels)):
+        block = ResidualBlock(channels[level - 1], channels[level], instance_norm=instance_norm)
+        blocks.append(nn.Sequential(block, SelfAttention(channels[level])) if attention and level == 2 else block)
+    return nn.ModuleList(blocks)
+
+
+class FsthEmbedder(FsthPreTrainedModel):
+    """The embedder E: portraits and their landmark drawings to one identity embedding (section 3.2)."""
+
+    def __init__(self, config: FsthConfig):
+        super().__init__(config)
+        channels = config.channels(6)
+        self.blocks = downsampling_path(6, channels, config.self_attention)
+        # the paper's embedding is as wide as the last map; a narrower or wider one needs a projection
+        same = config.embedding_dim == channels[-1]
+        self.projection = nn.Identity() if same else spectral_norm(nn.Linear(channels[-1], config.embedding_dim))
+        self.post_init()
+
+    def forward(self, images, landmark_images, return_dict: bool = True) -> FsthEmbedderOutput | tuple:
+        """
+        Args:
+            images (`torch.Tensor` of shape `(batch, num_portraits, 3, height, width)`): portraits in [-1, 1].
+            landmark_images (`torch.Tensor` of the same shape): their landmark drawings in [-1, 1].
+            return_dict (`bool`, *optional*, defaults to `True`): an [`FsthEmbedderOutput`] or a plain tuple.
+        """
+        h = torch.cat([landmark_images, images], dim=2).flatten(0, 1)  # BK x 6 x 256 x 256
+        for block in self.blocks:
+            h = block(h)  # BK x 64 x 128 x 128 ... BK x 512 x 4 x 4
+        pooled = F.relu(h).mean(dim=(2, 3)) * NUM_POOLED_POSITIONS  # BK x 512
+        frame_embeddings = self.projection(pooled).unflatten(0, images.shape[:2])  # B x K x 512
+        output = FsthEmbedderOutput(embedding=frame_embeddings.mean(dim=1), frame_embeddings=frame_embeddings)
+        return output if return_dict else output.to_tuple()
+
+
+class FsthGenerator(FsthPreTrainedModel):
+    """The generator G: a landmark drawing to a frame, under a person's AdaIN parameters (section 3.2).
+
+    With `config.source_skips` it also looks at the portraits: their features, warped to the driving landmarks, enter
+    the decoder, which predicts what to add to the warped portrait.
+    """
+
+    def __init__(self, config: FsthConfig):
+        super().__init__(config)
+        channels = config.channels(4)  # 64, 128, 256, 512
+        in_channels = 6 if config.source_skips else 3
+        self.encoder = downsampling_path(in_channels, channels, config.self_attention, instance_norm=True)
+        self.bottleneck = nn.ModuleList(
+            AdaptiveResidualBlock(channels[-1], channels[-1], upsample=False)
+            for _ in range(config.num_residual_blocks)
+        )
+        inputs, outputs = [channels[-1]] + channels[:0:-1], channels[::-1]  # 512 512 256 128, 512 256 128 64
+        self.decoder = nn.ModuleList(AdaptiveResidualBlock(i, o) for i, o in zip(inputs, outputs, strict=True))
+        self.attention = SelfAttention(outputs[1]) if config.self_attention else nn.Identity()
+        self.final_norm = AdaptiveInstanceNorm(channels[0])
+        if config.source_skips:
+            self.source_skips = SourceSkips(config)
+            # one per decoder resolution, 1/8, 1/4 and 1/2 of the frame, and one at its full resolution
+            self.fusions = nn.ModuleList(
+                SkipFusion(encoded + source, decoded)
+                for encoded, source, decoded in zip(channels[2::-1], channels[2::-1], outputs[:3], strict=True)
+            )
+            self.image_fusion = nn.Conv2d(6, channels[0], 3, padding=1)
+            self.head = ZeroConv2d(channels[0], 3, 3, padding=1)
+        else:
+            self.head = conv(channels[0], 3)
+
+        norms = [module for module in self.modules() if isinstance(module, AdaptiveInstanceNorm)]
+        self.adain_sizes = [norm.num_parameters for norm in norms]
+        self.projection = spectral_norm(nn.Linear(config.embedding_dim, sum(self.adain_sizes)))
+        self.post_init()
+
+    def project(self, embedding):
+        """The person's AdaIN parameters, psi = P e (section 3.2): B x embedding_dim to B x sum(adain_sizes)."""
+        return self.projection(embedding)
+
+    def encode_sources(self, images, landmark_images, landmarks) -> FsthSources:
+        """The portraits' feature pyramids, once for a person; see [`SourceSkips.encode`] for shapes."""
+        return self.source_skips.encode(images, landmark_images, landmarks)
+
+    def forward(
+        self,
+        landmark_images,
+        adain_parameters,
+        landmarks=None,
+        sources: FsthSources | None = None,
+        return_dict: bool = True,
+    ) -> FsthGeneratorOutput | tuple:
+        """
+        Args:
+            landmark_images (`torch.Tensor` of shape `(batch, 3, height, width)`): landmark drawings in [-1, 1].
+            adain_parameters (`torch.Tensor` of shape `(batch, sum(adain_sizes))`):
+                Of [`FsthGenerator.project`], or tuned for a person.
+            landmarks (`torch.Tensor` of shape `(batch, 78, 2)`, *optional*):
+                The points that were drawn, pixels, x then y, NaN where absent; with source skips only.
+            sources (`FsthSources`, *optional*): of [`FsthGenerator.encode_sources`]; with source skips only.
+            return_dict (`bool`, *optional*, defaults to `True`): an [`FsthGeneratorOutput`] or a plain tuple.
+        """
+        fused, x = None, landmark_images
+        if self.config.source_skips:
+            fused = self.source_skips(sources, landmark_images, landmarks)
+            x = torch.cat([landmark_images, fused.images], dim=1)  # B x 6 x 256 x 256
+
+        encoded = []
+        for block in self.encoder:
+            x = block(x)
+            encoded.append(x)  # B x 64 x 128 x 128 ... B x 512 x 16 x 16
+
+        parameters = iter(adain_parameters.split(self.adain_sizes, dim=1))
+        for block in self.bottleneck:
+            x = block(x, next(parameters), next(parameters))  # B x 512 x 16 x 16
+        for level, block in enumerate(self.decoder):
+            if fused is not None and level > 0:
+                x = x + self.fusions[level - 1](encoded[3 - level], fused.features[3 - level])
+            x = block(x, next(parameters), next(parameters))  # B x 512 x 32 x 32 ... B x 64 x 256 x 256
+            if level == 1:
+                x = self.attention(x)
+
+        if fused is not None:
+            x = x + self.image_fusion(torch.cat([landmark_images, fused.images], dim=1))
+        x = self.head(F.relu(self.final_norm(x, next(parameters))))  # B x 3 x 256 x 256
+        output = FsthGeneratorOutput(images=torch.tanh(x))
+        if fused is not None:
+            output = FsthGeneratorOutput(images=fused.images + x, warped=fused.images)
+        return output if return_dict else output.to_tuple()
+
+
+class FsthDiscriminator(FsthPreTrainedModel):
+    """The projection discriminator D: r = V(x, y) . (W_i + w_0) + b (section 3.2)."""
+
+    def __init__(self, config: FsthConfig):
+        super().__init__(config)
+        channels = config.channels(6)
+        self.blocks = downsampling_path(6, channels, config.self_attention)
+        self.blocks.append(ResidualBlock(channels[-1], channels[-1], downsample=False))
+        same = config.embedding_dim == channels[-1]
+        self.projection = nn.Identity() if same else spectral_norm(nn.Linear(channels[-1], config.embedding_dim))
+        self.realism = spectral_norm(nn.Linear(config.embedding_dim, 1))  # w_0 and b
+        # W itself carries no spectral norm: dividing it by its norm over all videos would leave each W_i far from the
+        # embedding that it has to match, and fine-tuning replaces W_i by that embedding.
+        self.identities = nn.Embedding(config.num_identities, config.embedding_dim) if config.num_identities else None
+        self.post_init()
+
+    def forward(self, images, landmark_images, person, return_dict: bool = True) -> FsthDiscriminatorOutput | tuple:
+        """
+        Args:
+            images (`torch.Tensor` of shape `(batch, 3, height, width)`): real or generated frames in [-1, 1].
+            landmark_images (`torch.Tensor` of the same shape): their landmark drawings in [-1, 1].
+            person (`torch.Tensor` of shape `(batch, embedding_dim)`): W_i, of `identities(index)` or tuned.
+            return_dict (`bool`, *optional*, defaults to `True`): an [`FsthDiscriminatorOutput`] or a plain tuple.
+        """
+        h = torch.cat([landmark_images, images], dim=1)  # B x 6 x 256 x 256
+        features = []
+        for block in self.blocks:
+            h = block(h)
+            features.append(h)  # B x 64 x 128 x 128 ... B x 512 x 4 x 4
+        pooled = F.relu(h).mean(dim=(2, 3)) * NUM_POOLED_POSITIONS  # B x 512
+        vector = self.projection(pooled)  # B x 512
+        scores = (vector * person).sum(dim=1) + self.realism(vector).squeeze(1)  # B
+        output = FsthDiscriminatorOutput(scores=scores, features=tuple(features))
+        return output if return_dict else output.to_tuple()

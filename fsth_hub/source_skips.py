@@ -1,0 +1,217 @@
+"""Source skips: how the generator looks at the portraits while it draws a frame.
+
+A generator that sees a person through an embedding alone must learn faces by heart, which takes as many videos as the
+paper had. Here the portraits' features are warped to the driving landmarks and given to its decoder instead:
+a backward flow interpolated from the landmarks (no learning), a small network that refines it and tells how far each
+portrait can be trusted where, and a softmax over the portraits that fuses them.
+
+Flows are in half sides of the frame (the units of `grid_sample`) and always float32: bfloat16 has too few digits for
+coordinates.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.utils import ModelOutput
+
+from .configuration_fsth import FsthConfig
+
+
+# Widths in half sides of the frame, the best of a sweep over training pairs: how near a landmark must be to move a
+# pixel, and how far from all landmarks a pixel still moves with the head.
+SOFTMAX_WIDTH = 0.06
+FADE_WIDTH = 0.18
+
+
+@dataclass
+class FsthSources(ModelOutput):
+    """What the generator keeps of a person's portraits.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch, num_portraits, 3, height, width)`): portraits in [-1, 1].
+        landmark_images (`torch.Tensor` of the same shape): their landmark drawings in [-1, 1].
+        landmarks (`torch.Tensor` of shape `(batch, num_portraits, 78, 2)`): pixels, x then y, NaN where absent.
+        features (`tuple` of `torch.Tensor`):
+            Feature maps at 1/2, 1/4 and 1/8 of the resolution, each `(batch, num_portraits, channels, h, w)`.
+    """
+
+    images: torch.Tensor | None = None
+    landmark_images: torch.Tensor | None = None
+    landmarks: torch.Tensor | None = None
+    features: tuple[torch.Tensor, ...] | None = None
+
+    def map(self, function) -> "FsthSources":
+        """Apply `function` to every tensor, for instance to repeat a person along the batch."""
+        features = tuple(function(feature) for feature in self.features)
+        return FsthSources(function(self.images), function(self.landmark_images), function(self.landmarks), features)
+
+
+@dataclass
+class FusedSources(ModelOutput):
+    """The portraits as one, warped to the driving landmarks: the image and its features, shapes as above without K."""
+
+    images: torch.Tensor | None = None
+    features: tuple[torch.Tensor, ...] | None = None
+
+
+def pixel_grid(height: int, width: int, device) -> torch.Tensor:
+    """Pixel centres in half sides, x then y: height x width x 2."""
+    ys = (torch.arange(height, device=device, dtype=torch.float32) * 2 + 1) / height - 1
+    xs = (torch.arange(width, device=device, dtype=torch.float32) * 2 + 1) / width - 1
+    return torch.stack([xs.expand(height, width), ys[:, None].expand(height, width)], dim=-1)
+
+
+def landmark_flow(driving, source, image_size: int, grid) -> torch.Tensor:
+    """
+    Backward flow from driving to source landmarks: each pixel moves with the points near it, less the further it is
+    from all of them.
+
+    Args:
+        driving, source (`torch.Tensor` of shape `(batch, 78, 2)`): pixels; points that are NaN in either are ignored.
+        image_size (`int`): side of the frame in pixels.
+        grid (`torch.Tensor` of shape `(h, w, 2)`): where to compute the flow, of [`pixel_grid`].
+
+    Returns:
+        `torch.Tensor` of shape `(batch, h, w, 2)`: in half sides.
+    """
+    driving, source = (points.float() * 2 / image_size - 1 for points in (driving, source))
+    known = torch.isfinite(driving + source).all(dim=-1)  # B x 78
+    driving, source = (torch.where(known[..., None], points, 0.0) for points in (driving, source))
+    # |g - d|^2 by its expansion: the pairwise differences would be 78 times the memory
+    grid = grid.reshape(1, -1, 2)  # 1 x hw x 2
+    squared = (grid**2).sum(-1, keepdim=True) - 2 * grid @ driving.mT + (driving**2).sum(-1)[:, None]  # B x hw x 78
+    squared = squared.clamp(min=0).masked_fill(~known[:, None], torch.inf)
+    weights = torch.softmax(-squared / (2 * SOFTMAX_WIDTH**2), dim=-1)
+    fade = torch.exp(-squared.amin(dim=-1, keepdim=True) / (2 * FADE_WIDTH**2))  # B x hw x 1
+    return weights @ (source - driving) * fade  # B x hw x 2
+
+
+def warp(images, flow, grid):
+    """Sample `images` (B x C x H x W) at `grid + flow` (flow B x h x w x 2), the border repeated: B x C x h x w."""
+    coordinates = grid + flow
+    sampled = F.grid_sample(images.float(), coordinates, padding_mode="border", align_corners=False)
+    return sampled.to(images.dtype)
+
+
+def resize_flow(flow, height: int, width: int):
+    """B x h x w x 2 to B x height x width x 2; half sides do not change with the resolution."""
+    resized = F.interpolate(flow.permute(0, 3, 1, 2), (height, width), mode="bilinear", align_corners=False)
+    return resized.permute(0, 2, 3, 1)
+
+
+class ZeroConv2d(nn.Conv2d):
+    """A convolution that starts at zero, so that what it adds to a good first guess starts at nothing."""
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution, group norm, ReLU: keeps the scale of activations from layer to layer, whatever the start."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 3, stride, padding=1), nn.GroupNorm(8, out_channels), nn.ReLU()
+        )
+
+
+class SkipFusion(nn.Module):
+    """What the encoder and the warped portraits have to say to the decoder at one resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv1 = ConvBlock(in_channels, out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 1)
+
+    def forward(self, encoded, warped):
+        return self.conv2(self.conv1(torch.cat([encoded, warped], dim=1)))
+
+
+class FlowRefiner(nn.Module):
+    """A U-Net over what the landmark flow made of a portrait: its residual flow, confidence and visibility."""
+
+    def __init__(self, in_channels: int, base_channels: int):
+        super().__init__()
+        channels = [base_channels, 2 * base_channels, 4 * base_channels, 4 * base_channels]
+        self.stem = ConvBlock(in_channels, channels[0])
+        self.down = nn.ModuleList(
+            nn.Sequential(ConvBlock(i, o, stride=2), ConvBlock(o, o))
+            for i, o in zip(channels[:-1], channels[1:], strict=True)
+        )
+        self.up = nn.ModuleList(
+            ConvBlock(i + o, o) for i, o in zip(channels[:0:-1], channels[-2::-1], strict=True)
+        )
+        self.head = ZeroConv2d(channels[0], 4, 3, padding=1)
+
+    def forward(self, x):
+        skips = [self.stem(x)]  # B x 32 x 64 x 64
+        for block in self.down:
+            skips.append(block(skips[-1]))  # B x 64 x 32 x 32, B x 128 x 16 x 16, B x 128 x 8 x 8
+        x = skips.pop()
+        for block in self.up:
+            skip = skips.pop()
+            x = block(torch.cat([F.interpolate(x, skip.shape[-2:]), skip], dim=1))
+        return self.head(x)  # B x 4 x 64 x 64
+
+
+class SourceSkips(nn.Module):
+    """Encodes portraits once, then warps and fuses them for each driving frame."""
+
+    def __init__(self, config: FsthConfig):
+        super().__init__()
+        channels = config.channels(3)  # of the maps at 1/2, 1/4 and 1/8 of the resolution
+        self.encoder = nn.ModuleList(
+            nn.Sequential(ConvBlock(i, o, stride=2), ConvBlock(o, o))
+            for i, o in zip([6] + channels[:-1], channels, strict=True)
+        )
+        # driving drawing, warped drawing, warped portrait, flow, warped features, all at 1/4 of the resolution
+        self.refiner = FlowRefiner(3 + 3 + 3 + 2 + channels[1], config.base_channels)
+
+    def encode(self, images, landmark_images, landmarks) -> FsthSources:
+        """
+        Args:
+            images (`torch.Tensor` of shape `(batch, num_portraits, 3, height, width)`): portraits in [-1, 1].
+            landmark_images (`torch.Tensor` of the same shape): their landmark drawings in [-1, 1].
+            landmarks (`torch.Tensor` of shape `(batch, num_portraits, 78, 2)`): pixels, x then y, NaN where absent.
+        """
+        shape = images.shape[:2]
+        x = torch.cat([landmark_images, images], dim=2).flatten(0, 1)  # BK x 6 x 256 x 256
+        features = []
+        for block in self.encoder:
+            x = block(x)
+            features.append(x.unflatten(0, shape))  # B x K x 32 x 128 x 128 ... B x K x 128 x 32 x 32
+        return FsthSources(images, landmark_images, landmarks, tuple(features))
+
+    def forward(self, sources: FsthSources, landmark_images, landmarks) -> FusedSources:
+        batch, num_portraits = sources.images.shape[:2]
+        size = landmark_images.shape[-1]
+        flat = sources.map(lambda tensor: tensor.flatten(0, 1))
+        driving_landmarks = landmarks.repeat_interleave(num_portraits, dim=0)  # BK x 78 x 2
+
+        # 1. the flow that the landmarks give, at 1/4 of the resolution
+        grid = pixel_grid(size // 4, size // 4, landmarks.device)
+        with torch.autocast(landmarks.device.type, enabled=False):
+            flow = landmark_flow(driving_landmarks, flat.landmarks, size, grid)
+            flow = flow.unflatten(1, grid.shape[:2])  # BK x 64 x 64 x 2
+
+        # 2. its refinement, and where each portrait can be trusted
+        drawing = F.interpolate(landmark_images, scale_factor=0.25, mode="area")
+        small = F.interpolate(torch.cat([flat.images, flat.landmark_images], dim=1), scale_factor=0.25, mode="area")
+        warped = warp(torch.cat([small, flat.features[1]], dim=1), flow, grid)
+        inputs = [drawing.repeat_interleave(num_portraits, dim=0), warped, flow.permute(0, 3, 1, 2).to(warped.dtype)]
+        refined = self.refiner(torch.cat(inputs, dim=1)).float()  # BK x 4 x 64 x 64
+        flow = flow + refined[:, :2].permute(0, 2, 3, 1)
+        # portraits are trusted until training says otherwise
+        visibility = torch.sigmoid(refined[:, 3:] + 2)
+        confidence = refined[:, 2:3].unflatten(0, (batch, num_portraits))  # B x K x 1 x 64 x 64
+
+        # 3. warp every map by it and fuse the portraits
+        def fuse(maps, weights=None):
+            height, width = maps.shape[-2:]
+            warped = warp(maps, resize_flow(flow, height, width), pixel_grid(height, width, maps.device))
+            if weights is not None:
+                warped = warped * F.interpolate(weights, (height, width), mode="bilinear").to(warped.dtype)
+            logits = F.interpolate(confidence.flatten(0, 1), (height, width), mode="bilinear")
+            shares = torch.softmax(logits.unflatten(0, (batch, num_portraits)), dim=1).to(warped.dtype)
+            return (warped.unflatten(0, (batch, num_portraits)) * shares).sum(dim=1)
+
+        return FusedSources(images=fuse(flat.images), features=tuple(fuse(f, visibility) for f in flat.features))

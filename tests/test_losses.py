@@ -1,0 +1,104 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fsth_hub import losses
+from fsth_hub.feature_networks import FACE_STRIDES, FaceFeatures, VGGFeatures, crop_faces, load_weights
+
+
+WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
+
+
+def test_hinge_has_neither_sigmoid_nor_a_reward_beyond_the_margin():
+    real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.25])
+    # real: max(0, 1 - 2) = 0 and 0.5; fake: max(0, 1 - 3) = 0 and 1.25
+    assert losses.discriminator_loss(real, fake).item() == pytest.approx(0.25 + 0.625)
+    assert losses.adversarial_loss(torch.tensor([5.0, -1.0])).item() == pytest.approx(-2.0)
+
+
+def test_content_loss_sums_layers():
+    fake = [torch.full((1, 2, 2, 2), 1.0), torch.zeros(1, 4, 1, 1)]
+    real = [torch.full((1, 2, 2, 2), 3.0), torch.full((1, 4, 1, 1), 0.5)]
+    assert losses.content_loss(fake, real).item() == pytest.approx(2.0 + 0.5)
+
+
+def test_feature_matching_averages_layers_and_stops_at_the_real_maps():
+    fake = [torch.zeros(1, 2, requires_grad=True), torch.zeros(1, 2, requires_grad=True)]
+    real = [torch.ones(1, 2, requires_grad=True), torch.full((1, 2), 3.0, requires_grad=True)]
+    loss = losses.feature_matching_loss(fake, real)
+    assert loss.item() == pytest.approx((1 + 3) / 2)
+    loss.backward()
+    assert fake[0].grad is not None and real[0].grad is None
+
+
+def test_match_loss_trains_the_embedder_only():
+    embeddings = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]], requires_grad=True)  # 1 x 2 x 2
+    person = torch.tensor([[0.0, 2.0]], requires_grad=True)
+    loss = losses.match_loss(embeddings, person)
+    assert loss.item() == pytest.approx((1 + 2 + 0 + 2) / 4)
+    loss.backward()
+    assert embeddings.grad is not None and person.grad is None
+
+
+def vgg_weights(depths):
+    """Tiny VGG in torchvision's numbering: 2 channels, one convolution is followed by ReLU, a stage by pooling."""
+    weights, index, channels = {}, 0, 3
+    for depth in depths:
+        for _ in range(depth):
+            weights[f"features.{index}.weight"] = torch.randn(2, channels, 3, 3)
+            weights[f"features.{index}.bias"] = torch.randn(2)
+            index, channels = index + 2, 2
+        index += 1
+    return weights
+
+
+@pytest.mark.parametrize("depths, taps", [((2, 2, 3, 3, 3), [1, 6, 11, 18, 25]), ((2, 2, 4, 4, 4), [1, 6, 11, 20, 29])])
+def test_vgg_taps_are_the_first_activation_of_each_stage(depths, taps):
+    torch.manual_seed(0)
+    weights = vgg_weights(depths)
+    layers = []  # torchvision's own sequence
+    for depth in depths:
+        for _ in range(depth):
+            name = f"features.{len(layers)}"
+            layer = nn.Conv2d(2 if layers else 3, 2, 3, padding=1)
+            layer.load_state_dict({part: weights[f"{name}.{part}"] for part in ("weight", "bias")})
+            layers += [layer, nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+    images = torch.rand(1, 3, 32, 32) * 2 - 1
+    x = ((images + 1) / 2 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    ).view(3, 1, 1)
+    expected = []
+    for index, layer in enumerate(layers):
+        x = layer(x)
+        if index in taps:
+            expected.append(x)
+    activations = VGGFeatures(weights)(images)
+    assert len(activations) == 5
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(activations, expected, strict=True))
+
+
+def test_face_crop_is_the_face_and_passes_gradients():
+    images = torch.zeros(1, 3, 128, 128, requires_grad=True)
+    landmarks = torch.full((1, 78, 2), float("nan"))
+    landmarks[:, :68] = 64
+    landmarks[:, 0], landmarks[:, 16] = torch.tensor([44.0, 64.0]), torch.tensor([84.0, 64.0])  # 40 pixels wide
+    crop_faces(images, landmarks).sum().backward()
+    seen = images.grad[0, 0].abs() > 0
+    columns = seen.any(dim=0).nonzero().flatten()
+    assert (columns.min().item(), columns.max().item()) == pytest.approx((64 - 26, 64 + 26), abs=1.5)
+
+
+def test_face_network_tells_people_apart():
+    path = WEIGHTS / "face_features_mobilenet_v1.safetensors"
+    if not path.exists():
+        pytest.skip("the face network is not here")
+    network = FaceFeatures(load_weights(str(path)))
+    landmarks = torch.rand(1, 78, 2) * 40 + 40
+    taps = network(torch.rand(1, 3, 128, 128) * 2 - 1, landmarks)
+    assert [tap.shape[-1] for tap in taps] == [112, 56, 28, 14, 7]
+    assert taps[-1].shape[1] == 1024 and max(tap.max().item() for tap in taps) <= 6
+    assert math.prod(FACE_STRIDES) == 16

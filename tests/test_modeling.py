@@ -1,0 +1,221 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fsth_hub.configuration_fsth import FsthConfig
+from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from fsth_hub.source_skips import landmark_flow, pixel_grid, warp
+
+
+SIZE = 64
+NETWORKS = [FsthEmbedder, FsthGenerator, FsthDiscriminator]
+
+
+def tiny_config(**kwargs) -> FsthConfig:
+    tiny = {"image_size": SIZE, "base_channels": 8, "max_channels": 16, "embedding_dim": 12, "num_residual_blocks": 1}
+    return FsthConfig(**(tiny | kwargs))
+
+
+def tiny(network, **kwargs):
+    torch.manual_seed(0)
+    model = network(tiny_config(**kwargs)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # zero-started heads would hide what comes before them
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+def random_portraits(batch=2, num_portraits=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(batch, num_portraits, 3, SIZE, SIZE, generator=generator) * 2 - 1
+    drawings = torch.rand(batch, num_portraits, 3, SIZE, SIZE, generator=generator) * 2 - 1
+    landmarks = torch.rand(batch, num_portraits, 78, 2, generator=generator) * SIZE
+    landmarks[:, 0, 68:] = float("nan")  # a detector without irises
+    return images, drawings, landmarks
+
+
+def run(model, num_portraits=3, **kwargs):
+    images, drawings, landmarks = random_portraits(num_portraits=num_portraits)
+    dtype = model.dtype
+    images, drawings = images.to(dtype), drawings.to(dtype)
+    embedding = torch.linspace(-1, 1, 2 * 12).view(2, 12).to(dtype)
+    if isinstance(model, FsthEmbedder):
+        return model(images, drawings, **kwargs)
+    if isinstance(model, FsthDiscriminator):
+        return model(images[:, 0], drawings[:, 0], embedding, **kwargs)
+    adain_parameters = model.project(embedding)
+    if not model.config.source_skips:
+        return model(drawings[:, 0], adain_parameters, **kwargs)
+    sources = model.encode_sources(images, drawings, landmarks)
+    return model(drawings[:, 0], adain_parameters, landmarks[:, 1] + 2, sources, **kwargs)
+
+
+@pytest.mark.parametrize("network, millions", [(FsthEmbedder, 14.83), (FsthGenerator, 37.91), (FsthDiscriminator, 19.55)])
+def test_paper_parameter_counts(network, millions):
+    with torch.device("meta"):
+        model = network(FsthConfig.paper())
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.02)
+
+
+def test_paper_projection_has_two_numbers_for_each_adaptive_channel():
+    with torch.device("meta"):
+        model = FsthGenerator(FsthConfig.paper())
+    assert sum(model.adain_sizes) == 13_056
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("skips, attention", [(True, False), (False, False), (False, True)])
+def test_shapes_and_tuple(network, skips, attention):
+    model = tiny(network, source_skips=skips, self_attention=attention)
+    output = run(model)
+    first = output.to_tuple()[0]
+    expected = {FsthEmbedder: (2, 12), FsthGenerator: (2, 3, SIZE, SIZE), FsthDiscriminator: (2,)}[network]
+    assert first.shape == expected
+    assert torch.isfinite(first).all()
+    assert torch.equal(run(model, return_dict=False)[0], first)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_save_and_load_is_bit_exact(network, tmp_path):
+    model = tiny(network).train()
+    run(model)  # a training step moves the power-iteration vectors away from what a fresh model has
+    model.eval().save_pretrained(tmp_path)
+    loaded, info = network.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    state, loaded_state = model.state_dict(), loaded.state_dict()
+    assert any("_u" in key for key in state)
+    assert state.keys() == loaded_state.keys()
+    assert all(torch.equal(state[key], loaded_state[key]) for key in state)
+    assert not any(tensor.is_meta for tensor in [*loaded.parameters(), *loaded.buffers()])
+    assert torch.equal(run(model).to_tuple()[0], run(loaded).to_tuple()[0])
+
+
+def test_a_checkpoint_without_a_weight_is_refused(tmp_path):
+    model = tiny(FsthGenerator)
+    state = model.state_dict()
+    del state["source_skips.refiner.head.weight"]
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(ValueError, match="source_skips.refiner.head.weight"):
+        FsthGenerator.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_near_single(network, dtype):
+    model = tiny(network)
+    single = run(model).to_tuple()[0]
+    half = run(copy.deepcopy(model).to(dtype)).to_tuple()[0]
+    assert half.dtype == dtype
+    assert (single - half.float()).abs().mean() < 0.05 * single.abs().mean()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_fusing_spectral_norm_changes_nothing(network):
+    model = tiny(network)
+    before = run(model).to_tuple()[0]
+    assert torch.equal(run(model.fuse()).to_tuple()[0], before)
+    assert not any("parametrizations" in key for key in model.state_dict())
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_parameter_learns(network):
+    model = tiny(network).train()
+    sum(part.float().pow(2).sum() for part in run(model).to_tuple() if isinstance(part, torch.Tensor)).backward()
+    silent = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert silent == []
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_activations_keep_their_scale(network):
+    """A network whose activations fade layer by layer does not learn in any time that people have."""
+    torch.manual_seed(0)
+    model = network(FsthConfig())
+    scales = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d) and type(module).__name__ != "ZeroConv2d":
+            module.register_forward_hook(lambda module, inputs, output: scales.append(output.std().item()))
+    images, drawings, landmarks = random_portraits(batch=1, num_portraits=1)
+    # as smooth as pictures are: noise would fade in every pooling
+    images, drawings = (F.interpolate(part[:, 0, :, :8, :8], 256, mode="bicubic")[None] for part in (images, drawings))
+    landmarks = landmarks * 256 / SIZE
+    embedding = FsthEmbedder(model.config)(images, drawings).embedding
+    if network is FsthEmbedder:
+        model(images, drawings)
+    elif network is FsthDiscriminator:
+        model(images[:, 0], drawings[:, 0], embedding)
+    else:
+        sources = model.encode_sources(images, drawings, landmarks)
+        model(drawings[:, 0], model.project(embedding), landmarks[:, 0], sources)
+    assert len(scales) > 10
+    assert 0.05 < min(scales) and max(scales) < 20
+
+
+def test_embedding_is_the_mean_over_portraits():
+    model = tiny(FsthEmbedder)
+    images, drawings, _ = random_portraits()
+    output = model(images, drawings)
+    alone = [model(images[:, k : k + 1], drawings[:, k : k + 1]).embedding for k in range(3)]
+    assert torch.allclose(output.embedding, torch.stack(alone).mean(dim=0), atol=1e-5)
+
+
+def test_untrained_generator_starts_from_the_warped_portrait():
+    torch.manual_seed(0)
+    model = FsthGenerator(tiny_config()).eval()
+    output = run(model)
+    assert torch.equal(output.images, output.warped)
+
+
+def test_equal_portraits_count_as_one():
+    model = tiny(FsthGenerator)
+    images, drawings, landmarks = (part[:, :1] for part in random_portraits())
+    adain_parameters = torch.zeros(2, sum(model.adain_sizes))
+    frames = []
+    for count in (1, 4):
+        repeated = (part.expand(-1, count, *part.shape[2:]) for part in (images, drawings, landmarks))
+        sources = model.encode_sources(*repeated)
+        frames.append(model(drawings[:, 0], adain_parameters, landmarks[:, 0] + 3, sources).images)
+    assert torch.allclose(*frames, atol=1e-4)
+
+
+def test_generator_exports_and_the_export_agrees():
+    model = tiny(FsthGenerator)
+    images, drawings, landmarks = random_portraits()
+    sources = model.encode_sources(images, drawings, landmarks)
+    arguments = (drawings[:, 0], model.project(torch.ones(2, 12)), landmarks[:, 1], sources)
+    with torch.no_grad():
+        exported = torch.export.export(model, arguments, strict=False)
+        assert torch.allclose(exported.module()(*arguments).images, model(*arguments).images, atol=1e-5)
+
+
+def test_landmark_flow_moves_a_pixel_with_its_landmark():
+    source = torch.tensor([[[20.0, 20.0], [40.0, 40.0]]])
+    driving = source + torch.tensor([4.0, -2.0])
+    grid = pixel_grid(SIZE, SIZE, "cpu")
+    flow = landmark_flow(driving, source, SIZE, grid).unflatten(1, (SIZE, SIZE))
+    # backward: the driving landmark's pixel looks back to the source landmark, in half sides
+    assert torch.allclose(flow[0, 18, 24], torch.tensor([-4.0, 2.0]) * 2 / SIZE, atol=5e-3)
+    assert flow[0, SIZE - 1, 0].abs().max() < 1e-3  # far from the head nothing moves
+
+    image = torch.zeros(1, 1, SIZE, SIZE)
+    image[:, :, 19:21, 19:21] = 1
+    warped = warp(image, flow, grid)[0, 0]
+    ys, xs = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    near = warped[10:28, 10:34]
+    centre = (near * xs[10:28, 10:34]).sum() / near.sum(), (near * ys[10:28, 10:34]).sum() / near.sum()
+    assert centre == pytest.approx((23.5, 17.5), abs=0.6)
+
+
+def test_landmark_flow_ignores_unknown_points():
+    source = torch.rand(1, 78, 2) * SIZE
+    driving = source + torch.randn(1, 78, 2)
+    grid = pixel_grid(16, 16, "cpu")
+    without = landmark_flow(driving[:, :68], source[:, :68], SIZE, grid)
+    driving[:, 68:] = float("nan")
+    assert torch.allclose(landmark_flow(driving, source, SIZE, grid), without, atol=1e-6)
+
+
+def test_wrong_size_is_refused():
+    with pytest.raises(Exception, match="multiple of 64"):
+        FsthConfig(image_size=100)

@@ -1,0 +1,400 @@
+import itertools
+import weakref
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from PIL import Image
+
+from fsth_hub import video
+from fsth_hub.errors import VideoError
+from fsth_hub.video import open_clip, write_clip
+
+
+RAW = Path(__file__).parents[2] / "shared" / "data" / "raw"
+RED, BLUE, GREEN = (230, 20, 20), (20, 20, 230), (20, 200, 20)
+
+
+def picture(value: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """Grey `value`, with a red upper left and a blue upper right quarter, so that a turn is seen."""
+    image = np.full((height, width, 3), value, np.uint8)
+    image[: height // 2, : width // 2] = RED
+    image[: height // 2, width // 2 :] = BLUE
+    return image
+
+
+def value_of(image: np.ndarray) -> float:
+    return float(image[-image.shape[0] // 4 :].mean())
+
+
+def click(seconds: float, rate: int, at: float) -> np.ndarray:
+    """Silence with 30 ms of 1 kHz at `at` s; 1 x samples, float32."""
+    time = np.arange(round(seconds * rate)) / rate
+    tone = np.sin(2 * np.pi * 1000 * time) * ((time >= at) & (time < at + 0.03))
+    return tone[None].astype(np.float32)
+
+
+def make_clip(
+    path, frames, times_ms=None, codec="libx264", sound=None, sound_from=0.0, rotation=None, aspect=None, fps=25,
+    options=None,
+):
+    """A clip of `frames` at `times_ms` (or at `fps`) with a click at 1 s in `sound` (a codec's name)."""
+    base = Fraction(1, 1000)
+    with av.open(str(path), "w", options=options) as out:
+        stream = out.add_stream(codec, rate=fps)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
+        if times_ms is not None:
+            stream.codec_context.time_base = base
+        if rotation is not None:
+            stream.set_display_rotation(rotation)
+        audio = None if sound is None else out.add_stream(sound, rate=48_000, layout="mono")
+        for index, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(image)
+            if times_ms is not None:
+                frame.pts, frame.time_base = times_ms[index], base
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+        if audio is not None:
+            chunk = av.AudioFrame.from_ndarray(click(2.0, 48_000, 1.0 - sound_from), format="fltp", layout="mono")
+            chunk.sample_rate, chunk.pts = 48_000, round(sound_from * 48_000)
+            out.mux(audio.encode(chunk))
+            out.mux(audio.encode())
+    return path
+
+
+def sound_of(path) -> tuple[str, float, float, float]:
+    """Codec of the sound, where it starts and ends, and where the click begins, in s."""
+    with av.open(str(path)) as container:
+        track = container.streams.audio[0]
+        codec = track.codec_context.codec.canonical_name
+        frames = list(container.decode(track))
+    resampler = av.AudioResampler(format="flt", layout="mono")
+    onset = None
+    for frame in frames:
+        for chunk in resampler.resample(frame):
+            loud = np.flatnonzero(np.abs(chunk.to_ndarray()[0]) > 0.2)
+            if onset is None and len(loud):
+                onset = chunk.time + loud[0] / chunk.sample_rate
+    end = frames[-1].time + frames[-1].samples / frames[-1].sample_rate
+    return codec, frames[0].time, end, onset
+
+
+def grey(count):
+    return [picture(20 + 200 * index // count) for index in range(count)]
+
+
+# reading
+
+
+@pytest.mark.parametrize(
+    "name, codec",
+    [("a.mp4", "libx264"), ("a.mov", "libx264"), ("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.mpg", "mpeg2video")],
+)
+def test_reads_every_container_twice(tmp_path, name, codec):
+    clip = open_clip(make_clip(tmp_path / name, grey(10), codec=codec))
+    assert (clip.fps, clip.width, clip.height, clip.has_audio) == (25, 64, 48, False)
+    first, second = list(clip), list(clip)
+    assert len(first) == 10
+    np.testing.assert_array_equal(first, second)
+    for index, image in enumerate(first):
+        assert image.shape == (48, 64, 3) and image.dtype == np.uint8
+        assert abs(value_of(image) - (20 + 20 * index)) < 8
+    np.testing.assert_allclose(first[0][12, 16], RED, atol=25)
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_phone_rotation_is_applied(tmp_path, rotation):
+    stored = picture(100)
+    path = make_clip(tmp_path / "phone.mp4", [stored] * 3, rotation=rotation)
+    clip = open_clip(path)
+    upright = np.rot90(stored, rotation // 90)
+    assert (clip.height, clip.width) == upright.shape[:2]
+    assert np.abs(next(iter(clip)).astype(int) - upright).mean() < 6
+
+
+@pytest.mark.parametrize("name", ["vfr.mkv", "vfr.mp4"])
+def test_variable_frame_rate_becomes_constant(tmp_path, name):
+    times = [100 * (index // 2) + 20 * (index % 2) for index in range(20)]  # 20 ms, 80 ms, 20 ms, ...
+    path = make_clip(tmp_path / name, grey(20), times)
+    frames = list(open_clip(path, fps=25))
+    assert len(frames) in (24, 25)  # 0.94 s to 1 s: containers differ in how long the last picture stays
+    for tick, image in enumerate(frames):
+        shown = max(index for index, time in enumerate(times) if time <= 40 * tick + 10)
+        assert abs(value_of(image) - value_of(grey(20)[shown])) < 6, tick
+
+
+def test_rounded_time_stamps_double_no_frame(tmp_path):
+    times = [round(1000 * index / 30) for index in range(30)]
+    values = [value_of(image) for image in open_clip(make_clip(tmp_path / "a.mkv", grey(30), times), fps=30)]
+    np.testing.assert_allclose(values, [value_of(image) for image in grey(30)], atol=4)
+
+
+def test_frame_rate_can_be_chosen_and_is_sane_by_default(tmp_path):
+    path = make_clip(tmp_path / "fast.mp4", grey(30), fps=60)
+    clip = open_clip(path)
+    assert clip.fps == 30
+    assert len(list(clip)) == clip.frame_count == 15
+    assert len(list(open_clip(path, fps=10))) == 5
+    assert len(list(open_clip(path, max_frames=4))) == open_clip(path, max_frames=4).frame_count == 4
+
+
+def test_pixels_that_are_not_square(tmp_path):
+    path = make_clip(tmp_path / "tape.mp4", grey(3), aspect=Fraction(3, 2))
+    clip = open_clip(path)
+    assert (clip.width, clip.height) == (96, 48) and next(iter(clip)).shape == (48, 96, 3)
+
+
+def test_a_clip_recorded_in_a_browser_tells_no_duration(tmp_path):
+    path = make_clip(tmp_path / "live.webm", grey(10), codec="libvpx", options={"live": "1"})
+    clip = open_clip(path)
+    assert clip.duration is None and clip.frame_count is None
+    assert len(list(clip)) == 10 and open_clip(path, max_frames=5).frame_count == 5
+
+
+def test_reads_animations(tmp_path):
+    frames = grey(6)
+    iio.imwrite(tmp_path / "a.gif", np.stack(frames), plugin="pillow", duration=[40, 40, 120, 40, 40, 40], loop=0)
+    clip = open_clip(tmp_path / "a.gif", fps=25)
+    assert clip.duration == pytest.approx(0.32) and not clip.has_audio
+    shown = [frames[index] for index in (0, 1, 2, 2, 2, 3, 4, 5)]
+    np.testing.assert_allclose([value_of(i) for i in clip], [value_of(i) for i in shown], atol=2)
+    pil = [Image.fromarray(frame) for frame in frames]
+    pil[0].save(tmp_path / "a.webp", save_all=True, append_images=pil[1:], duration=40, lossless=True)
+    np.testing.assert_array_equal(list(open_clip(tmp_path / "a.webp")), frames)
+
+
+def test_takes_frames_as_a_clip():
+    frames = grey(5)
+    clip = open_clip(np.stack(frames))
+    assert (clip.fps, clip.width, clip.height, clip.duration, clip.has_audio) == (25, 64, 48, 0.2, False)
+    np.testing.assert_array_equal(list(clip), frames)
+    pil = [Image.fromarray(frame) for frame in frames]
+    np.testing.assert_array_equal(list(open_clip(pil, fps=30, max_frames=2)), frames[:2])
+    with pytest.raises(VideoError, match="one size"):
+        list(open_clip([frames[0], frames[0][:-2]]))
+    with pytest.raises(VideoError, match="uint8"):
+        open_clip(np.zeros((3, 8, 8, 3), np.float32))
+    with pytest.raises(VideoError, match="empty"):
+        open_clip([])
+
+
+def test_what_is_no_clip_is_one_sentence(tmp_path):
+    Image.fromarray(picture(9)).save(tmp_path / "still.jpg")
+    Image.fromarray(picture(9)).save(tmp_path / "still.gif")
+    Image.fromarray(picture(9)).save(tmp_path / "renamed.gif", format="png")
+    (tmp_path / "text.mp4").write_text("not a clip " * 100)
+    (tmp_path / "broken.gif").write_bytes(b"GIF89a broken")
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXTINF:10,\n/etc/hostname\n#EXT-X-ENDLIST\n")
+    with av.open(str(tmp_path / "sound.m4a"), "w", format="mp4") as out:
+        cover = out.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        audio = out.add_stream("aac", rate=48_000, layout="mono")
+        out.mux(cover.encode(av.VideoFrame.from_ndarray(picture(9))) + cover.encode())
+        chunk = av.AudioFrame.from_ndarray(click(0.5, 48_000, 0), format="fltp", layout="mono")
+        chunk.sample_rate = 48_000
+        out.mux(audio.encode(chunk) + audio.encode())
+    cases = {
+        "missing.mp4": "no file", ".": "no file", "still.jpg": "not a video", "still.gif": "single picture",
+        "renamed.gif": "single picture", "broken.gif": "No picture", "text.mp4": "not a video",
+        "empty.mp4": "not a video", "list.mp4": "not a video", "sound.m4a": "no moving picture",
+    }  # fmt: skip
+    for name, reason in cases.items():
+        with pytest.raises(VideoError, match=reason) as caught:
+            open_clip(tmp_path / name)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 200, name
+    with pytest.raises(VideoError, match="no file"):
+        open_clip("https://example.org/clip.mp4")
+
+
+def test_damaged_clips_give_the_frames_they_have(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 48, 64, 3), np.uint8)  # every packet is large
+    write_clip(tmp_path / "whole.mp4", noise, 25, audio_from=make_clip(tmp_path / "a.mp4", grey(5), sound="aac"))
+    whole = (tmp_path / "whole.mp4").read_bytes()  # its index comes first
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "hole.mp4").write_bytes(whole[: len(whole) // 2] + bytes(3000) + whole[len(whole) // 2 + 3000 :])
+    for name, least, most in [("cut.mp4", 15, 25), ("hole.mp4", 30, 40)]:
+        clip = open_clip(tmp_path / name)
+        count = write_clip(tmp_path / "out.mp4", clip, clip.fps, audio_from=clip.audio_path)
+        assert least <= count <= most and len(list(open_clip(tmp_path / "out.mp4"))) == count
+    (tmp_path / "head.mp4").write_bytes(whole[:3000])
+    with pytest.raises(VideoError, match="No picture"):
+        open_clip(tmp_path / "head.mp4")
+    late = make_clip(tmp_path / "late.mp4", grey(20)).read_bytes()  # its index comes last
+    (tmp_path / "cut.mp4").write_bytes(late[: len(late) // 2])
+    with pytest.raises(VideoError, match="damaged"):
+        open_clip(tmp_path / "cut.mp4")
+
+
+# writing
+
+
+@pytest.mark.parametrize("height, width", [(48, 64), (47, 63)])
+def test_writes_what_it_was_given(tmp_path, height, width):
+    frames = [picture(20 + 20 * index, height, width) for index in range(10)]
+    metadata = {"title": "a title", "comment": "AI-generated"}
+    assert write_clip(tmp_path / "out.mp4", iter(frames), 30000 / 1001, metadata=metadata) == 10
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
+        assert stream.average_rate == Fraction(30000, 1001)
+        assert not container.streams.audio
+        assert metadata.items() <= container.metadata.items()
+        luma = next(container.decode(stream)).to_ndarray()[:48]
+        bt709 = 16 + 219 / 255 * np.dot(RED, (0.2126, 0.7152, 0.0722))
+        assert stream.colorspace == 1 and abs(luma[4:20, 4:28].mean() - bt709) < 2
+    clip = open_clip(tmp_path / "out.mp4")
+    assert (clip.height, clip.width) == (48, 64)
+    for image, frame in zip(clip, frames, strict=True):
+        np.testing.assert_allclose(image[4:20, 4:28].mean((0, 1)), RED, atol=5)
+        np.testing.assert_allclose(image[4:20, 36:60].mean((0, 1)), BLUE, atol=5)
+        np.testing.assert_allclose(image[28:44].mean(), frame[-1, -1, 0], atol=5)
+        np.testing.assert_allclose(image[-1, -1], frame[-1, -1], atol=12)  # the edge, repeated: no black border
+
+
+def test_writes_gif(tmp_path):
+    frames = [picture(20 + 20 * index, 47, 63) for index in range(9)]
+    comment = "AI-generated " * 30
+    assert write_clip(tmp_path / "out.gif", map(Image.fromarray, frames), 30, metadata={"comment": comment}) == 9
+    with Image.open(tmp_path / "out.gif") as gif:
+        assert gif.size == (63, 47) and gif.n_frames == 9 and gif.info["loop"] == 0
+        assert gif.info["comment"] == comment.encode()
+    clip = open_clip(tmp_path / "out.gif")
+    assert clip.duration == pytest.approx(0.3)
+    for image, frame in zip(clip, frames, strict=True):
+        assert np.abs(image.astype(int) - frame).mean() < 4
+
+
+SOUNDS = [
+    ("a.mp4", "libx264", "aac"), ("a.mp4", "libx264", "mp3"), ("a.mkv", "libx264", "aac"), ("a.ts", "libx264", "aac"),
+    ("a.webm", "libvpx", "libopus"), ("a.mpg", "mpeg2video", "mp2"), ("a.mov", "libx264", "pcm_s16le"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, codec, sound", SOUNDS)
+def test_sound_stays_in_step(tmp_path, name, codec, sound):
+    clip = open_clip(make_clip(tmp_path / name, grey(35), codec=codec, sound=sound))
+    assert clip.has_audio
+    count = write_clip(tmp_path / "out.mp4", clip, clip.fps, audio_from=clip.audio_path)
+    codec, start, end, onset = sound_of(tmp_path / "out.mp4")
+    assert codec == (sound if sound in ("aac", "mp3") else "aac")
+    assert abs(onset - 1.0) < 0.04
+    assert start < 0.04 and abs(end - count / 25) < 0.06  # 2 s of sound, cut where the picture ends
+
+
+@pytest.mark.parametrize("sound", ["aac", "libopus"])
+@pytest.mark.parametrize("picture_at, sound_at", [(0.3, 0.0), (0.0, 0.3)])
+def test_start_offsets_are_kept(tmp_path, sound, picture_at, sound_at):
+    times = [round(1000 * picture_at) + 40 * index for index in range(35)]
+    path = make_clip(tmp_path / "late.mkv", grey(35), times, sound=sound, sound_from=sound_at)
+    clip = open_clip(path)
+    assert abs(value_of(next(iter(clip))) - 20) < 5
+    write_clip(tmp_path / "out.mp4", clip, 25, audio_from=path)
+    _, _, end, onset = sound_of(tmp_path / "out.mp4")
+    assert abs(onset - (1.0 - picture_at)) < 0.04
+    assert abs(end - 35 / 25) < 0.06
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert next(container.decode(video=0)).time == 0
+    with av.open(str(tmp_path / "out.mp4")) as container:  # what was heard before the first picture is not in the file
+        first = next(container.demux(audio=0))
+        assert first.pts * first.time_base > -0.07
+
+
+def test_sound_shorter_than_the_picture(tmp_path):
+    path = make_clip(tmp_path / "a.mp4", grey(10), sound="aac")
+    assert write_clip(tmp_path / "out.mp4", itertools.islice(itertools.cycle(grey(10)), 80), 25, audio_from=path) == 80
+    _, _, end, onset = sound_of(tmp_path / "out.mp4")
+    assert abs(onset - 1.0) < 0.04 and abs(end - 2.0) < 0.06
+    assert len(list(open_clip(tmp_path / "out.mp4"))) == 80
+
+
+@pytest.mark.parametrize("sound", ["aac", "mp2"])
+def test_sound_that_starts_anew(tmp_path, sound):
+    path = make_clip(tmp_path / "a.ts", grey(55), sound=sound)
+    path.write_bytes(2 * path.read_bytes())
+    assert write_clip(tmp_path / "out.mp4", grey(90), 25, audio_from=path) == 90
+    assert abs(sound_of(tmp_path / "out.mp4")[3] - 1.0) < 0.04
+
+
+def test_no_sound_to_keep(tmp_path):
+    path = make_clip(tmp_path / "silent.mp4", grey(5))
+    write_clip(tmp_path / "out.mp4", grey(5), 25, audio_from=path)
+    assert not open_clip(tmp_path / "out.mp4").has_audio
+    with pytest.raises(VideoError, match="not a video"):
+        write_clip(tmp_path / "out2.mp4", grey(5), 25, audio_from=Path(__file__))
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.gif"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("good", [0, 3])
+def test_a_failure_leaves_nothing_behind(tmp_path, name, error, good):
+    def frames():
+        yield from grey(good) if good else []
+        raise error("stop")
+
+    (tmp_path / name).write_text("what was there")
+    with pytest.raises(error, match="stop"):
+        write_clip(tmp_path / name, frames(), 25)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "what was there"
+
+
+def test_what_cannot_be_written_is_one_sentence(tmp_path):
+    for name, frames, reason in [
+        ("out.xyz", grey(2), ".mp4 or .gif"), ("out.mp4", [], "no frames"), ("out.gif", [], "no frames"),
+        ("none/out.mp4", grey(2), "No such file"), ("out.mp4", [picture(0), picture(0, 30)], "one size"),
+        ("out.mp4", [np.zeros((8, 8, 3))], "uint8"),
+    ]:  # fmt: skip
+        with pytest.raises(VideoError, match=reason):
+            write_clip(tmp_path / name, frames, 25)
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["long.mp4", "long.gif"])
+def test_writing_keeps_no_frames(tmp_path, name):
+    alive = set()
+
+    def frames():
+        for index in range(100):
+            frame = picture(index)
+            alive.add(index)
+            weakref.finalize(frame, alive.remove, index)
+            assert len(alive) <= 5
+            yield frame
+
+    assert write_clip(tmp_path / name, frames(), 25) == 100
+    assert not alive
+
+
+def test_reading_decodes_as_it_is_asked(tmp_path, monkeypatch):
+    clip = open_clip(make_clip(tmp_path / "long.mp4", grey(100)))
+    decoded = 0
+
+    def counted(*args):
+        nonlocal decoded
+        for frame in decode(*args):
+            decoded += 1
+            yield frame
+
+    decode = video._decode
+    monkeypatch.setattr(video, "_decode", counted)
+    for asked, _ in enumerate(clip, 1):
+        assert decoded <= asked + 1
+    assert asked == 100
+
+
+@pytest.mark.skipif(not RAW.exists(), reason="needs the raw clips of shared/data")
+@pytest.mark.parametrize("name", ["id000.mp4", "id003.mp4", "id004.mp4", "id007.mpg", "id008.mp4", "id009.mp4"])
+def test_raw_clips(tmp_path, name):
+    clip = open_clip(RAW / name, max_frames=20)
+    assert clip.has_audio and clip.fps in (25, 30) and 2 < clip.duration < 40
+    count = write_clip(tmp_path / "out.mp4", (frame[::4, ::4] for frame in clip), clip.fps, clip.audio_path)
+    assert count == 20
+    assert abs(sound_of(tmp_path / "out.mp4")[2] - count / clip.fps) < 0.07
