@@ -4,6 +4,7 @@ Models" (arXiv 1905.08233 v2, sections 3.1 to 3.3), as `PreTrainedModel` classes
 Frames and landmark drawings are RGB in [-1, 1], B x 3 x H x W. Shapes in comments are those of the paper preset.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -199,13 +200,17 @@ class FsthPreTrainedModel(PreTrainedModel):
             tensor.data = tensor.data.clone()
         return (model, info) if output_loading_info else model
 
-    def fuse(self):
-        """Fold spectral norm into plain weights, for inference: the same output without the power iteration."""
-        self.eval()
-        for module in self.modules():
+    def fused(self):
+        """A copy for inference with spectral norm folded into plain weights: the same output, no power iteration."""
+        fused = copy.deepcopy(self).eval()
+        for module in fused.modules():
             if parametrize.is_parametrized(module, "weight"):
-                parametrize.remove_parametrizations(module, "weight")
-        return self
+                # a copy shares its parametrized class with the original, so `remove_parametrizations` would break that
+                weight = module.weight.detach().clone()
+                module.__class__ = parametrize.type_before_parametrizations(module)
+                del module.parametrizations
+                module.weight = nn.Parameter(weight)
+        return fused
 
 
 def downsampling_path(in_channels: int, channels: list[int], attention: bool, instance_norm: bool = False):

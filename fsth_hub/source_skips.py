@@ -19,8 +19,8 @@ from transformers.utils import ModelOutput
 from .configuration_fsth import FsthConfig
 
 
-# Widths in half sides of the frame, the best of a sweep over training pairs: how near a landmark must be to move a
-# pixel, and how far from all landmarks a pixel still moves with the head.
+# Widths in half sides of the frame, the best of a sweep over pairs of frames: how near a landmark must be to move a
+# pixel, and how far from all landmarks a pixel still moves with a head that moves little.
 SOFTMAX_WIDTH = 0.06
 FADE_WIDTH = 0.18
 
@@ -84,8 +84,13 @@ def landmark_flow(driving, source, image_size: int, grid) -> torch.Tensor:
     squared = (grid**2).sum(-1, keepdim=True) - 2 * grid @ driving.mT + (driving**2).sum(-1)[:, None]  # B x hw x 78
     squared = squared.clamp(min=0).masked_fill(~known[:, None], torch.inf)
     weights = torch.softmax(-squared / (2 * SOFTMAX_WIDTH**2), dim=-1)
-    fade = torch.exp(-squared.amin(dim=-1, keepdim=True) / (2 * FADE_WIDTH**2))  # B x hw x 1
-    return weights @ (source - driving) * fade  # B x hw x 2
+    # A head that moves further takes more of its surroundings along: a fade narrower than the movement would fold the
+    # flow over itself and show the face twice, where it is and where it was.
+    displacement = source - driving  # B x 78 x 2
+    movement = displacement.sum(dim=1) / known.sum(dim=1, keepdim=True)  # B x 2
+    fade_squared = FADE_WIDTH**2 + (movement**2).sum(dim=-1)[:, None, None]
+    fade = torch.exp(-squared.amin(dim=-1, keepdim=True) / (2 * fade_squared))  # B x hw x 1
+    return weights @ displacement * fade  # B x hw x 2
 
 
 def warp(images, flow, grid):

@@ -29,8 +29,6 @@ CRF = "18"  # visually without loss in x264
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,avi,gif"
 ANIMATIONS = (".gif", ".webp")  # read through imageio and Pillow: FFmpeg knows no moving webp
 
-COPIED_SOUND = ("aac", "mp3")  # plays in an mp4 everywhere; any other codec is encoded again as AAC
-
 # A palette of its own for every picture: a single one for all would need all of them at hand.
 GIF_PALETTE = (
     {
@@ -171,7 +169,10 @@ def write_clip(
         unfinished = Path(folder, path.name)
         # FFmpeg's broadcast rates are n / 1001.
         rate = Fraction(fps).limit_denominator(1001)
-        count = writers[path.suffix.lower()](unfinished, _pictures(frames), rate, audio_from, metadata or {})
+        try:
+            count = writers[path.suffix.lower()](unfinished, _pictures(frames), rate, audio_from, metadata or {})
+        except av.FFmpegError as error:  # the disk is full, or the sound to keep is damaged
+            raise VideoError(f"Cannot write {path.name}: {error.strerror}.") from error
         unfinished.replace(path)
     return count
 
@@ -228,20 +229,12 @@ def _start_time(container: av.container.InputContainer) -> float:
     return 0.0 if stream is None or stream.start_time is None else float(stream.start_time * stream.time_base)
 
 
-def _demux(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[av.Packet]:
-    """The packets of a stream, to the end or to where the file was cut off."""
-    try:
-        yield from container.demux(stream)
-    except av.FFmpegError:
-        return
-
-
 def _decode(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[av.frame.Frame]:
     """All that can be decoded: what is damaged is left out."""
-    for packet in _demux(container, stream):
+    for packet in container.demux(stream):
         try:
             yield from packet.decode()
-        except av.error.InvalidDataError:
+        except av.FFmpegError:
             continue
 
 
@@ -270,7 +263,7 @@ def _read_animation(path: Path) -> Iterator[tuple[float, float, np.ndarray]]:
                 length = (milliseconds if milliseconds > 10 else 100) / 1000  # as browsers play it
                 yield start, length, picture
                 start += length
-    except (OSError, EOFError, SyntaxError):  # what Pillow raises for damaged files
+    except Exception:  # a damaged file: Pillow raises nearly anything
         return
 
 
@@ -338,7 +331,9 @@ def _sound(source: av.container.InputContainer, out: av.container.OutputContaine
     if track is None:
         return
     offset, last = round(_start_time(source) / track.time_base), -math.inf
-    if track.codec_context.codec.canonical_name in COPIED_SOUND:
+    codec = track.codec_context.codec.canonical_name
+    # These two play in an mp4 everywhere; but the AAC of a transport stream (no extradata) has another packet format.
+    if codec == "mp3" or (codec == "aac" and track.codec_context.extradata):
         packets = _copied_sound(source, track, out.add_stream_from_template(track), offset)
     else:
         packets = _encoded_sound(source, track, out.add_stream("aac", rate=48_000, layout="stereo"), offset)
@@ -349,8 +344,8 @@ def _sound(source: av.container.InputContainer, out: av.container.OutputContaine
 
 
 def _copied_sound(source, track: av.AudioStream, stream: av.AudioStream, offset: int) -> Iterator[av.Packet]:
-    for packet in _demux(source, track):
-        if packet.pts is None or packet.dts is None:
+    for packet in source.demux(track):
+        if packet.pts is None or packet.dts is None or packet.pts < packet.dts:  # the end, or damaged
             continue
         packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
         # The packet just before the first picture stays: a decoder needs it to begin the next one cleanly.

@@ -1,0 +1,50 @@
+"""Faces and their 78 landmarks: finding, following, cropping, drawing and adapting them.
+
+What needs OpenCV (the detectors) is imported only when it is asked for, so that training can crop and draw without it.
+"""
+
+from ..errors import FsthError
+from .base import Face, LandmarkDetector
+from .cropping import CropBox, crop_box, crop_image, from_crop, to_crop
+from .drawing import draw_landmarks
+from .layout import FLIP, NUM_POINTS
+from .motion import MotionAdapter, pick_reference
+from .tracking import track_clip
+
+
+__all__ = [
+    "FLIP",
+    "NUM_POINTS",
+    "CropBox",
+    "Face",
+    "LandmarkDetector",
+    "MotionAdapter",
+    "crop_box",
+    "crop_image",
+    "draw_landmarks",
+    "from_crop",
+    "get_detector",
+    "pick_reference",
+    "to_crop",
+    "track_clip",
+]
+
+
+def get_detector(name: str = "mediapipe") -> LandmarkDetector:
+    """Make the landmark detector of this name.
+
+    Args:
+        name: "mediapipe", which works offline and knows irises, or "face-alignment", the paper's.
+
+    Raises:
+        FsthError: There is no such detector, or its weights cannot be fetched.
+    """
+    if name == "mediapipe":
+        from .mediapipe import MediaPipeDetector
+
+        return MediaPipeDetector()
+    if name == "face-alignment":
+        from .face_alignment import FaceAlignmentDetector
+
+        return FaceAlignmentDetector()
+    raise FsthError(f"There is no landmark detector '{name}'; use 'mediapipe' or 'face-alignment'.")

@@ -5,6 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
+from .layout import FACE, face_extent
+
 
 @dataclass(frozen=True, eq=False)
 class Face:
@@ -14,12 +16,25 @@ class Face:
         points: 78 x 2 float32, x then y, pixels of the picture, ordered as in `fsth_hub.landmarks.layout`; NaN where
             the detector knows no such point.
         score: How sure the detector is that this is a face, 0 to 1.
-        box: Left, top, right, bottom of the face points, pixels of the picture.
     """
 
     points: np.ndarray
     score: float
-    box: tuple[float, float, float, float]
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom of the 68 face points, pixels of the picture."""
+        face = self.points[FACE]
+        return (*face.min(axis=0).tolist(), *face.max(axis=0).tolist())
+
+    @property
+    def size(self) -> float:
+        """The larger side of the box, pixels."""
+        return float(face_extent(self.points))
+
+    def distance(self, other: "Face") -> float:
+        """How far apart the middles of two faces lie, pixels."""
+        return float(np.linalg.norm(self.points[FACE].mean(axis=0) - other.points[FACE].mean(axis=0)))
 
 
 class LandmarkDetector(Protocol):

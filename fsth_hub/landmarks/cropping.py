@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .layout import face_box
+from ..errors import NoFaceError
+from .layout import FACE, face_box
 
 
 # The crop is 1.9 times the whole face, whose middle lies at 55 % of its height: hair and shoulders are in. The 68
@@ -30,11 +31,17 @@ def crop_box(points: np.ndarray) -> CropBox:
 
     Returns:
         The square, around the median place of the face, 2.27 times the median size of its 68 points.
+
+    Raises:
+        NoFaceError: No frame has a face.
     """
     points = np.asarray(points, np.float64).reshape(-1, *np.shape(points)[-2:])
+    points = points[np.isfinite(points[:, FACE]).all(axis=(1, 2))]
+    if not len(points):
+        raise NoFaceError("There is no face to crop to; use a picture or a clip that shows one.")
     centres, sizes = face_box(points)  # N x 2, N x 2
-    x, y = np.nanmedian(centres, axis=0)
-    side = CROP_SCALE * np.nanmedian(sizes.max(axis=1))
+    x, y = np.median(centres, axis=0)
+    side = CROP_SCALE * np.median(sizes.max(axis=1))
     return CropBox(float(x - side / 2), float(y - FACE_HEIGHT * side), float(side))
 
 

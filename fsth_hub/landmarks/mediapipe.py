@@ -17,8 +17,8 @@ MESH_SIZE = 192
 IRIS_SIZE = 64
 
 # Side of the mesh's crop, in sizes of YuNet's box: that on which the network was trained. The same crop in terms of
-# the 68 points: its side, and how far its middle lies above their mean, both in their spread (root mean square distance
-# from the mean, which trembles far less than a bounding box, and so does the next frame's crop).
+# the 68 points: its side, and how far its middle lies above their mean, both in their spread (root mean square
+# distance from the mean, which trembles far less than a bounding box, and so does the next frame's crop).
 BOX_TO_CROP = 1.5
 SPREAD_TO_CROP = 4.5
 SPREAD_TO_FOREHEAD = 0.14
@@ -53,7 +53,7 @@ class MediaPipeDetector:
                 if rough is not None and (face := self._face(image, rough[0])) is not None:
                     faces.append(face)
             if faces:
-                return sorted(_distinct(faces), key=_size, reverse=True)
+                return sorted(_distinct(faces), key=lambda face: face.size, reverse=True)
         return []
 
     def track(self, image: np.ndarray, previous: Face) -> Face | None:
@@ -82,8 +82,7 @@ class MediaPipeDetector:
         points[FACE], score = found
         points[RIGHT_EYE], points[RIGHT_IRIS] = self._eye(image, points[RIGHT_EYE], mirrored=False)
         points[LEFT_EYE], points[LEFT_IRIS] = self._eye(image, points[LEFT_EYE], mirrored=True)
-        box = (*points[FACE].min(axis=0).tolist(), *points[FACE].max(axis=0).tolist())
-        return Face(points, score, box)
+        return Face(points, score)
 
     def _mesh(self, image: np.ndarray, region: np.ndarray) -> tuple[np.ndarray, float] | None:
         """The 68 points within a region of the picture, and how surely it shows a face; None where it does not."""
@@ -143,16 +142,10 @@ def _blob(image: np.ndarray, region: np.ndarray, size: int) -> np.ndarray:
     return cv2.dnn.blobFromImage(cv2.resize(patch, (size, size), interpolation=cv2.INTER_AREA), 1 / 255)
 
 
-def _size(face: Face) -> float:
-    left, top, right, bottom = face.box
-    return max(right - left, bottom - top)
-
-
 def _distinct(faces: list[Face]) -> list[Face]:
     """Leave out the faces that are another, surer one once more."""
     kept: list[Face] = []
     for face in sorted(faces, key=lambda face: face.score, reverse=True):
-        centre = face.points[FACE].mean(axis=0)
-        if all(np.linalg.norm(other.points[FACE].mean(axis=0) - centre) > 0.3 * _size(other) for other in kept):
+        if all(face.distance(other) > 0.3 * other.size for other in kept):
             kept.append(face)
     return kept

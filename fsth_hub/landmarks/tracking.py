@@ -6,7 +6,6 @@ import numpy as np
 
 from ..errors import NoFaceError
 from .base import Face, LandmarkDetector
-from .layout import FACE
 
 
 def track_clip(frames: Iterable[np.ndarray], detector: LandmarkDetector, face_index: int = 0) -> Iterator[Face | None]:
@@ -31,7 +30,7 @@ def track_clip(frames: Iterable[np.ndarray], detector: LandmarkDetector, face_in
         if face is not None:
             face = detector.track(image, face)
         if face is None and (faces := detector.detect(image)):
-            face = _nearest(faces, last_seen) if last_seen is not None else _chosen(faces, face_index)
+            face = min(faces, key=last_seen.distance) if last_seen else _chosen(faces, face_index)
         if face is not None:
             last_seen = face
         yield face
@@ -41,8 +40,3 @@ def _chosen(faces: list[Face], face_index: int) -> Face:
     if face_index >= len(faces):
         raise NoFaceError(f"Face {face_index} (counted from 0) was asked for, but the clip begins with {len(faces)}.")
     return faces[face_index]
-
-
-def _nearest(faces: list[Face], last_seen: Face) -> Face:
-    where = last_seen.points[FACE].mean(axis=0)
-    return min(faces, key=lambda face: np.linalg.norm(face.points[FACE].mean(axis=0) - where))

@@ -1,0 +1,146 @@
+"""A driver's motion on a portrait's face.
+
+Relative motion moves the portrait's own landmarks by the change of the driver's since a reference frame, so that the
+driver's face shape and resting expression stay out of the result. A change has two parts. The head's (turning, moving,
+coming nearer) is taken over as it is. The face's is measured on the driver's face as if it looked straight at the
+viewer, scaled to the portrait's features, and added there in the same way; so a driver in half profile can move a
+portrait that faces the viewer.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+
+from ..errors import FsthError, NoFaceError
+from .layout import FACE, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS
+from .pose import Pose
+
+
+MotionMode = Literal["relative", "absolute"]
+
+# Openings, as pairs of an upper and a lower point: two of each eye, three between the inner lips.
+UPPER = np.array([37, 38, 43, 44, 61, 62, 63])
+LOWER = np.array([41, 40, 47, 46, 67, 66, 65])
+# When an opening closes more or less than the face's scale says, these points make up the difference, each by a share
+# of that opening: the upper lids, the inner lower lip, and the outer lower lip with it.
+CLOSING = ((37, 0, -1.0), (38, 1, -1.0), (43, 2, -1.0), (44, 3, -1.0), (67, 4, 1.0), (66, 5, 1.0), (65, 6, 1.0),
+           (59, 4, 0.5), (58, 4, 1.0), (57, 5, 1.0), (56, 6, 1.0), (55, 6, 0.5))  # fmt: skip
+MAX_CLOSING_GAIN = 3.0  # an opening hardly open in the reference frame would blow its tremble up
+
+EYES = ((RIGHT_EYE, RIGHT_IRIS), (LEFT_EYE, LEFT_IRIS))
+
+
+class MotionAdapter:
+    """Turns a driver's landmarks, frame by frame, into those to draw for a portrait.
+
+    All points are 78 x 2, x then y, pixels of a crop: the portrait's of the portrait's crop, the driver's of the
+    driver's crop, both crops of the same size.
+
+    Args:
+        portrait: The portrait's points.
+        reference: The driver's points in the frame that counts as unmoved: the first one, or `pick_reference`'s.
+        mode: "relative" moves the portrait's points by the driver's change; "absolute" takes the driver's points as
+            they are (the paper's way), and with them the shape of the driver's face.
+
+    Raises:
+        FsthError: There is no such mode.
+    """
+
+    def __init__(self, portrait: np.ndarray, reference: np.ndarray, mode: MotionMode = "relative"):
+        if mode not in get_args(MotionMode):
+            raise FsthError(f"There is no motion mode '{mode}'; use 'relative' or 'absolute'.")
+        self.mode = mode
+        self.last = np.asarray(portrait, np.float32)
+
+        self.portrait_pose, self.reference_pose = Pose.of(portrait), Pose.of(reference)
+        self.portrait = self.portrait_pose.lift(portrait)  # 78 x 3
+        self.reference = self.reference_pose.lift(reference)
+        self.scale = self.portrait[FACE].std(axis=0) / self.reference[FACE].std(axis=0)  # x, y, z
+        self.closing_gain = np.minimum(
+            _openings(self.portrait) / _openings(self.reference), MAX_CLOSING_GAIN * self.scale[1]
+        )
+
+    def __call__(self, points: np.ndarray | None) -> np.ndarray:
+        """The points to draw for one frame of the driver, in the portrait's crop.
+
+        Args:
+            points: The driver's points, or None where the face is gone; the last points are then held.
+
+        Returns:
+            78 x 2 float32, pixels of the portrait's crop.
+        """
+        if points is not None:
+            adapted = points if self.mode == "absolute" else self._relative(points)
+            self.last = np.asarray(adapted, np.float32)
+        return self.last
+
+    def _relative(self, points: np.ndarray) -> np.ndarray:
+        portrait, reference, driver = self.portrait_pose, self.reference_pose, Pose.of(points)
+        change = driver.lift(points) - self.reference
+        moved = self.portrait + change * self.scale
+        self._close(moved, change)
+        for eye, iris in EYES:
+            self._look(moved, change, eye, iris)
+
+        size = portrait.scale / reference.scale
+        pose = Pose(
+            rotation=driver.rotation @ reference.rotation.T @ portrait.rotation,
+            scale=driver.scale * size,
+            centre=portrait.centre + (driver.centre - reference.centre) * size,
+        )
+        return pose.project(moved)
+
+    def _close(self, moved: np.ndarray, change: np.ndarray) -> None:
+        """Close eyes and mouth in proportion: what shuts on the driver shuts on the portrait, and no further."""
+        closing = np.minimum(change[LOWER, 1] - change[UPPER, 1], 0)
+        excess = closing * (self.closing_gain - self.scale[1])
+        for point, opening, share in CLOSING:
+            moved[point, 1] += share * excess[opening]
+
+    def _look(self, moved: np.ndarray, change: np.ndarray, eye: np.ndarray, iris: np.ndarray) -> None:
+        """Move an iris by the driver's gaze, in widths of the eye, and keep its centre between the lids."""
+        corners = eye[[0, 3]]
+        width = np.ptp(self.portrait[corners, 0]) / np.ptp(self.reference[corners, 0])
+        drift = change[corners].mean(axis=0)
+        gaze = np.nan_to_num(change[iris] - drift)  # a driver without irises: they go with the eye
+        moved[iris] = self.portrait[iris] + drift * self.scale + gaze * width
+
+        # Where the portrait's own iris lies outside its lids, as in a closed eye, it may stay so.
+        own, lids = self.portrait[iris[0]], self.portrait[eye]
+        low = moved[eye].min(axis=0) + np.minimum(own - lids.min(axis=0), 0)
+        high = moved[eye].max(axis=0) + np.maximum(own - lids.max(axis=0), 0)
+        moved[iris] += np.clip(moved[iris[0]], low, high) - moved[iris[0]]
+
+
+def pick_reference(portrait: np.ndarray, frames: Sequence[np.ndarray | None]) -> int:
+    """The driver's frame whose pose and expression are most like the portrait's: the best reference frame.
+
+    Args:
+        portrait: 78 x 2, pixels of any crop.
+        frames: The driver's points in every frame, 78 x 2 each, or None where the face is gone.
+
+    Returns:
+        The frame's index.
+
+    Raises:
+        NoFaceError: No frame has a face.
+    """
+    wanted = _expression(portrait)
+    distances = [np.inf if points is None else np.square(_expression(points) - wanted).sum() for points in frames]
+    if not np.isfinite(distances).any():
+        raise NoFaceError("The driving clip shows no face; use one in which a face is seen from the front.")
+    return int(np.argmin(distances))
+
+
+def _expression(points: np.ndarray) -> np.ndarray:
+    """How a face looks, whatever its size and place: its points, and its openings counting as much as all of them."""
+    pose = Pose.of(points)
+    openings = _openings(pose.lift(points))
+    seen = (points[FACE] - pose.centre) / pose.scale
+    return np.concatenate([seen.ravel(), openings * np.sqrt(len(FACE) / len(openings))])
+
+
+def _openings(upright: np.ndarray) -> np.ndarray:
+    """How far each eye and the mouth are open; never quite nothing, for it divides."""
+    return np.maximum(upright[LOWER, 1] - upright[UPPER, 1], 0.1)

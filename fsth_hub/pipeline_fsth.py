@@ -1,0 +1,405 @@
+"""Portraits and a driving clip in, a talking head out: embed a person once, then drive them with as many clips as wanted."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from PIL import Image
+
+from .errors import FsthError, NoFaceError
+from .image_processing_fsth import FsthImageProcessor, load_image
+from .landmarks import (
+    CropBox,
+    LandmarkDetector,
+    MotionAdapter,
+    crop_box,
+    get_detector,
+    pick_reference,
+    to_crop,
+    track_clip,
+)
+from .landmarks.motion import MotionMode
+from .modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from .source_skips import FsthSources
+from .video import Clip, open_clip, write_clip
+
+
+BUNDLED_MODEL = Path(__file__).parent / "checkpoints" / "small"
+# The mark that a generated clip carries in its container, whoever passes it on.
+OUTPUT_METADATA = {"title": "AI-generated talking head", "comment": "AI-generated with fsth_hub; not a recording."}
+
+Portrait = str | Path | Image.Image | np.ndarray
+Driving = str | Path | np.ndarray | Sequence[np.ndarray | Image.Image]
+
+
+@dataclass
+class FsthPerson:
+    """What a person's portraits come to, computed once.
+
+    Args:
+        adain_parameters (`torch.Tensor` of shape `(1, num_parameters)`): the generator's, for this person.
+        sources (`FsthSources`, *optional*): the portraits' feature pyramids; with source skips only.
+        landmarks (`np.ndarray` of shape `(78, 2)`): of the first portrait, pixels of its crop.
+        boxes (`list[CropBox]`): where in each portrait the head was cut out, pixels of the portrait.
+    """
+
+    adain_parameters: torch.Tensor
+    sources: FsthSources | None
+    landmarks: np.ndarray
+    boxes: list[CropBox]
+
+
+@dataclass
+class DrivingMotion:
+    """A driving clip as the generator needs it: no pictures, only where the landmarks are.
+
+    Args:
+        landmarks (`list`): for each frame 78 x 2 pixels of the crop, or `None` where the face is gone.
+        fps (`float`): frames per second.
+        box (`CropBox`): the crop, fixed for the whole clip, pixels of the clip.
+        audio_path (`Path`, *optional*): the file that holds the clip's sound.
+    """
+
+    landmarks: list[np.ndarray | None]
+    fps: float
+    box: CropBox
+    audio_path: Path | None = None
+
+    @property
+    def missing(self) -> list[int]:
+        """The frames in which no face was found; the last pose is held there."""
+        return [index for index, points in enumerate(self.landmarks) if points is None]
+
+
+@dataclass
+class FsthPipelineOutput(BaseOutput):
+    """
+    Args:
+        frames (`list[PIL.Image.Image]`, *optional*): the clip; `None` if it was streamed to `output_path`.
+        fps (`float`): frames per second.
+        audio_path (`Path`, *optional*): the file that holds the driver's sound.
+        report (`dict`): number of frames, crop boxes, seconds per stage, and the frames without a face.
+    """
+
+    frames: list[Image.Image] | None
+    fps: float
+    audio_path: Path | None
+    report: dict = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> int:
+        """Write the clip as mp4, with the driver's sound, or gif; returns the number of frames."""
+        return write_clip(path, self.frames, self.fps, self.audio_path, OUTPUT_METADATA)
+
+
+class FsthPipeline(DiffusionPipeline):
+    """
+    Few-shot talking heads (arXiv 1905.08233): one or more portraits of a person, driven by somebody else's clip.
+
+    ```python
+    pipe = FsthPipeline.from_pretrained()
+    pipe("portrait.jpg", "driver.mp4").save("result.mp4")
+    ```
+
+    Args:
+        embedder ([`FsthEmbedder`]): portraits to AdaIN parameters.
+        generator ([`FsthGenerator`]): landmark drawings to frames.
+        discriminator ([`FsthDiscriminator`]): used by fine-tuning only.
+        image_processor ([`FsthImageProcessor`]): crops pictures and draws landmarks.
+    """
+
+    model_cpu_offload_seq = "embedder->generator"
+    _exclude_from_cpu_offload = ["discriminator"]
+
+    def __init__(
+        self,
+        embedder: FsthEmbedder,
+        generator: FsthGenerator,
+        discriminator: FsthDiscriminator,
+        image_processor: FsthImageProcessor,
+    ):
+        super().__init__()
+        self.register_modules(
+            embedder=embedder, generator=generator, discriminator=discriminator, image_processor=image_processor
+        )
+        for network in (embedder, generator, discriminator):
+            network.to(memory_format=torch.channels_last)
+        self.size = generator.config.image_size
+        self._detector: LandmarkDetector | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path | None = None,
+        *,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype | str = "auto",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> "FsthPipeline":
+        """
+        Load a pipeline and put it where it runs fastest.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`, *optional*):
+                A folder of [`~FsthPipeline.save_pretrained`] or the id of a hub repository; by default the small model
+                that ships with the package, which needs no network.
+            device (`str` or `torch.device`, *optional*, defaults to `"auto"`): CUDA, then Apple's MPS, then the CPU.
+            dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`):
+                bfloat16 where the device computes with it, float32 elsewhere.
+            revision, token, cache_dir, local_files_only: as in `huggingface_hub.snapshot_download`.
+
+        Raises:
+            FsthError: There is no such folder or repository, or it holds no pipeline.
+        """
+        device = default_device() if device == "auto" else torch.device(device)
+        dtype = default_dtype(device) if dtype == "auto" else dtype
+        name = pretrained_model_name_or_path or BUNDLED_MODEL
+        folder = Path(name)
+        if not folder.is_dir():
+            # diffusers cannot import the classes of another package from a repository, only from a folder
+            options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+            try:
+                folder = Path(snapshot_download(str(name), local_files_only=local_files_only, **options))
+            except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+                raise FsthError(
+                    f"There is neither a folder nor a reachable hub repository '{name}'; check its name, and your "
+                    "network and login if it is on the hub."
+                ) from error
+        if not (folder / "model_index.json").is_file():
+            raise FsthError(f"{name} holds no pipeline (no model_index.json).")
+        return super().from_pretrained(folder, dtype=dtype).to(device)
+
+    @property
+    def detector(self) -> LandmarkDetector:
+        """What finds landmarks; by default the one that works offline. Set it with `get_detector(name)`."""
+        if self._detector is None:
+            self._detector = get_detector()
+        return self._detector
+
+    @detector.setter
+    def detector(self, detector: LandmarkDetector):
+        self._detector = detector
+
+    @torch.no_grad()
+    def embed(self, portraits: Portrait | Sequence[Portrait], face_index: int = 0, crop: bool = True) -> FsthPerson:
+        """
+        Learn a person from one or more portraits (section 3.4 without fine-tuning).
+
+        Args:
+            portraits: A picture or several of one person: paths, PIL images, or H x W x 3 uint8 RGB arrays.
+            face_index (`int`, *optional*, defaults to 0): Which face of a picture, counted from the largest.
+            crop (`bool`, *optional*, defaults to `True`): `False` if the pictures are square head crops already.
+
+        Raises:
+            FsthError: A picture cannot be read or has too few faces; [`NoFaceError`] where it has none.
+        """
+        if isinstance(portraits, (str, Path, Image.Image)) or (isinstance(portraits, np.ndarray) and portraits.ndim < 4):
+            portraits = [portraits]
+        if len(portraits) == 0:
+            raise FsthError("Give at least one portrait.")
+        crops, landmarks, boxes = [], [], []
+        for number, portrait in enumerate(portraits, start=1):
+            name = Path(portrait).name if isinstance(portrait, (str, Path)) else f"portrait {number}"
+            image = load_image(portrait)
+            faces = self.detector.detect(image)
+            if not faces:
+                raise NoFaceError(f"No face was found in {name}; use a picture in which the face is seen clearly.")
+            if face_index >= len(faces):
+                raise FsthError(f"Face {face_index} was asked for, but {name} shows {len(faces)}, counted from 0.")
+            points = faces[face_index].points
+            box = None if crop else whole_frame(image, name)
+            for values, value in zip(
+                (crops, landmarks, boxes), self.image_processor.crop(image, points, box), strict=True
+            ):
+                values.append(value)
+
+        inputs = self.image_processor.preprocess(crops, landmarks)
+        images = self._to_network(inputs["pixel_values"])[None]  # 1 x K x 3 x 256 x 256
+        drawings = self._to_network(inputs["landmark_images"])[None]
+        points = inputs["landmarks"].to(images.device)[None]  # 1 x K x 78 x 2
+        adain_parameters = self.generator.project(self.embedder(images, drawings).embedding)
+        skips = self.generator.config.source_skips
+        sources = self.generator.encode_sources(images, drawings, points) if skips else None
+        return FsthPerson(adain_parameters, sources, landmarks[0], boxes)
+
+    def read_driving(
+        self,
+        driving: Driving | Clip,
+        face_index: int = 0,
+        crop: bool = True,
+        num_frames: int | None = None,
+        fps: float | None = None,
+    ) -> DrivingMotion:
+        """
+        Follow the face of a driving clip, holding one frame at a time.
+
+        Args:
+            driving: A video file, or its frames (N x H x W x 3 uint8 RGB, or a list of pictures).
+            face_index (`int`, *optional*, defaults to 0): Which face, counted from the largest in the first frame.
+            crop (`bool`, *optional*, defaults to `True`): `False` if the clip is a square head crop already.
+            num_frames (`int`, *optional*): Read no more than so many frames.
+            fps (`float`, *optional*): Frames per second; by default the clip's own.
+
+        Raises:
+            FsthError: The clip cannot be read; [`NoFaceError`] where no frame has a face.
+        """
+        clip = driving if isinstance(driving, Clip) else open_clip(driving, fps=fps, max_frames=num_frames)
+        name = Path(driving).name if isinstance(driving, (str, Path)) else "the driving clip"
+        box = None if crop else whole_frame(np.empty((clip.height, clip.width, 3)), name)
+        faces = []
+        with self.progress_bar(total=clip.frame_count or 0) as progress:
+            for face in track_clip(clip, self.detector, face_index):
+                faces.append(None if face is None else face.points)
+                progress.update()
+        found = [points for points in faces if points is not None]
+        if not found:
+            raise NoFaceError(f"No face was found in {name}; use a clip in which the face is seen clearly.")
+        box = box or crop_box(np.stack(found))
+        landmarks = [None if points is None else to_crop(points, box, self.size) for points in faces]
+        return DrivingMotion(landmarks, clip.fps, box, clip.audio_path)
+
+    def drive(
+        self,
+        person: FsthPerson,
+        driving: DrivingMotion,
+        motion: MotionMode = "relative",
+        reference_frame: int | None = None,
+    ) -> Iterator[np.ndarray]:
+        """
+        Draw the person frame by frame as the driver moves; each frame is 256 x 256 x 3 uint8 RGB.
+
+        Args:
+            person ([`FsthPerson`]): of [`~FsthPipeline.embed`].
+            driving ([`DrivingMotion`]): of [`~FsthPipeline.read_driving`].
+            motion (`str`, *optional*, defaults to `"relative"`):
+                `"relative"` moves the portrait by the change of the driver from a reference frame; `"absolute"` takes
+                over the driver's landmarks, and with them the shape of the driver's face (the paper's way).
+            reference_frame (`int`, *optional*):
+                The driver's frame that counts as the portrait's own pose; by default the one most like the portrait.
+        """
+        if reference_frame is None:
+            reference_frame = pick_reference(person.landmarks, driving.landmarks)
+        elif not 0 <= reference_frame < len(driving.landmarks) or driving.landmarks[reference_frame] is None:
+            raise FsthError(f"Frame {reference_frame} of the driving clip does not exist or shows no face.")
+        adapt = MotionAdapter(person.landmarks, driving.landmarks[reference_frame], motion)
+        generator = self.generator.fused()
+        for points in driving.landmarks:
+            yield self._draw(generator, person, adapt(points))
+
+    @torch.no_grad()
+    def _draw(self, generator: FsthGenerator, person: FsthPerson, points: np.ndarray) -> np.ndarray:
+        drawing = self._to_network(self.image_processor.draw(points))
+        # points stay in float32: half precision has no sub-pixels
+        points = torch.from_numpy(points)[None].to(drawing.device)
+        output = generator(drawing, person.adain_parameters, points, person.sources)
+        return self.image_processor.postprocess(output.images)[0]
+
+    def _to_network(self, images: torch.Tensor) -> torch.Tensor:
+        device, dtype = self.generator.device, self.generator.dtype
+        return images.to(device, dtype, memory_format=torch.channels_last)
+
+    def __call__(
+        self,
+        portraits: Portrait | Sequence[Portrait] | FsthPerson,
+        driving: Driving | DrivingMotion,
+        *,
+        motion: MotionMode = "relative",
+        crop: bool = True,
+        face_index: int = 0,
+        driving_face_index: int = 0,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        reference_frame: int | None = None,
+        output_path: str | Path | None = None,
+        callback: Callable[[int, int, np.ndarray], None] | None = None,
+        return_dict: bool = True,
+    ) -> FsthPipelineOutput | tuple:
+        """
+        Animate a person.
+
+        Args:
+            portraits: Pictures of one person, or an [`FsthPerson`] of [`~FsthPipeline.embed`].
+            driving: A clip or its frames, or a [`DrivingMotion`] of [`~FsthPipeline.read_driving`].
+            motion, reference_frame: as in [`~FsthPipeline.drive`].
+            crop, face_index, driving_face_index, num_frames, fps:
+                as in [`~FsthPipeline.embed`] and [`~FsthPipeline.read_driving`].
+            output_path (`str` or `Path`, *optional*):
+                Stream the clip into this .mp4 or .gif instead of keeping its frames, whatever its length.
+            callback (`Callable`, *optional*): Called after each frame with its index, the number of frames, and itself.
+            return_dict (`bool`, *optional*, defaults to `True`): an [`FsthPipelineOutput`] or a plain tuple.
+
+        Raises:
+            FsthError: An input cannot be used; the message says which, and what to do.
+        """
+        seconds, started = {}, time.perf_counter()
+
+        def stage(name: str):
+            nonlocal started
+            seconds[name] = round(time.perf_counter() - started, 3)
+            started = time.perf_counter()
+
+        person = portraits if isinstance(portraits, FsthPerson) else self.embed(portraits, face_index, crop)
+        stage("embed")
+        if not isinstance(driving, DrivingMotion):
+            driving = self.read_driving(driving, driving_face_index, crop, num_frames, fps)
+        stage("landmarks")
+
+        def frames_with_progress():
+            frames = self.drive(person, driving, motion, reference_frame)
+            for index, frame in enumerate(self.progress_bar(zip(driving.landmarks, frames, strict=True))):
+                if callback is not None:
+                    callback(index, len(driving.landmarks), frame[1])
+                yield frame[1]
+
+        frames = None
+        if output_path is None:
+            frames = [Image.fromarray(frame) for frame in frames_with_progress()]
+        else:
+            write_clip(output_path, frames_with_progress(), driving.fps, driving.audio_path, OUTPUT_METADATA)
+        stage("frames")
+        report = {
+            "frames": len(driving.landmarks),
+            "fps": driving.fps,
+            "portrait_boxes": [list(box) for box in person.boxes],
+            "driving_box": list(driving.box),
+            "frames_without_face": driving.missing,
+            "sound": driving.audio_path is not None,
+            "seconds": seconds,
+        }
+        output = FsthPipelineOutput(frames, driving.fps, driving.audio_path, report)
+        return output if return_dict else output.to_tuple()
+
+
+def whole_frame(image: np.ndarray, name: str) -> CropBox:
+    """The box of a picture that is a head crop already."""
+    height, width = image.shape[:2]
+    if height != width:
+        raise FsthError(f"{name} is {width} x {height}; without cropping it must be a square crop of the head.")
+    return CropBox(0, 0, width)
+
+
+def default_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device has instructions for it: float16 overflows to black on some GPUs."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        native = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+    else:
+        native = False
+    return torch.bfloat16 if native else torch.float32

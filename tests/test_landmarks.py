@@ -1,0 +1,198 @@
+"""Layout, drawing and cropping of landmarks: what training needs, without OpenCV."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fsth_hub.errors import FsthError, NoFaceError
+from fsth_hub.landmarks import (
+    FLIP,
+    NUM_POINTS,
+    CropBox,
+    crop_box,
+    crop_image,
+    draw_landmarks,
+    drawing,
+    from_crop,
+    get_detector,
+    to_crop,
+)
+from fsth_hub.landmarks.layout import (
+    INNER_LIPS,
+    IRISES,
+    JAW,
+    LEFT_EYE,
+    MESH_TO_68,
+    NOSE_BRIDGE,
+    RIGHT_EYE,
+    RIGHT_IRIS,
+    face_extent,
+    interocular,
+)
+from fsth_hub.landmarks.pose import MEAN_FACE, Pose
+
+
+ROOT = Path(__file__).parents[1]
+FRONTAL = np.eye(3)
+
+
+@pytest.fixture
+def points():
+    """The mean face, looking straight out of a crop of 256 pixels, its mouth and eyes open."""
+    face = Pose(FRONTAL, 0.5, np.array([128.0, 140.0])).project(MEAN_FACE)
+    face[[66, 67, 65]] += [0, 6]
+    return face.astype(np.float32)
+
+
+def colour_of(group):
+    return next(np.array(colour) for indices, colour, _ in drawing.LINES if indices is group)
+
+
+def test_every_point_has_one_place():
+    groups = [indices for indices, _, _ in drawing.LINES] + [iris for _, iris, _ in drawing.IRISES]
+    assert sorted(np.concatenate(groups)) == list(range(NUM_POINTS))
+    assert len(MESH_TO_68) == 68 and MESH_TO_68.max() < 468
+
+
+def test_flip_mirrors_the_drawing(points):
+    assert (FLIP[FLIP] == np.arange(NUM_POINTS)).all()
+    mirrored = points.copy()
+    mirrored[:, 0] = 256 - mirrored[:, 0]
+    # The mean face is symmetric, so its mirror image is itself, once the points have changed places.
+    np.testing.assert_allclose(mirrored[FLIP], points, atol=1e-4)
+
+    points[:, 0] += 0.2 * points[:, 1]  # no longer symmetric
+    mirrored[:, 0] = 256 - points[:, 0]
+    drawn, of_mirrored = draw_landmarks(points, 256), draw_landmarks(mirrored[FLIP], 256)[:, ::-1]
+    lit = drawn.max(axis=2) > 0
+    difference = (drawn.max(axis=2).astype(int) - of_mirrored.max(axis=2)).clip(0)
+    assert difference.sum() < 0.05 * drawn.max(axis=2)[lit].sum()
+
+
+def test_drawing_has_the_colours_at_the_points(points):
+    drawn = draw_landmarks(points, 256)
+    assert drawn.shape == (256, 256, 3) and drawn.dtype == np.uint8
+    for group, index in ((JAW, 8), (NOSE_BRIDGE, 28), (RIGHT_EYE, 36), (LEFT_EYE, 45), (INNER_LIPS, 66)):
+        x, y = points[index]
+        # The end of a line need not cover its pixel altogether.
+        np.testing.assert_allclose(drawn[int(y), int(x)], colour_of(group), atol=60, err_msg=f"point {index}")
+    for _, iris, colour in drawing.IRISES:
+        x, y = points[iris[0]]
+        np.testing.assert_array_equal(drawn[int(y), int(x)], colour)
+    assert not drawn[:40].any() and not drawn[230:].any()
+
+
+def test_line_is_as_wide_as_it_should_be(points):
+    points[:] = np.nan
+    points[JAW] = np.stack([np.linspace(50, 200, 17), np.full(17, 100)], axis=1)
+    for size, width in ((128, 1), (256, 2)):
+        column = draw_landmarks(points * size / 256, size)[:, size // 2, 0]
+        assert column.sum() / 255 == pytest.approx(width, abs=0.3)
+
+
+def test_drawing_moves_with_less_than_a_pixel(points):
+    still, moved = draw_landmarks(points, 128), draw_landmarks(points + np.float32(0.3), 128)
+    assert (still != moved).any()
+
+
+def test_unknown_points_are_not_drawn(points):
+    assert not draw_landmarks(np.full((NUM_POINTS, 2), np.nan), 64).any()
+    without_irises = points.copy()
+    without_irises[IRISES] = np.nan
+    drawn = draw_landmarks(without_irises, 256)
+    x, y = points[RIGHT_IRIS[0]]
+    assert not drawn[int(y), int(x)].any()
+    assert drawn[int(points[8, 1]), int(points[8, 0])].all()
+
+
+def test_closed_eye_shows_no_iris(points):
+    x, y = points[RIGHT_IRIS[0]]
+    around = np.s_[int(y) - 8 : int(y) + 8, int(x) - 8 : int(x) + 8, 1]
+    assert (draw_landmarks(points, 256)[around] > 200).sum() > 20
+    points[[37, 38]] = points[[41, 40]] = points[[41, 40]] + [0, 5]  # the lids meet in an arc below the iris
+    assert not (draw_landmarks(points, 256)[around] > 200).any()
+
+
+def test_points_beyond_the_border_do_no_harm(points):
+    assert draw_landmarks(points + np.float32(150), 256).any()
+    assert not draw_landmarks(points + np.float32(5000), 256).any()
+
+
+def test_sizes_of_a_face(points):
+    assert interocular(points) == pytest.approx(50.2, abs=0.2)
+    assert interocular(np.stack([points, points * 2])).tolist() == pytest.approx([50.2, 100.3], abs=0.3)
+    assert face_extent(points) == pytest.approx(np.ptp(points[:68], axis=0).max())
+
+
+def test_crop_holds_the_face_where_it_should(points):
+    box = crop_box(points)
+    assert box.side == pytest.approx(2.27 * face_extent(points), rel=1e-5)
+    cropped = to_crop(points, box, 256)
+    middle = (cropped[:68].max(axis=0) + cropped[:68].min(axis=0)) / 2
+    np.testing.assert_allclose(middle, [128, 0.59 * 256], atol=0.01)
+
+
+def test_crop_of_a_clip_is_the_median_and_skips_frames_without_a_face(points):
+    clip = np.stack([points + shift for shift in (0, 1, 2, 3, 90)])
+    assert crop_box(clip) == pytest.approx(crop_box(points + 2))
+    clip[0] = np.nan
+    assert crop_box(clip) == pytest.approx(crop_box(points + 2.5))
+    with pytest.raises(NoFaceError, match="no face"):
+        crop_box(np.full((3, NUM_POINTS, 2), np.nan))
+
+
+def test_crop_round_trip(points):
+    box = CropBox(-12.25, 30.5, 321.75)
+    np.testing.assert_allclose(from_crop(to_crop(points, box, 128), box, 128), points, atol=1e-3)
+
+
+def test_crop_and_points_agree():
+    image = np.zeros((200, 300, 3), np.uint8)
+    image[80:90, 150:160] = 255  # a square whose middle is (155, 85)
+    box = CropBox(100.3, 20.6, 120.0)
+    cropped = crop_image(image, box, 256)
+    assert cropped.shape == (256, 256, 3)
+    ys, xs = np.nonzero(cropped[..., 0] > 127)
+    found = np.array([xs.mean() + 0.5, ys.mean() + 0.5])
+    np.testing.assert_allclose(found, to_crop(np.array([155.0, 85.0]), box, 256), atol=0.3)
+
+
+def test_beyond_the_border_the_edge_is_repeated():
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:, :30], image[:, 30:] = (200, 10, 20), (30, 220, 40)
+    cropped = crop_image(image, CropBox(-20, -60, 160), 80)
+    assert (cropped[:, :20] == image[0, 0]).all() and (cropped[:, -40:] == image[0, -1]).all()
+
+
+def test_shrinking_averages():
+    image = np.zeros((512, 512, 3), np.uint8)
+    image[::2] = 255  # a filter that skips rows would give black or white
+    cropped = crop_image(image, CropBox(64, 64, 384), 32)
+    assert np.abs(cropped.astype(int) - 127).max() < 12
+
+
+def test_training_side_needs_neither_opencv_nor_torch():
+    code = (
+        "import sys; sys.modules.update(cv2=None, torch=None, face_alignment=None)\n"
+        "import fsth_hub.landmarks.layout, fsth_hub.landmarks.drawing, fsth_hub.landmarks.cropping\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_unknown_detector_names_the_known_ones():
+    with pytest.raises(FsthError, match="'dlib'.*'mediapipe' or 'face-alignment'"):
+        get_detector("dlib")
+
+
+def test_models_are_those_of_the_notice():
+    lines = (ROOT / "NOTICE").read_text().splitlines()
+    files = [ROOT / line for line in lines if line.startswith("fsth_hub/")]
+    sums = [line.split()[1] for line in lines if line.strip().startswith("SHA-256")]
+    models = ROOT / "fsth_hub" / "landmarks" / "models"
+    assert set(files) == {*models.glob("*.tflite"), *models.glob("*.onnx")}
+    assert [hashlib.sha256(file.read_bytes()).hexdigest() for file in files] == sums
+    assert (models / "LICENSE-mediapipe.txt").stat().st_size and (models / "LICENSE-yunet.txt").stat().st_size

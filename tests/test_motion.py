@@ -1,0 +1,177 @@
+"""A driver's motion on a portrait's face."""
+
+import numpy as np
+import pytest
+
+from fsth_hub.errors import FsthError, NoFaceError
+from fsth_hub.landmarks import MotionAdapter, pick_reference
+from fsth_hub.landmarks.layout import IRISES, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS, interocular
+from fsth_hub.landmarks.pose import MEAN_FACE, Pose
+
+
+MOUTH = ((61, 67), (62, 66), (63, 65))
+EYE = ((37, 41), (38, 40))
+
+
+def turn(yaw=0.0, pitch=0.0, roll=0.0):
+    """The rotation of a head, degrees."""
+    (cy, cp, cr), (sy, sp, sr) = np.cos(np.radians([yaw, pitch, roll])), np.sin(np.radians([yaw, pitch, roll]))
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
+    about_z = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
+    return about_z @ about_x @ about_y
+
+
+def face(width=1.0, eyes=15.0, mouth=4.0, gaze=0.0, scale=0.5, centre=(128.0, 140.0), **angles):
+    """A face like the mean one: its width, its eyes' and its mouth's opening in units of the mean face, its pose."""
+    upright = MEAN_FACE * [width, 1, 1]
+    for iris in (RIGHT_IRIS, LEFT_IRIS):
+        upright[iris, 0] += gaze
+    for eye in (RIGHT_EYE, LEFT_EYE):
+        for upper, lower in ((1, 5), (2, 4)):
+            upright[eye[upper], 1] = upright[eye[lower], 1] - eyes
+    for upper, lower in MOUTH:
+        upright[lower, 1] = upright[upper, 1] + mouth
+    return Pose(turn(**angles), scale, np.array(centre)).project(upright).astype(np.float32)
+
+
+def opening(points, pairs):
+    upper, lower = np.array(pairs).T
+    return (points[lower, 1] - points[upper, 1]).mean() / interocular(points)
+
+
+PORTRAIT = face(width=0.9, eyes=8.0, mouth=2.0, yaw=-25, roll=8, scale=0.6)
+
+
+def test_pose_is_found_and_undone():
+    points = face(yaw=30, pitch=-10, roll=15, scale=0.7)
+    pose = Pose.of(points)
+    np.testing.assert_allclose(pose.rotation, turn(30, -10, 15), atol=1e-3)
+    assert pose.scale == pytest.approx(0.7, abs=1e-3)
+    np.testing.assert_allclose(pose.project(pose.lift(points)), points, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["relative", "absolute"])
+def test_driver_on_its_own_face_is_itself(mode):
+    reference = face(yaw=10)
+    adapter = MotionAdapter(reference, reference, mode)
+    for points in (reference, face(yaw=-20, roll=10, mouth=25, gaze=4, centre=(140, 120)), face(eyes=12.0, scale=0.6)):
+        np.testing.assert_allclose(adapter(points), points, atol=0 if mode == "absolute" else 1e-3)
+
+
+def test_absolute_takes_the_driver_as_it_is():
+    points = face(yaw=20, mouth=20)
+    np.testing.assert_array_equal(MotionAdapter(PORTRAIT, face(), "absolute")(points), points)
+
+
+def test_unmoved_driver_leaves_the_portrait_alone():
+    reference = face(eyes=20, mouth=0, pitch=12)
+    np.testing.assert_allclose(MotionAdapter(PORTRAIT, reference)(reference), PORTRAIT, atol=1e-3)
+
+
+def test_neither_the_drivers_size_nor_its_place_matters():
+    calm, active = face(yaw=5), face(yaw=-10, roll=4, mouth=20, eyes=5.0, gaze=5)
+    expected = MotionAdapter(PORTRAIT, calm)(active)
+    np.testing.assert_allclose(MotionAdapter(PORTRAIT, calm * 3 + 40)(active * 3 + 40), expected, atol=1e-2)
+
+
+def test_result_scales_with_the_portrait():
+    calm, active = face(), face(yaw=-10, mouth=20, centre=(138.0, 133.0))
+    once = MotionAdapter(PORTRAIT, calm)(active)
+    twice = MotionAdapter(PORTRAIT * 2, calm)(active)
+    np.testing.assert_allclose(twice, once * 2, atol=1e-2)
+
+
+def test_head_turns_and_moves_as_the_drivers_does():
+    portrait = face(yaw=-20, scale=0.6, centre=(120.0, 150.0))
+    # 20 pixels at a scale of 0.4 are 30 at one of 0.6; and the face grows by a tenth.
+    calm, active = face(yaw=5, scale=0.4), face(yaw=30, roll=10, scale=0.44, centre=(148.0, 140.0))
+    moved = Pose.of(MotionAdapter(portrait, calm)(active))
+    np.testing.assert_allclose(moved.rotation, turn(30, roll=10) @ turn(5).T @ turn(-20), atol=0.01)
+    assert moved.scale == pytest.approx(0.66, rel=0.01)
+    np.testing.assert_allclose(moved.centre, [150, 150], atol=0.5)
+
+
+def test_turning_head_keeps_its_shape():
+    """A difference of flat points would make a portrait that faces the viewer as wide as the driver has become."""
+    moved = MotionAdapter(face(), face(yaw=-50))(face(yaw=-20))
+    np.testing.assert_allclose(moved, face(yaw=30), atol=0.5)
+
+
+@pytest.mark.parametrize("own", [4.0, 8.0, 30.0])
+def test_closed_eye_closes_and_goes_no_further(own):
+    portrait = face(eyes=own, width=0.9)
+    closed = MotionAdapter(portrait, face(eyes=22))(face(eyes=0))
+    assert opening(portrait, EYE) > 0.03
+    assert opening(closed, EYE) == pytest.approx(0, abs=0.005)
+    half = MotionAdapter(portrait, face(eyes=22))(face(eyes=11))
+    assert opening(half, EYE) == pytest.approx(opening(portrait, EYE) / 2, rel=0.1)
+
+
+def test_one_eye_winks_alone():
+    driver = face()
+    driver[[37, 38]] = driver[[41, 40]]
+    moved = MotionAdapter(PORTRAIT, face())(driver)
+    still = face(width=0.9, eyes=8.0, mouth=2.0, yaw=-25, roll=8, scale=0.6)
+    assert opening(moved, EYE) < 0.3 * opening(still, EYE)
+    np.testing.assert_allclose(moved[LEFT_EYE], still[LEFT_EYE], atol=0.3)
+
+
+def test_mouth_opens_in_proportion_and_shuts_without_crossing():
+    portrait = face(mouth=0, scale=0.6)
+    moved = MotionAdapter(portrait, face(mouth=0, scale=0.3))(face(mouth=20, scale=0.3))
+    assert opening(moved, MOUTH) == pytest.approx(0.2, abs=0.02)
+    shut = MotionAdapter(portrait, face(mouth=20))(face(mouth=0))
+    assert opening(shut, MOUTH) == pytest.approx(0, abs=0.01)
+    ajar = MotionAdapter(face(mouth=10), face(mouth=20))(face(mouth=0))
+    assert opening(ajar, MOUTH) == pytest.approx(0, abs=0.01)
+    outer = np.array([57]), np.array([66])
+    assert (ajar[outer[0], 1] > ajar[outer[1], 1]).all()
+
+
+def test_tremble_of_a_shut_mouth_is_not_blown_up():
+    portrait = face(mouth=20)
+    moved = MotionAdapter(portrait, face(mouth=0.6))(face(mouth=0))
+    assert opening(moved, MOUTH) > 0.9 * opening(portrait, MOUTH)
+
+
+def test_gaze_follows_and_stays_in_the_eye():
+    portrait = face(width=0.8)
+    moved = MotionAdapter(portrait, face())(face(gaze=8))
+    assert moved[RIGHT_IRIS[0], 0] - portrait[RIGHT_IRIS[0], 0] == pytest.approx(8 * 0.8 * 0.5, rel=0.05)
+    far = MotionAdapter(face(gaze=15), face())(face(gaze=20))
+    for eye, iris in ((RIGHT_EYE, RIGHT_IRIS), (LEFT_EYE, LEFT_IRIS)):
+        assert far[eye[0], 0] <= far[iris[0], 0] <= far[eye[3], 0] + 1e-3
+
+
+def test_missing_irises():
+    without = face(mouth=10)
+    without[IRISES] = np.nan
+    blind = PORTRAIT.copy()
+    blind[IRISES] = np.nan
+    moved = MotionAdapter(blind, face())(face(mouth=10))
+    assert np.isnan(moved[IRISES]).all() and np.isfinite(moved[:68]).all()
+    for reference in (face(), without):
+        moved = MotionAdapter(PORTRAIT, reference)(without)
+        np.testing.assert_allclose(moved[IRISES], PORTRAIT[IRISES], atol=0.3)
+
+
+def test_missing_frame_holds_the_last_points():
+    adapter = MotionAdapter(PORTRAIT, face())
+    np.testing.assert_array_equal(adapter(None), PORTRAIT)
+    moved = adapter(face(mouth=20))
+    np.testing.assert_array_equal(adapter(None), moved)
+    assert (moved != PORTRAIT).any()
+
+
+def test_reference_is_the_frame_most_like_the_portrait():
+    portrait = face(width=0.95, yaw=20, mouth=1, eyes=12, scale=0.7)
+    frames = [None, face(mouth=20, yaw=20), face(yaw=-20, mouth=1), face(yaw=18, mouth=1.5), face(yaw=18, eyes=1.0)]
+    assert pick_reference(portrait, frames) == 3
+    with pytest.raises(NoFaceError, match="no face"):
+        pick_reference(portrait, [None, None])
+
+
+def test_unknown_mode():
+    with pytest.raises(FsthError, match="'sideways'.*'relative' or 'absolute'"):
+        MotionAdapter(PORTRAIT, PORTRAIT, "sideways")
