@@ -191,7 +191,7 @@ class FsthImageProcessor(PilBackend):
         Returns:
             B pictures.
         """
-        pixels = ((images.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         arrays = list(pixels.permute(0, 2, 3, 1).cpu().numpy())
         return [Image.fromarray(array) for array in arrays] if output_type == "pil" else arrays
 

@@ -64,9 +64,10 @@ def test_absolute_takes_the_driver_as_it_is():
     np.testing.assert_array_equal(MotionAdapter(PORTRAIT, face(), "absolute")(points), points)
 
 
-def test_unmoved_driver_leaves_the_portrait_alone():
+@pytest.mark.parametrize("portrait", [PORTRAIT, face(eyes=0, gaze=4)], ids=["awake", "asleep"])
+def test_unmoved_driver_leaves_the_portrait_alone(portrait):
     reference = face(eyes=20, mouth=0, pitch=12)
-    np.testing.assert_allclose(MotionAdapter(PORTRAIT, reference)(reference), PORTRAIT, atol=1e-3)
+    np.testing.assert_allclose(MotionAdapter(portrait, reference)(reference), portrait, atol=1e-3)
 
 
 def test_neither_the_drivers_size_nor_its_place_matters():
@@ -168,6 +169,8 @@ def test_reference_is_the_frame_most_like_the_portrait():
     portrait = face(width=0.95, yaw=20, mouth=1, eyes=12, scale=0.7)
     frames = [None, face(mouth=20, yaw=20), face(yaw=-20, mouth=1), face(yaw=18, mouth=1.5), face(yaw=18, eyes=1.0)]
     assert pick_reference(portrait, frames) == 3
+    # A frame in mid-blink is no reference, even where the head is turned a little less well without it.
+    assert pick_reference(portrait, [face(yaw=20, eyes=1.0), face(yaw=16.5)]) == 1
     with pytest.raises(NoFaceError, match="no face"):
         pick_reference(portrait, [None, None])
 
