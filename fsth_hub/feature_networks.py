@@ -101,7 +101,8 @@ class FaceFeatures(nn.Module):
 
     def forward(self, images, landmarks) -> list[torch.Tensor]:
         """images: B x 3 x H x W in [-1, 1]; landmarks: B x 78 x 2, pixels, which say where the face is."""
-        x = (crop_faces(images, landmarks) + 1) * 127.5 - self.mean
+        face = crop_around(images, landmarks[:, :68], FACE_MARGIN, FACE_SIZE)
+        x = (face + 1) * 127.5 - self.mean
         taps = []
         for index, (layer, stride) in enumerate(zip(self.layers, self.strides, strict=True)):
             padding = layer.kernel_size[0] // 2
@@ -113,13 +114,23 @@ class FaceFeatures(nn.Module):
         return taps
 
 
-def crop_faces(images: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
-    """The square around each face, grown by `FACE_MARGIN`, differentiably: B x 3 x FACE_SIZE x FACE_SIZE."""
-    points = landmarks[:, :68].float() * 2 / images.shape[-1] - 1  # half sides of the frame
+def crop_around(images: torch.Tensor, points: torch.Tensor, margin: float, size: int) -> torch.Tensor:
+    """
+    The square around some landmarks of each frame, differentiably.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch, 3, height, width)`): square frames.
+        points (`torch.Tensor` of shape `(batch, n, 2)`): pixels, x then y.
+        margin (`float`): side of the square, in sizes of what the points span.
+        size (`int`): side of the result in pixels.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, 3, size, size)`: float32; beyond the frame its border is repeated.
+    """
+    points = points.float() * 2 / images.shape[-1] - 1  # half sides of the frame
     low, high = points.amin(dim=1), points.amax(dim=1)  # B x 2
-    scale = (high - low).amax(dim=1) / 2 * FACE_MARGIN  # B
     theta = torch.zeros(len(images), 2, 3, device=images.device)
-    theta[:, 0, 0] = theta[:, 1, 1] = scale
+    theta[:, 0, 0] = theta[:, 1, 1] = (high - low).amax(dim=1) / 2 * margin
     theta[:, :, 2] = (low + high) / 2
-    grid = F.affine_grid(theta, [len(images), 3, FACE_SIZE, FACE_SIZE], align_corners=False)
+    grid = F.affine_grid(theta, [len(images), 3, size, size], align_corners=False)
     return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)

@@ -189,7 +189,6 @@ class FsthPipeline(DiffusionPipeline):
     def detector(self, detector: LandmarkDetector):
         self._detector = detector
 
-    @torch.no_grad()
     def embed(self, portraits: Portrait | Sequence[Portrait], face_index: int = 0, crop: bool = True) -> FsthPerson:
         """
         Learn a person from one or more portraits (section 3.4 without fine-tuning).
@@ -222,6 +221,20 @@ class FsthPipeline(DiffusionPipeline):
             ):
                 values.append(value)
 
+        return self.embed_crops(crops, landmarks, boxes)
+
+    @torch.no_grad()
+    def embed_crops(
+        self, crops: list[np.ndarray], landmarks: Sequence[np.ndarray], boxes: list[CropBox] | None = None
+    ) -> FsthPerson:
+        """
+        The same for head crops whose landmarks are known.
+
+        Args:
+            crops: Each 256 x 256 x 3 uint8 RGB.
+            landmarks: For each crop 78 x 2, pixels of the crop.
+            boxes (`list[CropBox]`, *optional*): Where the crops come from.
+        """
         inputs = self.image_processor.preprocess(crops, landmarks)
         images = self._to_network(inputs["pixel_values"])[None]  # 1 x K x 3 x 256 x 256
         drawings = self._to_network(inputs["landmark_images"])[None]
@@ -229,7 +242,7 @@ class FsthPipeline(DiffusionPipeline):
         adain_parameters = self.generator.project(self.embedder(images, drawings).embedding)
         skips = self.generator.config.source_skips
         sources = self.generator.encode_sources(images, drawings, points) if skips else None
-        return FsthPerson(adain_parameters, sources, landmarks[0], boxes)
+        return FsthPerson(adain_parameters, sources, landmarks[0], boxes or [])
 
     def read_driving(
         self,
@@ -293,10 +306,21 @@ class FsthPipeline(DiffusionPipeline):
         adapt = MotionAdapter(person.landmarks, driving.landmarks[reference_frame], motion)
         generator = self.generator.fused()
         for points in driving.landmarks:
-            yield self._draw(generator, person, adapt(points))
+            yield self.draw_frame(generator, person, adapt(points))
 
     @torch.no_grad()
-    def _draw(self, generator: FsthGenerator, person: FsthPerson, points: np.ndarray) -> np.ndarray:
+    def draw_frame(self, generator: FsthGenerator, person: FsthPerson, points: np.ndarray) -> np.ndarray:
+        """
+        Draw one frame, for callers with landmarks of their own.
+
+        Args:
+            generator ([`FsthGenerator`]): this pipeline's, or its [`~FsthGenerator.fused`] copy, which is faster.
+            person ([`FsthPerson`]): of [`~FsthPipeline.embed`].
+            points (`np.ndarray` of shape `(78, 2)`): pixels of the frame, NaN where absent.
+
+        Returns:
+            `np.ndarray` of shape `(256, 256, 3)`: uint8 RGB.
+        """
         drawing = self._to_network(self.image_processor.draw(points))
         # points stay in float32: half precision has no sub-pixels
         points = torch.from_numpy(points)[None].to(drawing.device)

@@ -23,6 +23,9 @@ from .configuration_fsth import FsthConfig
 # pixel, and how far from all landmarks a pixel still moves with a head that moves little.
 SOFTMAX_WIDTH = 0.06
 FADE_WIDTH = 0.18
+# What the refiner's output counts for in half sides. Adam moves every weight by as much as the rate in each step, and
+# the sum of a few hundred weights by so much more that, unscaled, a single step would shift the flow by several pixels.
+FLOW_SCALE = 0.05
 
 
 @dataclass
@@ -204,7 +207,7 @@ class SourceSkips(nn.Module):
         warped = warp(torch.cat([small, flat.features[1]], dim=1), flow, grid)
         inputs = [drawing.repeat_interleave(num_portraits, dim=0), warped, flow.permute(0, 3, 1, 2).to(warped.dtype)]
         refined = self.refiner(torch.cat(inputs, dim=1)).float()  # BK x 4 x 64 x 64
-        flow = flow + refined[:, :2].permute(0, 2, 3, 1)
+        flow = flow + FLOW_SCALE * refined[:, :2].permute(0, 2, 3, 1)
         # portraits are trusted until training says otherwise
         visibility = torch.sigmoid(refined[:, 3:] + 2)
         confidence = refined[:, 2:3].unflatten(0, (batch, num_portraits))  # B x K x 1 x 64 x 64

@@ -10,6 +10,7 @@ from PIL import Image
 
 from fsth_hub.errors import FsthError
 from fsth_hub.image_processing_fsth import FsthImageProcessor, load_image
+from fsth_hub.landmarks.cropping import CropBox
 from fsth_hub.landmarks.drawing import draw_landmarks
 
 
@@ -242,7 +243,12 @@ def test_crop_fits_what_preprocess_takes(points):
     np.testing.assert_allclose(centre, inside[30], atol=1)
     features = processor.preprocess(crop, inside)
     np.testing.assert_array_equal(features.landmarks[0], inside)  # no second scaling
-    assert box.side > 0
+    whole = CropBox(20, 0, 160)
+    crop, inside, box = processor.crop(image, points, whole)
+    assert box == whole
+    np.testing.assert_allclose(inside, (points - [20, 0]) * 0.4, atol=1e-4)
+    rows, columns = np.nonzero(crop[..., 0] > 127)
+    np.testing.assert_allclose([columns.mean() + 0.5, rows.mean() + 0.5], inside[30], atol=1)
 
 
 def test_saves_and_loads(tmp_path, picture):
@@ -251,9 +257,7 @@ def test_saves_and_loads(tmp_path, picture):
     assert saved == {"image_processor_type": "FsthImageProcessor", "size": {"height": 64, "width": 64}}
     processor = FsthImageProcessor.from_pretrained(tmp_path)
     assert processor.side == 64
-    np.testing.assert_array_equal(
-        processor(picture).pixel_values, FsthImageProcessor(size=64)(picture).pixel_values
-    )
+    np.testing.assert_array_equal(processor(picture).pixel_values, FsthImageProcessor(size=64)(picture).pixel_values)
     assert processor(picture, size=32).pixel_values.shape == (1, 3, 32, 32)
     assert FsthImageProcessor().side == 256
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fsth_hub import losses
-from fsth_hub.feature_networks import FACE_STRIDES, FaceFeatures, VGGFeatures, crop_faces, load_weights
+from fsth_hub.feature_networks import FACE_STRIDES, FaceFeatures, VGGFeatures, crop_around, load_weights
 
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
@@ -55,7 +55,9 @@ def vgg_weights(depths):
     return weights
 
 
-@pytest.mark.parametrize("depths, taps", [((2, 2, 3, 3, 3), [1, 6, 11, 18, 25]), ((2, 2, 4, 4, 4), [1, 6, 11, 20, 29])])
+@pytest.mark.parametrize(
+    "depths, taps", [((2, 2, 3, 3, 3), [1, 6, 11, 18, 25]), ((2, 2, 4, 4, 4), [1, 6, 11, 20, 29])], ids=["16", "19"]
+)
 def test_vgg_taps_are_the_first_activation_of_each_stage(depths, taps):
     torch.manual_seed(0)
     weights = vgg_weights(depths)
@@ -68,9 +70,8 @@ def test_vgg_taps_are_the_first_activation_of_each_stage(depths, taps):
             layers += [layer, nn.ReLU()]
         layers.append(nn.MaxPool2d(2))
     images = torch.rand(1, 3, 32, 32) * 2 - 1
-    x = ((images + 1) / 2 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
-        [0.229, 0.224, 0.225]
-    ).view(3, 1, 1)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+    x = ((images + 1) / 2 - mean) / std
     expected = []
     for index, layer in enumerate(layers):
         x = layer(x)
@@ -86,7 +87,7 @@ def test_face_crop_is_the_face_and_passes_gradients():
     landmarks = torch.full((1, 78, 2), float("nan"))
     landmarks[:, :68] = 64
     landmarks[:, 0], landmarks[:, 16] = torch.tensor([44.0, 64.0]), torch.tensor([84.0, 64.0])  # 40 pixels wide
-    crop_faces(images, landmarks).sum().backward()
+    crop_around(images, landmarks[:, :68], 1.3, 224).sum().backward()
     seen = images.grad[0, 0].abs() > 0
     columns = seen.any(dim=0).nonzero().flatten()
     assert (columns.min().item(), columns.max().item()) == pytest.approx((64 - 26, 64 + 26), abs=1.5)

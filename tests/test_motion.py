@@ -6,6 +6,7 @@ import pytest
 from fsth_hub.errors import FsthError, NoFaceError
 from fsth_hub.landmarks import MotionAdapter, pick_reference
 from fsth_hub.landmarks.layout import IRISES, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS, interocular
+from fsth_hub.landmarks.motion import MAX_MOVE, MAX_TURN, MAX_ZOOM
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 
 
@@ -55,8 +56,8 @@ def test_pose_is_found_and_undone():
 def test_driver_on_its_own_face_is_itself(mode):
     reference = face(yaw=10)
     adapter = MotionAdapter(reference, reference, mode)
-    for points in (reference, face(yaw=-20, roll=10, mouth=25, gaze=4, centre=(140, 120)), face(eyes=12.0, scale=0.6)):
-        np.testing.assert_allclose(adapter(points), points, atol=0 if mode == "absolute" else 1e-3)
+    for points in (reference, face(yaw=3, roll=5, mouth=25, gaze=4, centre=(132, 138)), face(eyes=12.0, scale=0.52)):
+        np.testing.assert_allclose(adapter(points), points, atol=0 if mode == "absolute" else 0.6)
 
 
 def test_absolute_takes_the_driver_as_it_is():
@@ -85,18 +86,29 @@ def test_result_scales_with_the_portrait():
 
 def test_head_turns_and_moves_as_the_drivers_does():
     portrait = face(yaw=-20, scale=0.6, centre=(120.0, 150.0))
-    # 20 pixels at a scale of 0.4 are 30 at one of 0.6; and the face grows by a tenth.
-    calm, active = face(yaw=5, scale=0.4), face(yaw=30, roll=10, scale=0.44, centre=(148.0, 140.0))
+    # 6 pixels at a scale of 0.4 are 9 at one of 0.6; and the face grows by a twentieth.
+    calm, active = face(yaw=5, scale=0.4), face(yaw=12, roll=5, scale=0.42, centre=(134.0, 140.0))
     moved = Pose.of(MotionAdapter(portrait, calm)(active))
-    np.testing.assert_allclose(moved.rotation, turn(30, roll=10) @ turn(5).T @ turn(-20), atol=0.01)
-    assert moved.scale == pytest.approx(0.66, rel=0.01)
-    np.testing.assert_allclose(moved.centre, [150, 150], atol=0.5)
+    np.testing.assert_allclose(moved.rotation, turn(12, roll=5) @ turn(5).T @ turn(-20), atol=0.01)
+    assert moved.scale == pytest.approx(0.63, rel=0.01)
+    np.testing.assert_allclose(moved.centre, [129, 150], atol=0.5)
+
+
+def test_head_goes_no_further_than_a_portrait_can_follow():
+    """A driver who walks away would pull the face off its neck."""
+    adapter = MotionAdapter(face(), face())
+    portrait, between_eyes = Pose.of(face()), 50  # 100 units at a scale of 0.5
+    nearer, far = (Pose.of(adapter(face(centre=(128.0 + x, 140.0)))).centre[0] - 128 for x in (60, 300))
+    assert 0.3 * between_eyes < nearer < far <= MAX_MOVE * between_eyes
+    turned = Pose.of(adapter(face(yaw=80))).rotation
+    np.testing.assert_allclose(turned, turn(np.degrees(MAX_TURN) * np.tanh(np.radians(80) / MAX_TURN)), atol=0.02)
+    assert Pose.of(adapter(face(scale=5))).scale <= portrait.scale * np.exp(MAX_ZOOM) + 1e-3
 
 
 def test_turning_head_keeps_its_shape():
     """A difference of flat points would make a portrait that faces the viewer as wide as the driver has become."""
-    moved = MotionAdapter(face(), face(yaw=-50))(face(yaw=-20))
-    np.testing.assert_allclose(moved, face(yaw=30), atol=0.5)
+    moved = MotionAdapter(face(), face(yaw=-50))(face(yaw=-40))
+    np.testing.assert_allclose(moved, face(yaw=10), atol=0.5)
 
 
 @pytest.mark.parametrize("own", [4.0, 8.0, 30.0])

@@ -15,7 +15,7 @@ from fsth_hub.video import open_clip, write_clip
 
 
 RAW = Path(__file__).parents[2] / "shared" / "data" / "raw"
-RED, BLUE, GREEN = (230, 20, 20), (20, 20, 230), (20, 200, 20)
+RED, BLUE = (230, 20, 20), (20, 20, 230)
 
 
 def picture(value: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -38,7 +38,15 @@ def click(seconds: float, rate: int, at: float) -> np.ndarray:
 
 
 def make_clip(
-    path, frames, times_ms=None, codec="libx264", sound=None, sound_from=0.0, rotation=None, aspect=None, fps=25,
+    path,
+    frames,
+    times_ms=None,
+    codec="libx264",
+    sound=None,
+    sound_from=0.0,
+    rotation=None,
+    aspect=None,
+    fps=25,
     options=None,
 ):
     """A clip of `frames` at `times_ms` (or at `fps`) with a click at 1 s in `sound` (a codec's name)."""

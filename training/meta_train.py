@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
@@ -28,9 +29,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that 
 
 from fsth_hub import losses
 from fsth_hub.configuration_fsth import FsthConfig
-from fsth_hub.feature_networks import FaceFeatures, VGGFeatures, load_weights
+from fsth_hub.feature_networks import FaceFeatures, VGGFeatures, crop_around, load_weights
+from fsth_hub.landmarks.layout import LEFT_EYE, OUTER_LIPS, RIGHT_EYE
 from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from training.dataset import EpisodeDataset, read_index
+
+
+PARTS = (OUTER_LIPS, RIGHT_EYE, LEFT_EYE)
+PART_MARGIN, PART_SIZE = 1.6, 64
+POWER_ITERATIONS = 15
 
 
 def parse_args(argv=None):
@@ -51,11 +58,13 @@ def parse_args(argv=None):
     parser.add_argument("--max_minutes", type=float, default=float("inf"), help="save and stop after so long")
     parser.add_argument("--generator_lr", type=float, default=5e-5, help="Adam, embedder and generator")
     parser.add_argument("--discriminator_lr", type=float, default=2e-4, help="Adam, discriminator")
+    parser.add_argument("--warmup_steps", type=int, default=0, help="both rates rise linearly for so many steps")
     parser.add_argument("--beta1", type=float, default=0.0, help="Adam; the authors' code has 0")
     parser.add_argument("--discriminator_steps", type=int, default=2, help="discriminator updates per generator's")
     parser.add_argument("--adversarial_start", type=int, default=0, help="content loss alone before this step")
     parser.add_argument("--vgg_weight", type=float, default=losses.VGG_WEIGHT, help="for a Caffe-scaled VGG")
     parser.add_argument("--face_weight", type=float, default=losses.FACE_WEIGHT, help="for a Caffe-scaled VGGFace")
+    parser.add_argument("--parts_weight", type=float, default=0.0, help="of the VGG loss on mouth and eyes enlarged")
     parser.add_argument("--adversarial_weight", type=float, default=1.0, help="of minus the discriminator's score")
     parser.add_argument("--feature_matching_weight", type=float, default=losses.FEATURE_MATCHING_WEIGHT)
     parser.add_argument("--match_weight", type=float, default=losses.MATCH_WEIGHT)
@@ -92,7 +101,11 @@ class MetaLearner(nn.Module):
 
 
 class ContentLoss(nn.Module):
-    """L_CNT with the weights of v2, carried over to the networks in use."""
+    """L_CNT with the weights of v2, carried over to the networks in use.
+
+    Mouth and eyes are what people look at and a fiftieth of the frame: with `parts_weight` they are enlarged and
+    compared once more. (The paper has no such term; with hundreds of people instead of thousands it is needed.)
+    """
 
     def __init__(self, args):
         super().__init__()
@@ -100,6 +113,7 @@ class ContentLoss(nn.Module):
         self.vgg_weight = args.vgg_weight * self.vgg.loss_scale
         self.face = FaceFeatures(load_weights(args.face_network)) if args.face_network else None
         self.face_weight = args.face_weight * FaceFeatures.loss_scale
+        self.parts_weight = args.parts_weight * self.vgg.loss_scale
 
     def forward(self, fake, real, landmarks):
         with torch.no_grad():
@@ -108,6 +122,14 @@ class ContentLoss(nn.Module):
         terms = {"vgg": self.vgg_weight * losses.content_loss(self.vgg(fake), real_vgg)}
         if self.face is not None:
             terms["face"] = self.face_weight * losses.content_loss(self.face(fake, landmarks), real_face)
+        if self.parts_weight:
+            fake_parts, real_parts = (
+                torch.cat([crop_around(images, landmarks[:, part], PART_MARGIN, PART_SIZE) for part in PARTS])
+                for images in (fake, real)
+            )
+            with torch.no_grad():
+                real_vgg = self.vgg(real_parts)
+            terms["parts"] = self.parts_weight * losses.content_loss(self.vgg(fake_parts), real_vgg)
         return terms
 
 
@@ -129,6 +151,17 @@ def build_networks(args, num_clips: int):
     discriminator = FsthDiscriminator(FsthConfig(**saved.config.to_diff_dict() | {"num_identities": num_clips}))
     discriminator.load_state_dict(saved.state_dict(), strict=False)
     return embedder.train(), generator.train(), discriminator
+
+
+def settle_spectral_norm(network: nn.Module):
+    """Bring the power iteration of averaged weights to its end: the vectors that came with them are other weights'."""
+    network.train()
+    with torch.no_grad():
+        for module in network.modules():
+            if parametrize.is_parametrized(module, "weight"):
+                for _ in range(POWER_ITERATIONS):
+                    module.weight  # noqa: B018 (in training mode every look at it is one iteration)
+    network.eval()
 
 
 def save_networks(folder: Path, learner: MetaLearner, discriminator: FsthDiscriminator):
@@ -165,7 +198,6 @@ def to_pixels(images: torch.Tensor) -> np.ndarray:
 @torch.no_grad()
 def validate(learner: MetaLearner, content: ContentLoss, batches, picture: Path) -> dict[str, float]:
     """Mean VGG distance of the averaged generator on fixed episodes, beside the warp's, and a picture of some."""
-    learner.eval()
     totals, columns = {"vgg": 0.0, "vgg_warped": 0.0}, []
     for images, landmark_images, landmarks in batches:
         fake, warped, _ = learner(images, landmark_images, landmarks)
@@ -210,10 +242,10 @@ def main(argv=None):
     learner = MetaLearner(embedder, generator).to(device, memory_format=torch.channels_last)
     discriminator = discriminator.to(device, memory_format=torch.channels_last)
     content = ContentLoss(args).to(device, memory_format=torch.channels_last)
-    average = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay), use_buffers=True)
+    average = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
     betas = (args.beta1, 0.999)
-    generator_optimizer = torch.optim.Adam(learner.parameters(), args.generator_lr, betas, eps=1e-5)
-    discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), args.discriminator_lr, betas, eps=1e-5)
+    generator_optimizer = torch.optim.Adam(learner.parameters(), args.generator_lr, betas)
+    discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), args.discriminator_lr, betas)
     learner, discriminator, generator_optimizer, discriminator_optimizer, loader = accelerator.prepare(
         learner, discriminator, generator_optimizer, discriminator_optimizer, loader
     )
@@ -246,6 +278,13 @@ def main(argv=None):
         if args.vary_sources:  # the same on every process, and after resuming
             num_sources = int(np.random.default_rng([args.seed, step]).integers(1, args.num_sources + 1))
         adversarial = step > args.adversarial_start
+
+        for optimizer, rate in (
+            (generator_optimizer, args.generator_lr),
+            (discriminator_optimizer, args.discriminator_lr),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * min(1, (step - first_step) / max(args.warmup_steps, 1))
 
         # generator: its gradients must not leak into the discriminator
         batch = next(episodes)
@@ -306,6 +345,8 @@ def main(argv=None):
 
         out_of_time = (time.monotonic() - started) / 60 > args.max_minutes
         last = out_of_time or step == args.max_steps
+        if last or step % args.save_every == 0 or step % args.sample_every == 0:
+            settle_spectral_norm(average.module)
         if validation and (step % args.sample_every == 0 or last):
             with accelerator.autocast():
                 scores = validate(average.module, content, validation, args.output_dir / f"sample-{step:07d}.jpg")

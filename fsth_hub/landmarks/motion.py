@@ -2,7 +2,7 @@
 
 Relative motion moves the portrait's own landmarks by the change of the driver's since a reference frame, so that the
 driver's face shape and resting expression stay out of the result. A change has two parts. The head's (turning, moving,
-coming nearer) is taken over as it is. The face's is measured on the driver's face as if it looked straight at the
+coming nearer) is taken over, the less of it the further it goes beyond what a portrait can follow. The face's is measured on the driver's face as if it looked straight at the
 viewer, scaled to the portrait's features, and added there in the same way; so a driver in half profile can move a
 portrait that faces the viewer.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import FsthError, NoFaceError
 from .layout import FACE, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS
-from .pose import Pose
+from .pose import UNITS_BETWEEN_EYES, Pose
 
 
 MotionMode = Literal["relative", "absolute"]
@@ -27,6 +27,10 @@ LOWER = np.array([41, 40, 47, 46, 67, 66, 65])
 CLOSING = ((37, 0, -1.0), (38, 1, -1.0), (43, 2, -1.0), (44, 3, -1.0), (67, 4, 1.0), (66, 5, 1.0), (65, 6, 1.0),
            (59, 4, 0.5), (58, 4, 1.0), (57, 5, 1.0), (56, 6, 1.0), (55, 6, 0.5))  # fmt: skip
 MAX_CLOSING_GAIN = 3.0  # an opening hardly open in the reference frame would blow its tremble up
+
+# How far a head can be taken from its portrait's pose before too much is seen that the portrait does not show: turned in
+# radians, moved in distances between the eyes, and as the logarithm of its size.
+MAX_TURN, MAX_MOVE, MAX_ZOOM = 0.6, 0.6, 0.3
 
 EYES = ((RIGHT_EYE, RIGHT_IRIS), (LEFT_EYE, LEFT_IRIS))
 
@@ -83,11 +87,12 @@ class MotionAdapter:
         for eye, iris in EYES:
             self._look(moved, change, eye, iris)
 
-        size = portrait.scale / reference.scale
+        move = (driver.centre - reference.centre) / (UNITS_BETWEEN_EYES * reference.scale)
+        zoom = np.log(driver.scale / reference.scale)
         pose = Pose(
-            rotation=driver.rotation @ reference.rotation.T @ portrait.rotation,
-            scale=driver.scale * size,
-            centre=portrait.centre + (driver.centre - reference.centre) * size,
+            rotation=_soften_turn(driver.rotation @ reference.rotation.T) @ portrait.rotation,
+            scale=portrait.scale * np.exp(_soften(zoom, MAX_ZOOM)),
+            centre=portrait.centre + _soften(move, MAX_MOVE) * UNITS_BETWEEN_EYES * portrait.scale,
         )
         return pose.project(moved)
 
@@ -111,6 +116,22 @@ class MotionAdapter:
         low = moved[eye].min(axis=0) + np.minimum(own - lids.min(axis=0), 0)
         high = moved[eye].max(axis=0) + np.maximum(own - lids.max(axis=0), 0)
         moved[iris] += np.clip(moved[iris[0]], low, high) - moved[iris[0]]
+
+
+def _soften(change: np.ndarray, limit: float) -> np.ndarray:
+    """A change of any length as it is when small, and never longer than the limit."""
+    length = np.linalg.norm(change)
+    return change if length == 0 else change * (limit * np.tanh(length / limit) / length)
+
+
+def _soften_turn(rotation: np.ndarray) -> np.ndarray:
+    """A rotation (3 x 3) about its axis by the softened angle (Rodrigues' formula)."""
+    angle = np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1))
+    if angle < 1e-6:
+        return rotation
+    cross = (rotation - rotation.T) / (2 * np.sin(angle))  # the axis as a cross product
+    softened = _soften(angle, MAX_TURN)
+    return np.eye(3) + np.sin(softened) * cross + (1 - np.cos(softened)) * cross @ cross
 
 
 def pick_reference(portrait: np.ndarray, frames: Sequence[np.ndarray | None]) -> int:

@@ -27,6 +27,8 @@ IRIS = np.array([(0, 0, 0), (9, 0, 0), (0, -9, 0), (-9, 0, 0), (0, 9, 0)])
 MEAN_FACE[RIGHT_IRIS] = MEAN_FACE[RIGHT_EYE].mean(axis=0) + IRIS
 MEAN_FACE[LEFT_IRIS] = MEAN_FACE[LEFT_EYE].mean(axis=0) + IRIS
 
+UNITS_BETWEEN_EYES = 100
+
 # Points that hardly move on the skull: the ends of the jaw, the nose, the corners of the eyes.
 RIGID = np.r_[0:4, 13:17, 27:36, [36, 39, 42, 45]]
 RIGID_MEAN = MEAN_FACE[RIGID].mean(axis=0)
