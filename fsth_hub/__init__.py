@@ -1,0 +1,31 @@
+"""Few-shot talking heads that anyone can use (arXiv 1905.08233)."""
+
+from importlib import import_module
+
+
+__version__ = "0.1.0"
+
+# Imported on first use: training needs the networks on machines that have neither diffusers nor OpenCV.
+_MODULES = {
+    "FsthConfig": "configuration_fsth",
+    "FsthDiscriminator": "modeling_fsth",
+    "FsthEmbedder": "modeling_fsth",
+    "FsthError": "errors",
+    "FsthGenerator": "modeling_fsth",
+    "FsthImageProcessor": "image_processing_fsth",
+    "FsthPipeline": "pipeline_fsth",
+    "NoFaceError": "errors",
+    "VideoError": "errors",
+}
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module 'fsth_hub' has no attribute '{name}'")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("fsth-hub", "torch", "transformers", "diffusers", "opencv-python", "av", "gradio")
 CLIPS = (".mp4", ".gif")
+OPACITY = 0.75  # of landmarks over a picture: the eye's own iris must show through the drawn one
 MAX_DRAWING = 1024  # pixels; landmarks are drawn four times as large and then reduced, which takes memory
 
 
@@ -57,13 +58,13 @@ FaceOption = Annotated[int, typer.Option(min=0, help="Which face of the picture,
 
 @app.command()
 def animate(
-    portraits: Annotated[list[Path], typer.Argument(metavar="PORTRAIT...", help="Pictures of one person.")],
+    portraits: Annotated[list[Path], typer.Argument(metavar="PORTRAIT", help="Pictures of one person.")],
     driving: Annotated[Path, typer.Option(help="The clip whose motion to take.")],
     output: Annotated[Path, typer.Option(help="The clip to write: .mp4, with the driver's sound, or .gif.")],
     model: ModelOption = None,
     motion: Annotated[
         Literal["relative", "absolute"],
-        typer.Option(help="Move the portrait by the driver's change, or take over the driver's landmarks as they are."),
+        typer.Option(help="Move the portrait by the driver's change, or take the driver's landmarks as they are."),
     ] = "relative",
     crop: Annotated[
         bool, typer.Option("--crop/--no-crop", help="--no-crop: the inputs are square head crops already.")
@@ -89,7 +90,6 @@ def animate(
     check_output(output, CLIPS, inputs=[*portraits, driving])
     if report_path is not None and not to_stdout:
         check_output(report_path, (".json",), inputs=[output])
-    silence_libraries()
     from .landmarks import get_detector
 
     found_detector = get_detector(detector)
@@ -123,7 +123,8 @@ def animate(
         typer.echo(text) if to_stdout else report_path.write_text(text + "\n")
     seconds = sum(report["seconds"].values())
     sound = "with sound" if report["sound"] and output.suffix.lower() == ".mp4" else "without sound"
-    typer.echo(f"{output}: {report['frames']} frames at {report['fps']:g} fps, {sound}, {seconds:.1f} s", err=to_stdout)
+    summary = f"{output}: {report['frames']} frames at {report['fps']:g} fps, {sound}, {seconds:.1f} s"
+    typer.echo(summary, err=to_stdout)
 
 
 @app.command()
@@ -136,7 +137,6 @@ def landmarks(
     """Draw the landmarks over a picture or clip, to see whether they fit."""
     check_inputs(file)
     check_output(output, (".png", *CLIPS), inputs=[file])
-    silence_libraries()
     from PIL import Image
 
     from .image_processing_fsth import load_image
@@ -163,7 +163,6 @@ def landmarks(
 @app.command()
 def info(model: ModelOption = None, device: DeviceOption = "auto", dtype: DtypeOption = "auto") -> None:
     """Show versions, device, the model's size and the detectors."""
-    silence_libraries()
     pipe = load_pipeline(model, device, dtype)
     from .pipeline_fsth import BUNDLED_MODEL
 
@@ -210,6 +209,7 @@ def load_pipeline(model: str | None, device: str, dtype: str) -> "FsthPipeline":
     """Load a model, and set its progress bars up for a terminal."""
     import torch
 
+    silence_libraries()
     from .pipeline_fsth import FsthPipeline
 
     if device != "auto":
@@ -217,7 +217,8 @@ def load_pipeline(model: str | None, device: str, dtype: str) -> "FsthPipeline":
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # no such name; built without it; no such GPU
             raise FsthError(f"The device '{device}' cannot be used here: try --device auto.") from error
-    pipe = FsthPipeline.from_pretrained(model, device=device, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+    torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
+    pipe = FsthPipeline.from_pretrained(model, device=device, dtype=torch_dtype)
     # None: no bar where stderr is not a terminal.
     pipe.set_progress_bar_config(disable=None, leave=False, unit=" frames")
     return pipe
@@ -225,7 +226,6 @@ def load_pipeline(model: str | None, device: str, dtype: str) -> "FsthPipeline":
 
 def silence_libraries() -> None:
     """Leave stderr to our own progress and errors: loading a model prints five bars and a warning otherwise."""
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -281,7 +281,7 @@ def overlaid(image: "np.ndarray", points: "np.ndarray") -> "np.ndarray":
     drawing = draw_landmarks(to_crop(points, box, side), side)
     size = (round(box.side), round(box.side))
     colours = Image.fromarray(drawing).resize(size)
-    opacity = Image.fromarray(drawing.max(axis=2)).resize(size)
+    opacity = Image.fromarray((drawing.max(axis=2) * OPACITY).astype(np.uint8)).resize(size)
     picture = Image.fromarray(image)
     picture.paste(colours, (round(box.left), round(box.top)), opacity)
     return np.asarray(picture)
@@ -289,4 +289,5 @@ def overlaid(image: "np.ndarray", points: "np.ndarray") -> "np.ndarray":
 
 def main() -> None:
     """Entry point of the `fsth` command."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # read when OpenCV is loaded
     app(prog_name="fsth")

@@ -1,7 +1,7 @@
 """Losses of arXiv 1905.08233 v2 (section 3.3), each a function of plain tensors.
 
-    generator      L = L_CNT + L_ADV + w_match L_MCH      L_ADV = -D(fake) + w_fm L_FM
-    discriminator  L_DSC = max(0, 1 + D(fake)) + max(0, 1 - D(real))
+generator      L = L_CNT + L_ADV + w_match L_MCH      L_ADV = -D(fake) + w_fm L_FM
+discriminator  L_DSC = max(0, 1 + D(fake)) + max(0, 1 - D(real))
 """
 
 from collections.abc import Sequence

@@ -185,9 +185,7 @@ class FsthPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
         """As in transformers, but a checkpoint that lacks a weight is refused: an unset one would be noise."""
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
         if wrong:
             raise ValueError(

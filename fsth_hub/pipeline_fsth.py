@@ -1,4 +1,4 @@
-"""Portraits and a driving clip in, a talking head out: embed a person once, then drive them with as many clips as wanted."""
+"""Portraits and a driving clip in, a talking head out: embed a person once, then drive them with many clips."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +12,7 @@ from diffusers.utils import BaseOutput
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from PIL import Image
+from safetensors import SafetensorError
 
 from .errors import FsthError, NoFaceError
 from .image_processing_fsth import FsthImageProcessor, load_image
@@ -95,6 +96,8 @@ class FsthPipelineOutput(BaseOutput):
 
     def save(self, path: str | Path) -> int:
         """Write the clip as mp4, with the driver's sound, or gif; returns the number of frames."""
+        if self.frames is None:
+            raise FsthError("The clip has already been written, to the `output_path` that was given.")
         return write_clip(path, self.frames, self.fps, self.audio_path, OUTPUT_METADATA)
 
 
@@ -129,7 +132,7 @@ class FsthPipeline(DiffusionPipeline):
             embedder=embedder, generator=generator, discriminator=discriminator, image_processor=image_processor
         )
         for network in (embedder, generator, discriminator):
-            network.to(memory_format=torch.channels_last)
+            network.eval().to(memory_format=torch.channels_last)
         self.size = generator.config.image_size
         self._detector: LandmarkDetector | None = None
 
@@ -158,7 +161,7 @@ class FsthPipeline(DiffusionPipeline):
             revision, token, cache_dir, local_files_only: as in `huggingface_hub.snapshot_download`.
 
         Raises:
-            FsthError: There is no such folder or repository, or it holds no pipeline.
+            FsthError: There is no such folder or repository, or it holds no pipeline that can be loaded.
         """
         device = default_device() if device == "auto" else torch.device(device)
         dtype = default_dtype(device) if dtype == "auto" else dtype
@@ -176,7 +179,11 @@ class FsthPipeline(DiffusionPipeline):
                 ) from error
         if not (folder / "model_index.json").is_file():
             raise FsthError(f"{name} holds no pipeline (no model_index.json).")
-        return super().from_pretrained(folder, dtype=dtype).to(device)
+        try:
+            pipe = super().from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise FsthError(f"The pipeline in {name} cannot be loaded: {error}") from error
+        return pipe.to(device)
 
     @property
     def detector(self) -> LandmarkDetector:
@@ -201,7 +208,8 @@ class FsthPipeline(DiffusionPipeline):
         Raises:
             FsthError: A picture cannot be read or has too few faces; [`NoFaceError`] where it has none.
         """
-        if isinstance(portraits, (str, Path, Image.Image)) or (isinstance(portraits, np.ndarray) and portraits.ndim < 4):
+        single_array = isinstance(portraits, np.ndarray) and portraits.ndim < 4
+        if single_array or isinstance(portraits, (str, Path, Image.Image)):
             portraits = [portraits]
         if len(portraits) == 0:
             raise FsthError("Give at least one portrait.")
@@ -212,7 +220,7 @@ class FsthPipeline(DiffusionPipeline):
             faces = self.detector.detect(image)
             if not faces:
                 raise NoFaceError(f"No face was found in {name}; use a picture in which the face is seen clearly.")
-            if face_index >= len(faces):
+            if not 0 <= face_index < len(faces):
                 raise FsthError(f"Face {face_index} was asked for, but {name} shows {len(faces)}, counted from 0.")
             points = faces[face_index].points
             box = None if crop else whole_frame(image, name)
@@ -242,7 +250,7 @@ class FsthPipeline(DiffusionPipeline):
         adain_parameters = self.generator.project(self.embedder(images, drawings).embedding)
         skips = self.generator.config.source_skips
         sources = self.generator.encode_sources(images, drawings, points) if skips else None
-        return FsthPerson(adain_parameters, sources, landmarks[0], boxes or [])
+        return FsthPerson(adain_parameters, sources, inputs["landmarks"][0].numpy(), boxes or [])
 
     def read_driving(
         self,
@@ -358,7 +366,7 @@ class FsthPipeline(DiffusionPipeline):
                 as in [`~FsthPipeline.embed`] and [`~FsthPipeline.read_driving`].
             output_path (`str` or `Path`, *optional*):
                 Stream the clip into this .mp4 or .gif instead of keeping its frames, whatever its length.
-            callback (`Callable`, *optional*): Called after each frame with its index, the number of frames, and itself.
+            callback (`Callable`, *optional*): Called after each frame with its index, the number of frames, the frame.
             return_dict (`bool`, *optional*, defaults to `True`): an [`FsthPipelineOutput`] or a plain tuple.
 
         Raises:
@@ -378,11 +386,12 @@ class FsthPipeline(DiffusionPipeline):
         stage("landmarks")
 
         def frames_with_progress():
-            frames = self.drive(person, driving, motion, reference_frame)
-            for index, frame in enumerate(self.progress_bar(zip(driving.landmarks, frames, strict=True))):
-                if callback is not None:
-                    callback(index, len(driving.landmarks), frame[1])
-                yield frame[1]
+            with self.progress_bar(total=len(driving.landmarks)) as progress:
+                for index, frame in enumerate(self.drive(person, driving, motion, reference_frame)):
+                    if callback is not None:
+                        callback(index, len(driving.landmarks), frame)
+                    yield frame
+                    progress.update()
 
         frames = None
         if output_path is None:
@@ -399,8 +408,9 @@ class FsthPipeline(DiffusionPipeline):
             "sound": driving.audio_path is not None,
             "seconds": seconds,
         }
-        output = FsthPipelineOutput(frames, driving.fps, driving.audio_path, report)
-        return output if return_dict else output.to_tuple()
+        # `to_tuple` would leave out what is None, and the rest would move up
+        output = (frames, driving.fps, driving.audio_path, report)
+        return FsthPipelineOutput(*output) if return_dict else output
 
 
 def whole_frame(image: np.ndarray, name: str) -> CropBox:

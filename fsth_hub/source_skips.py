@@ -23,9 +23,9 @@ from .configuration_fsth import FsthConfig
 # pixel, and how far from all landmarks a pixel still moves with a head that moves little.
 SOFTMAX_WIDTH = 0.06
 FADE_WIDTH = 0.18
-# What the refiner's output counts for in half sides. Adam moves every weight by as much as the rate in each step, and
-# the sum of a few hundred weights by so much more that, unscaled, a single step would shift the flow by several pixels.
-FLOW_SCALE = 0.05
+# Half sides in the refiner's unit of flow. Without it its input would drown among features twenty times as large, and
+# as Adam moves every weight by the rate in each step, one step would shift its output by several pixels.
+FLOW_UNIT = 0.05
 
 
 @dataclass
@@ -145,9 +145,7 @@ class FlowRefiner(nn.Module):
             nn.Sequential(ConvBlock(i, o, stride=2), ConvBlock(o, o))
             for i, o in zip(channels[:-1], channels[1:], strict=True)
         )
-        self.up = nn.ModuleList(
-            ConvBlock(i + o, o) for i, o in zip(channels[:0:-1], channels[-2::-1], strict=True)
-        )
+        self.up = nn.ModuleList(ConvBlock(i + o, o) for i, o in zip(channels[:0:-1], channels[-2::-1], strict=True))
         self.head = ZeroConv2d(channels[0], 4, 3, padding=1)
 
     def forward(self, x):
@@ -205,9 +203,10 @@ class SourceSkips(nn.Module):
         drawing = F.interpolate(landmark_images, scale_factor=0.25, mode="area")
         small = F.interpolate(torch.cat([flat.images, flat.landmark_images], dim=1), scale_factor=0.25, mode="area")
         warped = warp(torch.cat([small, flat.features[1]], dim=1), flow, grid)
-        inputs = [drawing.repeat_interleave(num_portraits, dim=0), warped, flow.permute(0, 3, 1, 2).to(warped.dtype)]
-        refined = self.refiner(torch.cat(inputs, dim=1)).float()  # BK x 4 x 64 x 64
-        flow = flow + FLOW_SCALE * refined[:, :2].permute(0, 2, 3, 1)
+        flow_input = (flow / FLOW_UNIT).permute(0, 3, 1, 2).to(warped.dtype)
+        inputs = torch.cat([drawing.repeat_interleave(num_portraits, dim=0), warped, flow_input], dim=1)
+        refined = self.refiner(inputs).float()  # BK x 4 x 64 x 64
+        flow = flow + FLOW_UNIT * refined[:, :2].permute(0, 2, 3, 1)
         # portraits are trusted until training says otherwise
         visibility = torch.sigmoid(refined[:, 3:] + 2)
         confidence = refined[:, 2:3].unflatten(0, (batch, num_portraits))  # B x K x 1 x 64 x 64

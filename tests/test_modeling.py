@@ -54,7 +54,9 @@ def run(model, num_portraits=3, **kwargs):
     return model(drawings[:, 0], adain_parameters, landmarks[:, 1] + 2, sources, **kwargs)
 
 
-@pytest.mark.parametrize("network, millions", [(FsthEmbedder, 14.83), (FsthGenerator, 37.91), (FsthDiscriminator, 19.55)])
+@pytest.mark.parametrize(
+    "network, millions", [(FsthEmbedder, 14.83), (FsthGenerator, 37.91), (FsthDiscriminator, 19.55)]
+)
 def test_paper_parameter_counts(network, millions):
     with torch.device("meta"):
         model = network(FsthConfig.paper())

@@ -2,8 +2,8 @@
 
     python training/meta_train.py SHARDS --output_dir runs/small --vgg vgg16.safetensors
 
-Runs on one CPU, one GPU or many (`accelerate launch` or `torchrun`), in float32 or bfloat16. Needs torch, transformers,
-accelerate, safetensors, numpy and pillow alone. A checkpoint holds everything that resuming needs; the networks for
+Runs on one CPU, one GPU or many (`accelerate launch` or `torchrun`), in float32 or bfloat16. Needs torch,
+transformers, accelerate, safetensors, numpy and pillow alone. A checkpoint holds everything that resuming needs; the networks for
 inference are the exponential moving averages in OUTPUT_DIR/model.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
@@ -64,6 +65,8 @@ def parse_args(argv=None):
     parser.add_argument("--adversarial_start", type=int, default=0, help="content loss alone before this step")
     parser.add_argument("--vgg_weight", type=float, default=losses.VGG_WEIGHT, help="for a Caffe-scaled VGG")
     parser.add_argument("--face_weight", type=float, default=losses.FACE_WEIGHT, help="for a Caffe-scaled VGGFace")
+    parser.add_argument("--vgg_size", type=int, help="compare whole frames at this side in pixels; default: their own")
+    parser.add_argument("--pixel_weight", type=float, default=0.0, help="of the mean absolute difference of pixels")
     parser.add_argument("--parts_weight", type=float, default=0.0, help="of the VGG loss on mouth and eyes enlarged")
     parser.add_argument("--adversarial_weight", type=float, default=1.0, help="of minus the discriminator's score")
     parser.add_argument("--feature_matching_weight", type=float, default=losses.FEATURE_MATCHING_WEIGHT)
@@ -114,22 +117,34 @@ class ContentLoss(nn.Module):
         self.face = FaceFeatures(load_weights(args.face_network)) if args.face_network else None
         self.face_weight = args.face_weight * FaceFeatures.loss_scale
         self.parts_weight = args.parts_weight * self.vgg.loss_scale
+        self.pixel_weight = args.pixel_weight
+        self.vgg_size = args.vgg_size or args.image_size
 
     def forward(self, fake, real, landmarks):
-        with torch.no_grad():
-            real_vgg = self.vgg(real)
-            real_face = self.face(real, landmarks) if self.face is not None else []
-        terms = {"vgg": self.vgg_weight * losses.content_loss(self.vgg(fake), real_vgg)}
-        if self.face is not None:
-            terms["face"] = self.face_weight * losses.content_loss(self.face(fake, landmarks), real_face)
-        if self.parts_weight:
-            fake_parts, real_parts = (
-                torch.cat([crop_around(images, landmarks[:, part], PART_MARGIN, PART_SIZE) for part in PARTS])
-                for images in (fake, real)
+        def whole(images):
+            return self.vgg(
+                images if self.vgg_size == images.shape[-1] else F.adaptive_avg_pool2d(images, self.vgg_size)
             )
+
+        def parts(images):
+            crops = [crop_around(images, landmarks[:, part], PART_MARGIN, PART_SIZE) for part in PARTS]
+            return self.vgg(torch.cat(crops))
+
+        def face(images):
+            return self.face(images, landmarks)
+
+        def compare(features):
             with torch.no_grad():
-                real_vgg = self.vgg(real_parts)
-            terms["parts"] = self.parts_weight * losses.content_loss(self.vgg(fake_parts), real_vgg)
+                real_features = features(real)
+            return losses.content_loss(features(fake), real_features)
+
+        terms = {"vgg": self.vgg_weight * compare(whole)}
+        if self.face is not None:
+            terms["face"] = self.face_weight * compare(face)
+        if self.parts_weight:
+            terms["parts"] = self.parts_weight * compare(parts)
+        if self.pixel_weight:
+            terms["pixel"] = self.pixel_weight * losses.content_loss([fake], [real])
         return terms
 
 
@@ -197,13 +212,14 @@ def to_pixels(images: torch.Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def validate(learner: MetaLearner, content: ContentLoss, batches, picture: Path) -> dict[str, float]:
-    """Mean VGG distance of the averaged generator on fixed episodes, beside the warp's, and a picture of some."""
-    totals, columns = {"vgg": 0.0, "vgg_warped": 0.0}, []
+    """Content terms of the averaged generator on fixed episodes, beside the warp's, and a picture of some."""
+    totals, columns = {}, []
     for images, landmark_images, landmarks in batches:
         fake, warped, _ = learner(images, landmark_images, landmarks)
         warped = images[:, 1] if warped is None else warped
-        for name, frames in (("vgg", fake), ("vgg_warped", warped)):
-            totals[name] += content(frames, images[:, 0], landmarks[:, 0])["vgg"].item() / len(batches)
+        for suffix, frames in (("", fake), ("_warped", warped)):
+            for name, term in content(frames, images[:, 0], landmarks[:, 0]).items():
+                totals[name + suffix] = totals.get(name + suffix, 0) + term.item() / len(batches)
         shown = (images[:, 1], landmark_images[:, 0], warped, fake, images[:, 0])
         columns.append(np.concatenate([to_pixels(part) for part in shown], axis=1))
     Image.fromarray(np.concatenate(columns[:2])).save(picture, quality=90)
@@ -306,7 +322,7 @@ def main(argv=None):
             loss = sum(terms.values())
         if not torch.isfinite(accelerator.reduce(loss.detach())):
             values = {name: term.item() for name, term in terms.items()}
-            sys.exit(f"The loss is not finite at step {step}: {values}. Resume from the last checkpoint at a lower rate.")
+            sys.exit(f"The loss is not finite at step {step}: {values}. Resume at a lower rate.")
         accelerator.backward(loss)
         generator_optimizer.step()
         generator_optimizer.zero_grad()
@@ -324,7 +340,9 @@ def main(argv=None):
             with accelerator.autocast():
                 # one pass over both: two would advance the power iteration, and synchronise, twice
                 person = bare_discriminator.identities(batch["clip"].to(device))
-                judged = discriminator(torch.cat([real, fake.detach()]), drawing.repeat(2, 1, 1, 1), person.repeat(2, 1))
+                judged = discriminator(
+                    torch.cat([real, fake.detach()]), drawing.repeat(2, 1, 1, 1), person.repeat(2, 1)
+                )
                 terms["discriminator"] = losses.discriminator_loss(*judged.scores.chunk(2))
             accelerator.backward(terms["discriminator"])
             discriminator_optimizer.step()

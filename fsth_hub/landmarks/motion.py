@@ -2,9 +2,9 @@
 
 Relative motion moves the portrait's own landmarks by the change of the driver's since a reference frame, so that the
 driver's face shape and resting expression stay out of the result. A change has two parts. The head's (turning, moving,
-coming nearer) is taken over, the less of it the further it goes beyond what a portrait can follow. The face's is measured on the driver's face as if it looked straight at the
-viewer, scaled to the portrait's features, and added there in the same way; so a driver in half profile can move a
-portrait that faces the viewer.
+coming nearer) is taken over, the less of it the further it goes beyond what a portrait can follow. The face's is
+measured on the driver's face as if it looked straight at the viewer, scaled to the portrait's features, and added there
+in the same way; so a driver in half profile can move a portrait that faces the viewer.
 """
 
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ CLOSING = ((37, 0, -1.0), (38, 1, -1.0), (43, 2, -1.0), (44, 3, -1.0), (67, 4, 1
            (59, 4, 0.5), (58, 4, 1.0), (57, 5, 1.0), (56, 6, 1.0), (55, 6, 0.5))  # fmt: skip
 MAX_CLOSING_GAIN = 3.0  # an opening hardly open in the reference frame would blow its tremble up
 
-# How far a head can be taken from its portrait's pose before too much is seen that the portrait does not show: turned in
-# radians, moved in distances between the eyes, and as the logarithm of its size.
+# How far a head can be taken from its portrait's pose before too much is seen that the portrait does not show: turned
+# in radians, moved in distances between the eyes, and as the logarithm of its size.
 MAX_TURN, MAX_MOVE, MAX_ZOOM = 0.6, 0.6, 0.3
 
 EYES = ((RIGHT_EYE, RIGHT_IRIS), (LEFT_EYE, LEFT_IRIS))

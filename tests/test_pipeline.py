@@ -1,0 +1,423 @@
+import json
+import socket
+import weakref
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from PIL import Image
+from test_modeling import SIZE, tiny
+from test_video import make_clip
+
+from fsth_hub import pipeline_fsth
+from fsth_hub.errors import FsthError, NoFaceError, VideoError
+from fsth_hub.image_processing_fsth import FsthImageProcessor
+from fsth_hub.landmarks import Face, crop_box, from_crop, to_crop
+from fsth_hub.landmarks.layout import FACE, interocular
+from fsth_hub.landmarks.pose import MEAN_FACE, Pose
+from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from fsth_hub.pipeline_fsth import FsthPipeline, default_dtype
+from fsth_hub.video import open_clip
+
+
+NO_FACE = 255
+
+
+class StubDetector:
+    """Sees a face wherever it is told to: a picture's first pixel says how far to the right it lies."""
+
+    def __init__(self, num_faces: int = 1):
+        self.num_faces = num_faces
+        self.detected = self.tracked = 0
+
+    def points(self, image: np.ndarray) -> np.ndarray:
+        head = Pose(np.eye(3), 0.1, np.array([30.0 + image[0, 0, 0] / 4, 34.0]))
+        return head.project(MEAN_FACE).astype(np.float32)
+
+    def detect(self, image):
+        self.detected += 1
+        num_faces = 0 if image[0, 0, 0] == NO_FACE else self.num_faces
+        return [Face(self.points(image) + 3 * index, 1.0) for index in range(num_faces)]
+
+    def track(self, image, previous):
+        self.tracked += 1
+        return None if image[0, 0, 0] == NO_FACE else Face(self.points(image), 1.0)
+
+
+def picture(shift: int = 0, height: int = SIZE, width: int = SIZE) -> np.ndarray:
+    image = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
+    image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    image[0, 0] = shift
+    return image
+
+
+def clip(*shifts: int) -> list[np.ndarray]:
+    return [picture(shift) for shift in shifts]
+
+
+def make_pipeline(**kwargs) -> FsthPipeline:
+    networks = [tiny(network, **kwargs).train() for network in (FsthEmbedder, FsthGenerator, FsthDiscriminator)]
+    pipe = FsthPipeline(*networks, FsthImageProcessor(size=SIZE))
+    pipe.set_progress_bar_config(disable=True)
+    pipe.detector = StubDetector()
+    return pipe
+
+
+@pytest.fixture
+def pipe():
+    return make_pipeline()
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    pipe = FsthPipeline.from_pretrained(device="cpu", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def arrays(frames) -> np.ndarray:
+    return np.stack([np.asarray(frame) for frame in frames])
+
+
+def spy_on_points(pipe, monkeypatch) -> list[np.ndarray]:
+    """The landmarks of every frame that is drawn."""
+    points, draw_frame = [], pipe.draw_frame
+    monkeypatch.setattr(pipe, "draw_frame", lambda *args: points.append(args[2]) or draw_frame(*args))
+    return points
+
+
+# The bundled model, with the real detector.
+
+
+def test_bundled_model_loads_without_network(monkeypatch):
+    def no_network(*args):
+        raise AssertionError("the bundled model must not reach for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setattr(pipeline_fsth, "snapshot_download", no_network)
+    pipe = FsthPipeline.from_pretrained(device="cpu")
+    assert pipe.generator.dtype == pipe.embedder.dtype == default_dtype(torch.device("cpu"))
+    assert not any(network.training for network in (pipe.embedder, pipe.generator, pipe.discriminator))
+
+
+def test_bundled_model_draws_the_face_where_the_driver_leads_it(bundled, astronaut, astronaut_clip, monkeypatch):
+    drawn = spy_on_points(bundled, monkeypatch)
+    output = bundled(astronaut, astronaut_clip[::4], reference_frame=0)
+    assert len(output.frames) == 3 and all(frame.size == (256, 256) for frame in output.frames)
+    # the head wanders to the left as the window wanders to the right
+    assert np.ptp([points[FACE, 0].mean() for points in drawn]) > 10
+    for frame, points in zip(output.frames, drawn, strict=True):
+        (face,) = bundled.detector.detect(np.asarray(frame))
+        distance = np.linalg.norm(face.points[FACE] - points[FACE], axis=1).mean()
+        assert distance < 0.1 * interocular(points)
+    # and it is her photograph that moves: her own pose gives the photograph back
+    crop = bundled.image_processor.crop(astronaut, bundled.detector.detect(astronaut)[0].points)[0]
+    assert np.abs(arrays(output.frames[:1])[0].astype(int) - crop).mean() < 12
+
+
+# Saving and loading.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saved_pipeline_draws_the_same_bits(pipe, tmp_path, dtype):
+    pipe.to(dtype=dtype).save_pretrained(tmp_path)
+    loaded = FsthPipeline.from_pretrained(tmp_path, device="cpu", dtype=dtype)
+    loaded.set_progress_bar_config(disable=True)
+    loaded.detector = StubDetector()
+    assert loaded.size == SIZE and loaded.image_processor.side == SIZE
+    frames = [arrays(p(picture(), clip(0, 20, 40)).frames) for p in (pipe, loaded)]
+    assert np.array_equal(*frames)
+    assert frames[0].std() > 1
+
+
+def test_pickled_weights_are_not_read(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / "generator" / "model.safetensors").unlink()
+    torch.save(pipe.generator.state_dict(), tmp_path / "generator" / "pytorch_model.bin")
+    with pytest.raises(FsthError, match="cannot be loaded"):
+        FsthPipeline.from_pretrained(tmp_path)
+
+
+def test_damaged_weights_are_refused(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    weights = tmp_path / "embedder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(FsthError, match=f"{tmp_path.name} cannot be loaded"):
+        FsthPipeline.from_pretrained(tmp_path)
+
+
+def test_weights_of_another_shape_or_another_pipeline_are_refused(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    tiny(FsthEmbedder, embedding_dim=10).save_pretrained(tmp_path / "generator")
+    with pytest.raises(FsthError, match="cannot be loaded"):
+        FsthPipeline.from_pretrained(tmp_path)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}')
+    with pytest.raises(FsthError, match="cannot be loaded"):
+        FsthPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["no/such-model", "/no/such/folder", "no such name"])
+def test_unknown_model_is_one_sentence(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FsthError, match=f"neither a folder nor a reachable hub repository '{name}'"):
+        FsthPipeline.from_pretrained(name, cache_dir=tmp_path)
+
+
+def test_folder_without_pipeline_is_refused(tmp_path):
+    with pytest.raises(FsthError, match="holds no pipeline"):
+        FsthPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("capability, dtype", [("amx_bf16", torch.bfloat16), ("avx2", torch.float32)])
+def test_default_dtype_is_what_the_processor_computes_with(capability, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
+    assert default_dtype(torch.device("cpu")) == dtype
+    assert default_dtype(torch.device("mps")) == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert default_dtype(torch.device("cuda")) == torch.float32  # a GPU that only emulates it
+
+
+# Portraits.
+
+
+def test_any_kind_of_portrait_is_the_same_person(pipe, tmp_path):
+    image = picture(8)
+    path = tmp_path / "portrait.png"
+    Image.fromarray(image).save(path)
+    persons = [pipe.embed(portrait) for portrait in (image, image[None], [image], path, str(path), Image.open(path))]
+    for person in persons:
+        assert torch.equal(person.adain_parameters, persons[0].adain_parameters)
+        assert np.array_equal(person.landmarks, persons[0].landmarks)
+    assert len(persons[0].boxes) == 1
+    assert np.allclose(persons[0].boxes[0], crop_box(pipe.detector.points(image)))
+
+
+def test_several_portraits_are_one_person(pipe):
+    first, second = picture(0), picture(20)
+    second[1:] = 255 - second[1:]
+    person = pipe.embed([first, Image.fromarray(second)])
+    assert person.sources.images.shape == (1, 2, 3, SIZE, SIZE)
+    assert len(person.boxes) == 2 and person.boxes[0] != person.boxes[1]
+    alone = [pipe.embed(portrait).adain_parameters for portrait in (first, second)]
+    bias = pipe.generator.project(torch.zeros(1, 12))
+    # psi = P mean(e): the means of what each portrait gives alone
+    assert torch.allclose(person.adain_parameters - bias, torch.stack(alone).mean(dim=0) - bias, atol=1e-5)
+    assert not torch.allclose(*alone, atol=1e-4)
+
+
+def test_larger_crops_of_a_known_face_are_scaled_with_their_landmarks(pipe):
+    points = pipe.detector.points(picture())
+    large = np.asarray(Image.fromarray(picture()).resize((2 * SIZE, 2 * SIZE)))
+    person = pipe.embed_crops([large], [2 * points])
+    assert np.allclose(person.landmarks, points, atol=1e-4)
+
+
+def test_face_index_chooses_the_face(pipe):
+    pipe.detector = StubDetector(num_faces=2)
+    boxes = [pipe.embed(picture(), face_index=index).boxes[0] for index in (0, 1)]
+    assert boxes[1].left - boxes[0].left == pytest.approx(3, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "portraits, options, error, message",
+    [
+        ([], {}, FsthError, "at least one portrait"),
+        ([picture(), picture(NO_FACE)], {}, NoFaceError, "No face was found in portrait 2"),
+        (picture(), {"face_index": 2}, FsthError, "Face 2 was asked for, but portrait 1 shows 1"),
+        (picture(), {"face_index": -1}, FsthError, "Face -1 was asked for"),
+        (picture(width=2 * SIZE), {"crop": False}, FsthError, "portrait 1 is 128 x 64"),
+        ("no_such.jpg", {}, FsthError, "no_such.jpg"),
+    ],
+)
+def test_bad_portraits_are_one_sentence(pipe, portraits, options, error, message):
+    with pytest.raises(error, match=message):
+        pipe.embed(portraits, **options)
+
+
+# Driving.
+
+
+def test_embed_once_drive_many(pipe):
+    person = pipe.embed(picture())
+    assert pipe.detector.detected == 1
+    first = pipe(person, clip(0, 20, 40))
+    pipe(person, clip(40, 0))
+    assert pipe.detector.detected == 1 + 2 and pipe.detector.tracked == 2 + 1  # clips alone, one detection for each
+    motion = pipe.read_driving(clip(0, 20, 40))
+    detected = pipe.detector.detected
+    assert np.array_equal(arrays(pipe(person, motion).frames), arrays(first.frames))
+    assert pipe.detector.detected == detected
+
+
+def test_two_runs_are_equal_and_nothing_in_the_networks_moves(pipe):
+    state = {name: tensor.clone() for name, tensor in pipe.generator.state_dict().items()}
+    runs = [arrays(pipe(picture(), clip(0, 20, 40)).frames) for _ in range(2)]
+    assert np.array_equal(*runs)
+    assert not np.array_equal(runs[0][0], runs[0][2])
+    assert all(torch.equal(tensor, state[name]) for name, tensor in pipe.generator.state_dict().items())
+
+
+def test_half_precision_is_near_single(pipe):
+    single = arrays(pipe(picture(), clip(0, 20, 40)).frames).astype(float)
+    half = arrays(pipe.to(dtype=torch.bfloat16)(picture(), clip(0, 20, 40)).frames)
+    assert np.abs(single - half).mean() < 2 < single.std()
+
+
+def test_paper_networks_draw_too():
+    pipe = make_pipeline(source_skips=False)
+    person = pipe.embed(picture())
+    assert person.sources is None
+    frames = arrays(pipe(person, clip(0, 40)).frames)
+    assert frames.shape == (2, SIZE, SIZE, 3) and not np.array_equal(*frames)
+
+
+def test_absolute_motion_keeps_the_drivers_landmarks(pipe, monkeypatch):
+    driver = clip(0, 20, 40)
+    drawn = spy_on_points(pipe, monkeypatch)
+    pipe(driver[0], driver, motion="absolute", crop=False)
+    assert np.array_equal(drawn, [pipe.detector.points(frame) for frame in driver])
+
+
+def test_relative_motion_starts_from_the_portrait(pipe, monkeypatch):
+    drawn = spy_on_points(pipe, monkeypatch)
+    portrait = picture(60)
+    person = pipe.embed(portrait, crop=False)
+    pipe(person, clip(0, 4, 8), motion="relative", reference_frame=1, crop=False)
+    # the driver moves a pixel a frame, and is smaller than the steps at which motion is softened
+    middles = [points[FACE, 0].mean() for points in drawn]
+    assert np.allclose(drawn[1], person.landmarks, atol=0.01)
+    assert np.diff(middles) == pytest.approx([1, 1], abs=0.1)
+
+
+def test_without_reference_the_frame_most_like_the_portrait_counts(pipe, monkeypatch):
+    drawn = spy_on_points(pipe, monkeypatch)
+    person, motion = pipe.embed(picture()), pipe.read_driving(clip(0, 20, 40))
+    monkeypatch.setattr(pipeline_fsth, "pick_reference", lambda portrait, frames: 2)
+    list(pipe.drive(person, motion))
+    assert np.allclose(drawn[2], person.landmarks, atol=0.01) and not np.allclose(drawn[0], drawn[2], atol=1)
+
+
+def test_a_frame_without_face_holds_the_last_pose(pipe):
+    output = pipe(picture(), clip(0, 20, NO_FACE, NO_FACE, 40))
+    frames = arrays(output.frames)
+    assert output.report["frames_without_face"] == [2, 3]
+    assert np.array_equal(frames[1], frames[2]) and np.array_equal(frames[1], frames[3])
+    assert not np.array_equal(frames[3], frames[4])
+
+
+def test_num_frames_and_fps(pipe):
+    output = pipe(picture(), clip(*range(0, 20, 2)), num_frames=4, fps=10)
+    assert len(output.frames) == output.report["frames"] == 4
+    assert output.fps == output.report["fps"] == 10
+
+
+def test_driving_box_fits_the_clip(pipe):
+    motion = pipe.read_driving(clip(0, 20, 40))
+    assert np.allclose(motion.box, crop_box(pipe.detector.points(picture(20))), atol=1e-3)  # the median place
+    points = pipe.detector.points(picture(40))
+    assert np.array_equal(motion.landmarks[2], to_crop(points, motion.box, SIZE))
+    assert np.allclose(from_crop(motion.landmarks[2], motion.box, SIZE), points, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "driving, options, error, message",
+    [
+        (clip(NO_FACE, NO_FACE), {}, NoFaceError, "No face was found in the driving clip"),
+        (clip(0, 1), {"driving_face_index": 1}, NoFaceError, "Face 1"),
+        ([picture(width=2 * SIZE)] * 2, {"crop": False}, FsthError, "the driving clip is 128 x 64"),
+        (clip(0, 1), {"reference_frame": 2}, FsthError, "Frame 2"),
+        (clip(0, NO_FACE), {"reference_frame": 1}, FsthError, "Frame 1"),
+        (clip(0, 1), {"motion": "sideways"}, FsthError, "no motion mode 'sideways'"),
+        ([], {}, VideoError, "empty"),
+        ("no_such.mp4", {}, VideoError, "no_such.mp4"),
+    ],
+)
+def test_bad_driving_is_one_sentence_and_writes_nothing(pipe, driving, options, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        pipe(picture(), driving, output_path=tmp_path / "result.mp4", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Streams.
+
+
+def test_drive_draws_a_frame_when_it_is_asked_for(pipe, monkeypatch):
+    person, motion = pipe.embed(picture()), pipe.read_driving(clip(0, 20, 40))
+    drawn = spy_on_points(pipe, monkeypatch)
+    frames = pipe.drive(person, motion)
+    assert len(drawn) == 0
+    for count in (1, 2):
+        next(frames)
+        assert len(drawn) == count
+
+
+def test_streaming_holds_few_frames(pipe, tmp_path):
+    alive = {"driver": [], "drawn": []}
+
+    class Driver:
+        """Makes each frame when it is read."""
+
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, index):
+            if index >= len(self):
+                raise IndexError
+            frame = picture(4 * index)
+            alive["driver"].append(weakref.ref(frame))
+            assert sum(reference() is not None for reference in alive["driver"]) < 5
+            return frame
+
+    calls = []
+
+    def callback(index, count, frame):
+        calls.append((index, count, frame.shape))
+        alive["drawn"].append(weakref.ref(frame))
+        assert sum(reference() is not None for reference in alive["drawn"]) < 5
+
+    path = tmp_path / "result.mp4"
+    output = pipe(picture(), Driver(), output_path=path, callback=callback)
+    assert calls == [(index, 12, (SIZE, SIZE, 3)) for index in range(12)]
+    assert output.frames is None and len(list(open_clip(path))) == 12
+    with pytest.raises(FsthError, match="already been written"):
+        output.save(tmp_path / "again.mp4")
+
+
+def test_callback_that_gives_up_leaves_no_file(pipe, tmp_path):
+    def callback(index, count, frame):
+        if index == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe(picture(), clip(0, 20, 40), output_path=tmp_path / "result.mp4", callback=callback)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_written_clip_has_the_drivers_sound_and_says_what_it_is(pipe, tmp_path, streamed):
+    driver = make_clip(tmp_path / "driver.mp4", [np.full((SIZE, SIZE, 3), 40, np.uint8)] * 50, sound="aac")
+    path = tmp_path / "result.mp4"
+    output = pipe(picture(), driver, output_path=path if streamed else None, num_frames=10)
+    if not streamed:
+        assert output.save(path) == 10
+    assert output.audio_path == driver and output.report["sound"]
+    with av.open(str(path)) as container:
+        assert "AI-generated" in container.metadata["title"] and "AI-generated" in container.metadata["comment"]
+        assert container.streams.audio[0].codec_context.name == "aac"
+        assert container.duration / av.time_base == pytest.approx(10 / 25, abs=0.06)
+        assert sum(1 for _ in container.decode(video=0)) == 10
+
+
+def test_report_is_json_and_the_tuple_has_a_place_for_everything(pipe, tmp_path):
+    output = pipe(picture(), clip(0, 20, NO_FACE))
+    report = json.loads(json.dumps(output.report))
+    assert report == output.report
+    assert report["sound"] is False and len(report["driving_box"]) == 3 and len(report["portrait_boxes"]) == 1
+    assert set(report["seconds"]) == {"embed", "landmarks", "frames"}
+    frames, fps, audio_path, report = pipe(
+        picture(), clip(0, 20), output_path=Path(tmp_path, "result.gif"), return_dict=False
+    )
+    assert (frames, fps, audio_path, report["frames"]) == (None, 25.0, None, 2)
