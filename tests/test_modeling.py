@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from fsth_hub.configuration_fsth import FsthConfig
 from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
-from fsth_hub.source_skips import landmark_flow, pixel_grid, warp
+from fsth_hub.source_skips import LIKENESS_WIDTH, landmark_flow, landmark_likeness, pixel_grid, warp
 
 
 SIZE = 64
@@ -223,3 +223,28 @@ def test_landmark_flow_ignores_unknown_points():
 def test_wrong_size_is_refused():
     with pytest.raises(Exception, match="multiple of 64"):
         FsthConfig(image_size=100)
+
+
+def test_the_portrait_most_like_the_frame_counts_most():
+    model = tiny(FsthGenerator)
+    images, drawings, landmarks = random_portraits(batch=1, num_portraits=2)
+    landmarks = 20 + landmarks / 4
+    sources = model.encode_sources(images, drawings, landmarks)
+    alone = model.encode_sources(images[:, 1:], drawings[:, 1:], landmarks[:, 1:])
+    adain_parameters = torch.zeros(1, sum(model.adain_sizes))
+    driving = landmarks[:, 1] + torch.tensor([2.0, 1.0])  # the second portrait's face, elsewhere
+    both, one = (model(drawings[:, 0], adain_parameters, driving, s).warped for s in (sources, alone))
+    assert torch.allclose(both, one, atol=1e-3)
+
+
+def test_likeness_ignores_place_and_unknown_points():
+    source = torch.rand(1, 78, 2) * SIZE
+    assert landmark_likeness(source + 7, source, SIZE).item() == pytest.approx(0, abs=1e-3)
+    driving = source.clone()
+    driving[:, :39, 0] += 0.064
+    driving[:, 39:, 0] -= 0.064
+    driving[:, 68:] = source[:, 68:] = float("nan")
+    # 39 points to the right and 29 to the left of a mean that is itself moved
+    mean = 0.064 * (39 - 29) / 68
+    distance = (39 * (0.064 - mean) + 29 * (0.064 + mean)) / 68 * 2 / SIZE
+    assert landmark_likeness(driving, source, SIZE).item() == pytest.approx(-distance / LIKENESS_WIDTH, rel=1e-3)

@@ -258,10 +258,17 @@ def checkpoints(folder: Path) -> list[str]:
 
 
 def test_two_steps_leave_a_model_a_checkpoint_a_log_and_samples(train, shards, vgg):
-    folder = train(validation_shards=shards, sample_every=1, mixed_precision="bf16", parts_weight=0.15)
+    folder = train(
+        validation_shards=shards,
+        sample_every=1,
+        mixed_precision="bf16",
+        parts_weight=0.15,
+        pixel_weight=10,
+        vgg_size=32,
+    )
     assert checkpoints(folder) == ["checkpoint-0000002"]
     log = log_of(folder)
-    terms = {"vgg", "parts", "adversarial", "feature_matching", "match", "discriminator"}
+    terms = {"vgg", "parts", "pixel", "adversarial", "feature_matching", "match", "discriminator"}
     assert [entry["step"] for entry in log] == [1, 2] and terms < log[0].keys()
     assert all(np.isfinite(list(entry.values())).all() for entry in log)
     for name, network in NETWORKS.items():

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from fsth_hub.landmarks.cropping import CropBox, crop_image, to_crop
 from fsth_hub.landmarks.drawing import draw_landmarks
-from fsth_hub.landmarks.layout import FLIP, IRISES
+from fsth_hub.landmarks.layout import FLIP, INNER_LIPS, IRISES, LEFT_EYE, RIGHT_EYE
 
 
 # Augmentation: the same draw for all frames of an episode, since they show one person in one light.
@@ -77,13 +77,24 @@ class EpisodeDataset(Dataset):
         image_size (`int`): side of the frames in pixels.
         num_sources (`int`): K.
         augment (`bool`, *optional*, defaults to `True`): shift, zoom, mirror, colours, irises left out.
+        far_sources (`bool`, *optional*, defaults to `False`):
+            Take the portraits from the half of the clip whose eyes and mouth are least like the frame's: most pairs of
+            frames show no blink and no closing mouth, and from them no generator learns any.
     """
 
-    def __init__(self, clips: list[Clip], image_size: int, num_sources: int, augment: bool = True):
+    def __init__(
+        self,
+        clips: list[Clip],
+        image_size: int,
+        num_sources: int,
+        augment: bool = True,
+        far_sources: bool = False,
+    ):
         self.clips = [clip for clip in clips if len(clip.frames) > num_sources]
         self.image_size = image_size
         self.num_sources = num_sources
         self.augment = augment
+        self.far_sources = far_sources
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -95,7 +106,13 @@ class EpisodeDataset(Dataset):
             ((1 + K) x 78 x 2 float32, pixels) and `clip` (the row of W).
         """
         clip = self.clips[index]
-        chosen = torch.randperm(len(clip.frames))[: 1 + self.num_sources].tolist()
+        chosen = torch.randperm(len(clip.frames)).tolist()
+        if self.far_sources:
+            target, *others = chosen
+            others.sort(key=lambda frame: -expression_distance(clip.landmarks[frame], clip.landmarks[target]))
+            far = others[: max(self.num_sources, len(others) // 2)]
+            chosen = [target] + [far[position] for position in torch.randperm(len(far))]
+        chosen = chosen[: 1 + self.num_sources]
         transform = self.random_transform() if self.augment else self.plain_transform
         pairs = [transform(clip.image(frame), clip.landmarks[frame]) for frame in chosen]
         drawings = [draw_landmarks(points, self.image_size) for _, points in pairs]
@@ -135,6 +152,12 @@ class EpisodeDataset(Dataset):
             return pixels, points.astype(np.float32)
 
         return transform
+
+
+def expression_distance(points: np.ndarray, others: np.ndarray) -> float:
+    """How differently eyes and mouth are shaped in two frames of a clip (78 x 2 each), wherever they are; pixels."""
+    parts = [(points - others)[part] for part in (RIGHT_EYE, LEFT_EYE, INNER_LIPS)]
+    return sum(np.abs(part - part.mean(axis=0)).mean() for part in parts)
 
 
 def random() -> float:

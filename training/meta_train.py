@@ -3,8 +3,8 @@
     python training/meta_train.py SHARDS --output_dir runs/small --vgg vgg16.safetensors
 
 Runs on one CPU, one GPU or many (`accelerate launch` or `torchrun`), in float32 or bfloat16. Needs torch,
-transformers, accelerate, safetensors, numpy and pillow alone. A checkpoint holds everything that resuming needs; the networks for
-inference are the exponential moving averages in OUTPUT_DIR/model.
+transformers, accelerate, safetensors, numpy and pillow alone. A checkpoint holds everything that resuming needs; the
+networks for inference are the exponential moving averages in OUTPUT_DIR/model.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,9 @@ def parse_args(argv=None):
     parser.add_argument("--image_size", type=int, default=256, help="side of the training frames in pixels")
     parser.add_argument("--num_sources", type=int, default=8, help="K, portraits per episode")
     parser.add_argument("--vary_sources", action="store_true", help="draw K from 1 .. num_sources for each step")
+    parser.add_argument(
+        "--far_sources", action="store_true", help="portraits whose eyes and mouth are unlike the frame's"
+    )
     parser.add_argument("--batch_size", type=int, default=8, help="episodes per process and step")
     parser.add_argument("--max_steps", type=int, default=100_000, help="generator steps in all")
     parser.add_argument("--max_minutes", type=float, default=float("inf"), help="save and stop after so long")
@@ -244,9 +248,10 @@ def main(argv=None):
     args.output_dir.mkdir(parents=True, exist_ok=True)
 
     # data: every person equally often, however many clips there are of them
-    dataset = EpisodeDataset(read_index(args.shards), args.image_size, args.num_sources)
-    people = [clip.identity for clip in dataset.clips]
-    weights = [1 / people.count(person) for person in people]
+    clips = read_index(args.shards)
+    dataset = EpisodeDataset(clips, args.image_size, args.num_sources, far_sources=args.far_sources)
+    clips_of = Counter(clip.identity for clip in dataset.clips)
+    weights = [1 / clips_of[clip.identity] for clip in dataset.clips]
     batches = args.max_steps * max(args.discriminator_steps, 1)
     sampler = WeightedRandomSampler(weights, batches * args.batch_size * accelerator.num_processes)
     loader = DataLoader(
@@ -278,7 +283,9 @@ def main(argv=None):
 
     validation = []
     if args.validation_shards and accelerator.is_main_process:
-        held_out = EpisodeDataset(read_index(args.validation_shards), args.image_size, 1, augment=False)
+        held_out = EpisodeDataset(
+            read_index(args.validation_shards), args.image_size, 1, augment=False, far_sources=args.far_sources
+        )
         with torch.random.fork_rng():  # the same episodes every time
             torch.manual_seed(0)
             batch = torch.utils.data.default_collate([held_out[i % len(held_out)] for i in range(32)])
@@ -361,7 +368,9 @@ def main(argv=None):
             accelerator.print(log)
             log, images_seen, interval_started = {}, 0, time.monotonic()
 
-        out_of_time = (time.monotonic() - started) / 60 > args.max_minutes
+        # every process has its own clock, and all must stop together
+        minutes = torch.tensor((time.monotonic() - started) / 60, device=device)
+        out_of_time = accelerator.reduce(minutes, "mean").item() > args.max_minutes
         last = out_of_time or step == args.max_steps
         if last or step % args.save_every == 0 or step % args.sample_every == 0:
             settle_spectral_norm(average.module)

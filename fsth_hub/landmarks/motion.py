@@ -3,8 +3,8 @@
 Relative motion moves the portrait's own landmarks by the change of the driver's since a reference frame, so that the
 driver's face shape and resting expression stay out of the result. A change has two parts. The head's (turning, moving,
 coming nearer) is taken over, the less of it the further it goes beyond what a portrait can follow. The face's is
-measured on the driver's face as if it looked straight at the viewer, scaled to the portrait's features, and added there
-in the same way; so a driver in half profile can move a portrait that faces the viewer.
+measured on the driver's face as if it looked straight at the viewer, scaled to the portrait's features, and added
+there in the same way; so a driver in half profile can move a portrait that faces the viewer.
 """
 
 from collections.abc import Sequence
