@@ -1,6 +1,6 @@
 """The browser demo: portraits and a driving clip in, a talking head out.
 
-    python app.py            # then open http://127.0.0.1:7860
+python app.py            # then open http://127.0.0.1:7860
 """
 
 import argparse

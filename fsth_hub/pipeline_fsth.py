@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from PIL import Image
 from safetensors import SafetensorError
 
+from .device import default_device, default_dtype
 from .errors import FsthError, NoFaceError
 from .image_processing_fsth import FsthImageProcessor, load_image
 from .landmarks import (
@@ -25,6 +26,7 @@ from .landmarks import (
     pick_reference,
     to_crop,
     track_clip,
+    whole_frame,
 )
 from .landmarks.motion import MotionMode
 from .modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
@@ -223,7 +225,7 @@ class FsthPipeline(DiffusionPipeline):
             if not 0 <= face_index < len(faces):
                 raise FsthError(f"Face {face_index} was asked for, but {name} shows {len(faces)}, counted from 0.")
             points = faces[face_index].points
-            box = None if crop else whole_frame(image, name)
+            box = None if crop else whole_frame(*image.shape[1::-1], name)
             for values, value in zip(
                 (crops, landmarks, boxes), self.image_processor.crop(image, points, box), strict=True
             ):
@@ -275,7 +277,7 @@ class FsthPipeline(DiffusionPipeline):
         """
         clip = driving if isinstance(driving, Clip) else open_clip(driving, fps=fps, max_frames=num_frames)
         name = Path(driving).name if isinstance(driving, (str, Path)) else "the driving clip"
-        box = None if crop else whole_frame(np.empty((clip.height, clip.width, 3)), name)
+        box = None if crop else whole_frame(clip.width, clip.height, name)
         faces = []
         with self.progress_bar(total=clip.frame_count or 0) as progress:
             for face in track_clip(clip, self.detector, face_index):
@@ -411,29 +413,3 @@ class FsthPipeline(DiffusionPipeline):
         # `to_tuple` would leave out what is None, and the rest would move up
         output = (frames, driving.fps, driving.audio_path, report)
         return FsthPipelineOutput(*output) if return_dict else output
-
-
-def whole_frame(image: np.ndarray, name: str) -> CropBox:
-    """The box of a picture that is a head crop already."""
-    height, width = image.shape[:2]
-    if height != width:
-        raise FsthError(f"{name} is {width} x {height}; without cropping it must be a square crop of the head.")
-    return CropBox(0, 0, width)
-
-
-def default_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device has instructions for it: float16 overflows to black on some GPUs."""
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        native = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
-    else:
-        native = False
-    return torch.bfloat16 if native else torch.float32

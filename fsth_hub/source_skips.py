@@ -28,9 +28,9 @@ FADE_WIDTH = 0.18
 FLOW_UNIT = 0.05
 
 
-# How much less alike two faces must be, in half sides, for a portrait to count 1/e as much. Averaging portraits that are
-# warped from different poses gives ghosts: on unseen people, four portraits were worse than one (LPIPS 0.156 to 0.132),
-# and far better (0.092) with those most like the frame in front.
+# How much less alike two faces must be, in half sides, for a portrait to count 1/e as much. Averaging portraits that
+# are warped from different poses gives ghosts: on unseen people four portraits were worse than one (LPIPS 0.156 to
+# 0.132), and far better (0.092) with those most like the frame in front.
 LIKENESS_WIDTH = 0.003
 
 

@@ -13,13 +13,14 @@ from test_modeling import SIZE, tiny
 from test_video import make_clip
 
 from fsth_hub import pipeline_fsth
+from fsth_hub.device import default_dtype
 from fsth_hub.errors import FsthError, NoFaceError, VideoError
 from fsth_hub.image_processing_fsth import FsthImageProcessor
 from fsth_hub.landmarks import Face, crop_box, from_crop, to_crop
 from fsth_hub.landmarks.layout import FACE, interocular
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
-from fsth_hub.pipeline_fsth import FsthPipeline, default_dtype
+from fsth_hub.pipeline_fsth import FsthPipeline
 from fsth_hub.video import open_clip
 
 

@@ -73,7 +73,11 @@ def shards(tmp_path) -> Path:
 
 def test_index_finds_clips_people_and_frames(shards):
     clips = read_index(shards)
-    assert [(clip.key, clip.identity) for clip in clips] == [("ann_a_b_1", "ann"), ("ann_2", "ann"), ("bob_1", "bob")]
+    assert [(clip.key, clip.identity) for clip in clips] == [
+        ("ann%2Fa%2Eb%2F1%2Emp4", "ann"),
+        ("ann%2F2%2Emp4", "ann"),
+        ("bob%2F1%2Emp4", "bob"),
+    ]
     for clip in clips:
         assert clip.landmarks.shape == (NUM_FRAMES, 78, 2)
         assert [round(np.asarray(clip.image(i)).mean() / 30) for i in range(NUM_FRAMES)] == list(range(NUM_FRAMES))
@@ -114,6 +118,24 @@ def test_the_frame_to_draw_is_never_among_the_portraits(shards):
         expected = [landmarks(index)[0, 0] for index in frames]
         assert np.allclose(episode["landmarks"][:, 0, 0].numpy(), expected, atol=1e-4)
     assert len(targets) > 3
+
+
+def test_far_sources_are_those_whose_eyes_and_mouth_differ_most(tmp_path):
+    """Half of the frames have the mouth open; whichever is drawn, the portraits show the other half."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    points = np.stack([landmarks(index) for index in range(NUM_FRAMES)])  # the head moves, which must not count
+    is_open = np.arange(NUM_FRAMES) % 2 == 1
+    points[is_open, 65:68, 1] += 5
+    with tarfile.open(folder / "shard-00000.tar", "w") as tar:
+        crops = [jpeg(grey(30 * index)) for index in range(NUM_FRAMES)]
+        add_clip(tar, Path("ann/1.mp4"), crops, points, [0.0] * NUM_FRAMES)
+    torch.manual_seed(0)
+    episodes = EpisodeDataset(read_index(folder), SIZE, num_sources=2, augment=False, far_sources=True)
+    for _ in range(20):
+        frames = (episodes[0]["images"].float().mean(dim=(1, 2, 3)) / 30).round().int().tolist()
+        assert len(set(frames)) == 3
+        assert is_open[frames[1]] == is_open[frames[2]] != is_open[frames[0]]
 
 
 def test_smaller_frames_take_their_landmarks_along(shards):

@@ -58,7 +58,7 @@ def evaluate_clip(pipe: FsthPipeline, lpips: LPIPS, clip: Clip, num_frames: int)
     distances, rows, seconds = [], [], 0.0
     for index, real in enumerate(truth):
         started = time.perf_counter()
-        drawn = pipe.draw_frame(generator, person, landmarks[1 + index])
+        drawn = pipe.draw_frame(generator, person, inputs["landmarks"][1 + index].numpy())
         seconds += time.perf_counter() - started
         # what people get: 8-bit pictures
         drawn = torch.from_numpy(drawn).permute(2, 0, 1)[None] / 127.5 - 1

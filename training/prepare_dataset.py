@@ -15,13 +15,13 @@ import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
 from fsth_hub.errors import FsthError
-from fsth_hub.landmarks import crop_box, crop_image, get_detector, to_crop, track_clip
-from fsth_hub.landmarks.cropping import CropBox
+from fsth_hub.landmarks import crop_box, crop_image, get_detector, to_crop, track_clip, whole_frame
 from fsth_hub.video import open_clip
 
 
@@ -60,7 +60,7 @@ def process_clip(path: Path, args) -> tuple[list[bytes], np.ndarray, list[float]
     chosen = [found[position] for position in spaced]
     box = crop_box(np.stack([faces[index].points for index in found]))
     if args.no_crop:
-        box = CropBox(0, 0, min(clip.width, clip.height))
+        box = whole_frame(clip.width, clip.height, path.name)
     wanted, crops = set(chosen), []
     for index, frame in enumerate(clip):
         if index in wanted:
@@ -85,7 +85,8 @@ def add_bytes(tar: tarfile.TarFile, name: str, content: bytes):
 
 
 def add_clip(tar: tarfile.TarFile, relative: Path, crops: list[bytes], landmarks: np.ndarray, times: list[float]):
-    key = "_".join(relative.with_suffix("").parts).replace(".", "_")  # WebDataset keys end at the first dot
+    # one key for each path, without the dot at which WebDataset's keys end
+    key = quote(relative.as_posix(), safe="").replace(".", "%2E")
     for index, crop in enumerate(crops):
         add_bytes(tar, f"{key}.{index:04d}.jpg", crop)
     buffer = io.BytesIO()

@@ -5,7 +5,7 @@ What needs OpenCV (the detectors) is imported only when it is asked for, so that
 
 from ..errors import FsthError
 from .base import Face, LandmarkDetector
-from .cropping import CropBox, crop_box, crop_image, from_crop, to_crop
+from .cropping import CropBox, crop_box, crop_image, from_crop, to_crop, whole_frame
 from .drawing import draw_landmarks
 from .layout import FLIP, NUM_POINTS
 from .motion import MotionAdapter, pick_reference
@@ -27,6 +27,7 @@ __all__ = [
     "pick_reference",
     "to_crop",
     "track_clip",
+    "whole_frame",
 ]
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..errors import NoFaceError
+from ..errors import FsthError, NoFaceError
 from .layout import FACE, face_box
 
 
@@ -43,6 +43,13 @@ def crop_box(points: np.ndarray) -> CropBox:
     x, y = np.median(centres, axis=0)
     side = CROP_SCALE * np.median(sizes.max(axis=1))
     return CropBox(float(x - side / 2), float(y - FACE_HEIGHT * side), float(side))
+
+
+def whole_frame(width: int, height: int, name: str) -> CropBox:
+    """The box of a picture or clip (pixels) that is a square head crop already; `name` is for the `FsthError`."""
+    if width != height:
+        raise FsthError(f"{name} is {width} x {height}; without cropping it must be a square crop of the head.")
+    return CropBox(0, 0, width)
 
 
 def crop_image(image: np.ndarray, box: CropBox, size: int) -> np.ndarray:
