@@ -17,12 +17,16 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from .configuration_fsth import FsthConfig
+from .landmarks.layout import JAW, LEFT_EYE, RIGHT_EYE
+from .landmarks.pose import RIGID
 
 
 # Widths in half sides of the frame, the best of a sweep over pairs of frames: how near a landmark must be to move a
 # pixel, and how far from all landmarks a pixel still moves with a head that moves little.
 SOFTMAX_WIDTH = 0.06
 FADE_WIDTH = 0.18
+# How high the top of the head lies above the eyes, in the distance from them down to the chin.
+CROWN_HEIGHT = 0.7
 # Half sides in the refiner's unit of flow. Without it its input would drown among features twenty times as large, and
 # as Adam moves every weight by the rate in each step, one step would shift its output by several pixels.
 FLOW_UNIT = 0.05
@@ -74,11 +78,11 @@ def pixel_grid(height: int, width: int, device) -> torch.Tensor:
 
 def landmark_flow(driving, source, image_size: int, grid) -> torch.Tensor:
     """
-    Backward flow from driving to source landmarks: each pixel moves with the points near it, less the further it is
+    Backward flow from driving to source points: each pixel moves with the points near it, less the further it is
     from all of them.
 
     Args:
-        driving, source (`torch.Tensor` of shape `(batch, 78, 2)`): pixels; points that are NaN in either are ignored.
+        driving, source (`torch.Tensor` of shape `(batch, n, 2)`): pixels; points that are NaN in either are ignored.
         image_size (`int`): side of the frame in pixels.
         grid (`torch.Tensor` of shape `(h, w, 2)`): where to compute the flow, of [`pixel_grid`].
 
@@ -86,20 +90,47 @@ def landmark_flow(driving, source, image_size: int, grid) -> torch.Tensor:
         `torch.Tensor` of shape `(batch, h, w, 2)`: in half sides.
     """
     driving, source = (points.float() * 2 / image_size - 1 for points in (driving, source))
-    known = torch.isfinite(driving + source).all(dim=-1)  # B x 78
+    known = torch.isfinite(driving + source).all(dim=-1)  # B x n
     driving, source = (torch.where(known[..., None], points, 0.0) for points in (driving, source))
     # |g - d|^2 by its expansion: the pairwise differences would be 78 times the memory
     grid = grid.reshape(1, -1, 2)  # 1 x hw x 2
-    squared = (grid**2).sum(-1, keepdim=True) - 2 * grid @ driving.mT + (driving**2).sum(-1)[:, None]  # B x hw x 78
+    squared = (grid**2).sum(-1, keepdim=True) - 2 * grid @ driving.mT + (driving**2).sum(-1)[:, None]  # B x hw x n
     squared = squared.clamp(min=0).masked_fill(~known[:, None], torch.inf)
     weights = torch.softmax(-squared / (2 * SOFTMAX_WIDTH**2), dim=-1)
     # A head that moves further takes more of its surroundings along: a fade narrower than the movement would fold the
     # flow over itself and show the face twice, where it is and where it was.
-    displacement = source - driving  # B x 78 x 2
+    displacement = source - driving  # B x n x 2
     movement = displacement.sum(dim=1) / known.sum(dim=1, keepdim=True)  # B x 2
     fade_squared = FADE_WIDTH**2 + (movement**2).sum(dim=-1)[:, None, None]
     fade = torch.exp(-squared.amin(dim=-1, keepdim=True) / (2 * fade_squared))  # B x hw x 1
     return weights @ displacement * fade  # B x hw x 2
+
+
+def with_crown(driving, source) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Add the top of the head, which no landmark marks: without it forehead and hair stay where they were and the face is
+    drawn away from under them. In the driving frame it is the jaw mirrored above the eyes; in the portrait it lies
+    where the points that do not move on the skull take it (the affine map that fits them best).
+
+    Args:
+        driving, source (`torch.Tensor` of shape `(batch, 78, 2)`): pixels.
+
+    Returns:
+        Both with 15 points more, `(batch, 93, 2)`.
+    """
+    right, left = driving[:, RIGHT_EYE].mean(dim=1), driving[:, LEFT_EYE].mean(dim=1)  # B x 2
+    along = F.normalize(left - right, dim=-1)
+    down = torch.stack([-along[:, 1], along[:, 0]], dim=-1)[:, None]  # B x 1 x 2
+    jaw = driving[:, JAW[1:-1]]  # B x 15 x 2
+    below_eyes = ((jaw - (left + right)[:, None] / 2) * down).sum(dim=-1, keepdim=True)
+    crown = jaw - (1 + CROWN_HEIGHT) * below_eyes * down
+
+    skull, skull_source = driving[:, RIGID], source[:, RIGID]
+    middle, middle_source = skull.mean(dim=1, keepdim=True), skull_source.mean(dim=1, keepdim=True)
+    a, b = skull - middle, skull_source - middle_source  # B x 21 x 2
+    affine = torch.linalg.solve(a.mT @ a, a.mT @ b)  # B x 2 x 2
+    crown_source = (crown - middle) @ affine + middle_source
+    return torch.cat([driving, crown], dim=1), torch.cat([source, crown_source], dim=1)
 
 
 def landmark_likeness(driving, source, image_size: int) -> torch.Tensor:
@@ -218,7 +249,7 @@ class SourceSkips(nn.Module):
         # 1. the flow that the landmarks give, at 1/4 of the resolution
         grid = pixel_grid(size // 4, size // 4, landmarks.device)
         with torch.autocast(landmarks.device.type, enabled=False):
-            flow = landmark_flow(driving_landmarks, flat.landmarks, size, grid)
+            flow = landmark_flow(*with_crown(driving_landmarks, flat.landmarks), size, grid)
             flow = flow.unflatten(1, grid.shape[:2])  # BK x 64 x 64 x 2
 
         # 2. its refinement, and where each portrait can be trusted

@@ -1,12 +1,15 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fsth_hub.configuration_fsth import FsthConfig
+from fsth_hub.landmarks.layout import LEFT_EYE
+from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
-from fsth_hub.source_skips import LIKENESS_WIDTH, landmark_flow, landmark_likeness, pixel_grid, warp
+from fsth_hub.source_skips import LIKENESS_WIDTH, landmark_flow, landmark_likeness, pixel_grid, warp, with_crown
 
 
 SIZE = 64
@@ -248,3 +251,20 @@ def test_likeness_ignores_place_and_unknown_points():
     mean = 0.064 * (39 - 29) / 68
     distance = (39 * (0.064 - mean) + 29 * (0.064 + mean)) / 68 * 2 / SIZE
     assert landmark_likeness(driving, source, SIZE).item() == pytest.approx(-distance / LIKENESS_WIDTH, rel=1e-3)
+
+
+def test_crown_moves_with_the_skull_and_not_with_the_jaw():
+    face = torch.from_numpy(Pose(np.eye(3), 0.3, np.array([32.0, 34.0])).project(MEAN_FACE)).float()[None]
+    _, unmoved = with_crown(face, face)
+    crown = unmoved[:, 78:]
+    assert crown.shape == (1, 15, 2)
+    assert crown[..., 1].max() < face[:, LEFT_EYE, 1].min() + 3  # above the eyes
+    assert crown[..., 1].min() < face[:, 17:27, 1].min() - 10  # and well above the brows
+
+    turned = (face - 32) @ torch.tensor([[0.8, 0.3], [-0.3, 0.8]]) + 30
+    expected = (crown - 32) @ torch.tensor([[0.8, 0.3], [-0.3, 0.8]]) + 30
+    assert torch.allclose(with_crown(face, turned)[1][:, 78:], expected, atol=1e-3)
+
+    shouting = face.clone()
+    shouting[:, 5:12, 1] += 5
+    assert torch.allclose(with_crown(face, shouting)[1][:, 78:], crown, atol=1e-3)
