@@ -1,0 +1,36 @@
+"""Make the README's picture from the examples: portrait, driving landmarks, and what the bundled model draws.
+
+    python docs/make_figure.py
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fsth_hub import FsthPipeline
+from fsth_hub.landmarks import MotionAdapter, draw_landmarks, pick_reference
+
+
+HERE = Path(__file__).parent
+EXAMPLES = HERE.parent / "fsth_hub" / "examples"
+FRAMES = (12, 17, 25, 41, 72)
+
+
+def main():
+    pipe = FsthPipeline.from_pretrained()
+    person = pipe.embed(EXAMPLES / "astronaut.jpg")
+    driving = pipe.read_driving(EXAMPLES / "driver.mp4")
+    reference = driving.landmarks[pick_reference(person.landmarks, driving.landmarks)]
+    adapt = MotionAdapter(person.landmarks, reference)
+    drawings = [draw_landmarks(adapt(points), pipe.size) for points in driving.landmarks]
+    frames = list(pipe.drive(person, driving))
+    portrait = pipe.image_processor.postprocess(person.sources.images[0])[0]
+    rows = [np.concatenate([portrait, *(frames[index] for index in FRAMES)], axis=1)]
+    blank = np.full_like(portrait, 255)
+    rows.append(np.concatenate([blank, *(drawings[index] for index in FRAMES)], axis=1))
+    Image.fromarray(np.concatenate(rows)).save(HERE / "astronaut.jpg", quality=90)
+
+
+if __name__ == "__main__":
+    main()
