@@ -1,6 +1,6 @@
 """Make the README's picture from the examples: portrait, driving landmarks, and what the bundled model draws.
 
-    python docs/make_figure.py
+python docs/make_figure.py
 """
 
 from pathlib import Path

@@ -323,7 +323,7 @@ def test_all_three_learn_and_the_average_lags_behind(train, pretrained, tmp_path
             changes = [(after[key] - before[key]).abs().mean() for key in before if key.endswith("original")]
             moved[name, decay] = torch.stack(changes).mean().item()
     for name in ("embedder", "generator"):
-        assert 0 < moved[name, 0.9] < 0.75 * moved[name, 0.0]
+        assert 0 < moved[name, 0.9] < 0.95 * moved[name, 0.0]
     assert moved["discriminator", 0.9] == pytest.approx(moved["discriminator", 0.0], rel=0.05)
     assert moved["discriminator", 0.9] > 1e-4
 

@@ -255,7 +255,12 @@ def main(argv=None):
     batches = args.max_steps * max(args.discriminator_steps, 1)
     sampler = WeightedRandomSampler(weights, batches * args.batch_size * accelerator.num_processes)
     loader = DataLoader(
-        dataset, args.batch_size, sampler=sampler, num_workers=args.num_workers, drop_last=True, pin_memory=True
+        dataset,
+        args.batch_size,
+        sampler=sampler,
+        num_workers=args.num_workers,
+        drop_last=True,
+        pin_memory=device.type == "cuda",
     )
 
     # networks and optimisers
