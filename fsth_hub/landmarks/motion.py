@@ -30,7 +30,7 @@ MAX_CLOSING_GAIN = 3.0  # an opening hardly open in the reference frame would bl
 
 # How far a head can be taken from its portrait's pose before too much is seen that the portrait does not show: turned
 # in radians, moved in distances between the eyes, and as the logarithm of its size.
-MAX_TURN, MAX_MOVE, MAX_ZOOM = 0.6, 0.6, 0.3
+MAX_TURN, MAX_MOVE, MAX_ZOOM = 0.3, 0.5, 0.2
 
 EYES = ((RIGHT_EYE, RIGHT_IRIS), (LEFT_EYE, LEFT_IRIS))
 
