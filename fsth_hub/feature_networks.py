@@ -22,11 +22,11 @@ FACE_MARGIN = 1.3
 FACE_STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 
 
-def load_weights(path_or_repo: str) -> dict[str, torch.Tensor]:
+def load_weights(path_or_repo: str | Path) -> dict[str, torch.Tensor]:
     """Weights in float32 from a safetensors file, or from `model.safetensors` of a hub repository."""
     path = Path(path_or_repo)
     if not path.is_file():
-        path = hf_hub_download(path_or_repo, "model.safetensors")
+        path = hf_hub_download(str(path_or_repo), "model.safetensors")
     return {name: weight.float() for name, weight in load_file(path).items()}
 
 

@@ -1,13 +1,18 @@
-"""Losses of arXiv 1905.08233 v2 (section 3.3), each a function of plain tensors.
+"""Losses of arXiv 1905.08233 v2 (section 3.3): functions of plain tensors, and the content loss over its networks.
 
 generator      L = L_CNT + L_ADV + w_match L_MCH      L_ADV = -D(fake) + w_fm L_FM
 discriminator  L_DSC = max(0, 1 + D(fake)) + max(0, 1 - D(real))
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from .feature_networks import FaceFeatures, VGGFeatures, crop_around, load_weights
+from .landmarks.layout import LEFT_EYE, OUTER_LIPS, RIGHT_EYE
 
 
 # Weights of v2. They were set for Caffe networks, whose input is 0..255 minus a mean; see `feature_networks` for how
@@ -16,6 +21,8 @@ VGG_WEIGHT = 0.15
 FACE_WEIGHT = 0.025
 FEATURE_MATCHING_WEIGHT = 10.0
 MATCH_WEIGHT = 10.0
+PARTS = (OUTER_LIPS, RIGHT_EYE, LEFT_EYE)
+PART_MARGIN, PART_SIZE = 1.6, 64  # of what a part's points span; pixels
 
 
 def content_loss(fake_features: Sequence[torch.Tensor], real_features: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -47,3 +54,54 @@ def match_loss(frame_embeddings: torch.Tensor, person: torch.Tensor) -> torch.Te
     which get no gradient: the embedder must learn to stand in for W_i, not W_i for the embedder.
     """
     return (frame_embeddings.float() - person.detach().float()[:, None]).abs().mean()
+
+
+class ContentLoss(nn.Module):
+    """
+    L_CNT over its networks, with the weights of v2 carried over to the scale of those in use.
+
+    Mouth and eyes are what people look at and a fiftieth of the frame: with `parts_weight` they are enlarged and
+    compared once more. (The paper has no such term; with hundreds of people instead of thousands it is needed.)
+
+    Args:
+        vgg (`str` or `Path`): safetensors file or hub repository of a VGG16 or VGG19 trained on ImageNet.
+        face_network (`str` or `Path`, *optional*): the same of a [`FaceFeatures`]; without it that term is left out.
+        vgg_weight, face_weight, parts_weight, pixel_weight (`float`): of the terms; the last two are off at 0.
+    """
+
+    def __init__(
+        self,
+        vgg: str | Path,
+        face_network: str | Path | None = None,
+        vgg_weight: float = VGG_WEIGHT,
+        face_weight: float = FACE_WEIGHT,
+        parts_weight: float = 0.0,
+        pixel_weight: float = 0.0,
+    ):
+        super().__init__()
+        self.vgg = VGGFeatures(load_weights(vgg))
+        self.face = FaceFeatures(load_weights(face_network)) if face_network else None
+        self.vgg_weight = vgg_weight * VGGFeatures.loss_scale
+        self.face_weight = face_weight * FaceFeatures.loss_scale
+        self.parts_weight = parts_weight * VGGFeatures.loss_scale
+        self.pixel_weight = pixel_weight
+
+    def forward(self, fake: torch.Tensor, real: torch.Tensor, landmarks: torch.Tensor) -> dict[str, torch.Tensor]:
+        """fake, real: B x 3 x H x W in [-1, 1]; landmarks: B x 78 x 2, pixels. Returns the weighted terms by name."""
+
+        def parts(images):
+            return self.vgg(torch.cat([crop_around(images, landmarks[:, p], PART_MARGIN, PART_SIZE) for p in PARTS]))
+
+        def compare(features):
+            with torch.no_grad():
+                real_features = features(real)
+            return content_loss(features(fake), real_features)
+
+        terms = {"vgg": self.vgg_weight * compare(self.vgg)}
+        if self.face is not None:
+            terms["face"] = self.face_weight * compare(lambda images: self.face(images, landmarks))
+        if self.parts_weight:
+            terms["parts"] = self.parts_weight * compare(parts)
+        if self.pixel_weight:
+            terms["pixel"] = self.pixel_weight * content_loss([fake], [real])
+        return terms

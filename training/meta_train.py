@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
@@ -31,14 +30,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that 
 
 from fsth_hub import losses
 from fsth_hub.configuration_fsth import FsthConfig
-from fsth_hub.feature_networks import FaceFeatures, VGGFeatures, crop_around, load_weights
-from fsth_hub.landmarks.layout import LEFT_EYE, OUTER_LIPS, RIGHT_EYE
+from fsth_hub.losses import ContentLoss
 from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from training.dataset import EpisodeDataset, read_index
 
 
-PARTS = (OUTER_LIPS, RIGHT_EYE, LEFT_EYE)
-PART_MARGIN, PART_SIZE = 1.6, 64
 POWER_ITERATIONS = 15
 
 
@@ -69,7 +65,6 @@ def parse_args(argv=None):
     parser.add_argument("--adversarial_start", type=int, default=0, help="content loss alone before this step")
     parser.add_argument("--vgg_weight", type=float, default=losses.VGG_WEIGHT, help="for a Caffe-scaled VGG")
     parser.add_argument("--face_weight", type=float, default=losses.FACE_WEIGHT, help="for a Caffe-scaled VGGFace")
-    parser.add_argument("--vgg_size", type=int, help="compare whole frames at this side in pixels; default: their own")
     parser.add_argument("--pixel_weight", type=float, default=0.0, help="of the mean absolute difference of pixels")
     parser.add_argument("--parts_weight", type=float, default=0.0, help="of the VGG loss on mouth and eyes enlarged")
     parser.add_argument("--adversarial_weight", type=float, default=1.0, help="of minus the discriminator's score")
@@ -105,51 +100,6 @@ class MetaLearner(nn.Module):
         else:
             output = self.generator(landmark_images[:, 0], adain_parameters)
         return output.images, output.warped, embedder_output.frame_embeddings
-
-
-class ContentLoss(nn.Module):
-    """L_CNT with the weights of v2, carried over to the networks in use.
-
-    Mouth and eyes are what people look at and a fiftieth of the frame: with `parts_weight` they are enlarged and
-    compared once more. (The paper has no such term; with hundreds of people instead of thousands it is needed.)
-    """
-
-    def __init__(self, args):
-        super().__init__()
-        self.vgg = VGGFeatures(load_weights(args.vgg))
-        self.vgg_weight = args.vgg_weight * self.vgg.loss_scale
-        self.face = FaceFeatures(load_weights(args.face_network)) if args.face_network else None
-        self.face_weight = args.face_weight * FaceFeatures.loss_scale
-        self.parts_weight = args.parts_weight * self.vgg.loss_scale
-        self.pixel_weight = args.pixel_weight
-        self.vgg_size = args.vgg_size or args.image_size
-
-    def forward(self, fake, real, landmarks):
-        def whole(images):
-            return self.vgg(
-                images if self.vgg_size == images.shape[-1] else F.adaptive_avg_pool2d(images, self.vgg_size)
-            )
-
-        def parts(images):
-            crops = [crop_around(images, landmarks[:, part], PART_MARGIN, PART_SIZE) for part in PARTS]
-            return self.vgg(torch.cat(crops))
-
-        def face(images):
-            return self.face(images, landmarks)
-
-        def compare(features):
-            with torch.no_grad():
-                real_features = features(real)
-            return losses.content_loss(features(fake), real_features)
-
-        terms = {"vgg": self.vgg_weight * compare(whole)}
-        if self.face is not None:
-            terms["face"] = self.face_weight * compare(face)
-        if self.parts_weight:
-            terms["parts"] = self.parts_weight * compare(parts)
-        if self.pixel_weight:
-            terms["pixel"] = self.pixel_weight * losses.content_loss([fake], [real])
-        return terms
 
 
 def build_networks(args, num_clips: int):
@@ -267,7 +217,10 @@ def main(argv=None):
     embedder, generator, discriminator = build_networks(args, len(dataset))
     learner = MetaLearner(embedder, generator).to(device, memory_format=torch.channels_last)
     discriminator = discriminator.to(device, memory_format=torch.channels_last)
-    content = ContentLoss(args).to(device, memory_format=torch.channels_last)
+    term_weights = {
+        name: getattr(args, name) for name in ("vgg_weight", "face_weight", "parts_weight", "pixel_weight")
+    }
+    content = ContentLoss(args.vgg, args.face_network, **term_weights).to(device, memory_format=torch.channels_last)
     average = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
     betas = (args.beta1, 0.999)
     generator_optimizer = torch.optim.Adam(learner.parameters(), args.generator_lr, betas)

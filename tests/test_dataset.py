@@ -1,0 +1,127 @@
+"""Episodes of training."""
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from shards import LEFT_CORNER, NUM_FRAMES, RIGHT_CORNER, grey, jpeg, landmarks, write_shards
+from test_modeling import SIZE
+
+from fsth_hub.landmarks import draw_landmarks
+from fsth_hub.landmarks.layout import FACE, IRISES
+from training import dataset
+from training.dataset import EpisodeDataset, read_index
+from training.prepare_dataset import add_clip
+
+
+def test_index_finds_clips_people_and_frames(shards):
+    clips = read_index(shards)
+    assert [(clip.key, clip.identity) for clip in clips] == [
+        ("ann%2Fa%2Eb%2F1%2Emp4", "ann"),
+        ("ann%2F2%2Emp4", "ann"),
+        ("bob%2F1%2Emp4", "bob"),
+    ]
+    for clip in clips:
+        assert clip.landmarks.shape == (NUM_FRAMES, 78, 2)
+        assert [round(np.asarray(clip.image(i)).mean() / 30) for i in range(NUM_FRAMES)] == list(range(NUM_FRAMES))
+
+
+def test_folder_without_shards_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="prepare_dataset.py"):
+        read_index(tmp_path)
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_episode_shapes_and_types(shards, augment):
+    episodes = EpisodeDataset(read_index(shards), SIZE, num_sources=2, augment=augment)
+    assert len(episodes) == 3
+    episode = episodes[2]
+    assert episode["clip"] == 2
+    for name in ("images", "landmark_images"):
+        assert episode[name].shape == (3, 3, SIZE, SIZE) and episode[name].dtype == torch.uint8
+    assert episode["landmarks"].shape == (3, 78, 2) and episode["landmarks"].dtype == torch.float32
+    drawing = draw_landmarks(episode["landmarks"][0].numpy(), SIZE)
+    assert np.array_equal(episode["landmark_images"][0].permute(1, 2, 0).numpy(), drawing)
+
+
+def test_clips_with_too_few_frames_are_left_out(shards):
+    assert len(EpisodeDataset(read_index(shards), SIZE, num_sources=NUM_FRAMES)) == 0
+
+
+def test_the_frame_to_draw_is_never_among_the_portraits(shards):
+    torch.manual_seed(0)
+    episodes = EpisodeDataset(read_index(shards), SIZE, num_sources=3, augment=False)
+    targets = set()
+    for _ in range(20):
+        episode = episodes[0]
+        frames = (episode["images"].float().mean(dim=(1, 2, 3)) / 30).round().int().tolist()
+        assert len(set(frames)) == 4
+        targets.add(frames[0])
+        # every picture comes with its own landmarks
+        expected = [landmarks(index)[0, 0] for index in frames]
+        assert np.allclose(episode["landmarks"][:, 0, 0].numpy(), expected, atol=1e-4)
+    assert len(targets) > 3
+
+
+def test_far_sources_are_those_whose_eyes_and_mouth_differ_most(tmp_path):
+    """Half of the frames have the mouth open; whichever is drawn, the portraits show the other half."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    points = np.stack([landmarks(index) for index in range(NUM_FRAMES)])  # the head moves, which must not count
+    is_open = np.arange(NUM_FRAMES) % 2 == 1
+    points[is_open, 65:68, 1] += 5
+    with tarfile.open(folder / "shard-00000.tar", "w") as tar:
+        crops = [jpeg(grey(30 * index)) for index in range(NUM_FRAMES)]
+        add_clip(tar, Path("ann/1.mp4"), crops, points, [0.0] * NUM_FRAMES)
+    torch.manual_seed(0)
+    episodes = EpisodeDataset(read_index(folder), SIZE, num_sources=2, augment=False, far_sources=True)
+    for _ in range(20):
+        frames = (episodes[0]["images"].float().mean(dim=(1, 2, 3)) / 30).round().int().tolist()
+        assert len(set(frames)) == 3
+        assert is_open[frames[1]] == is_open[frames[2]] != is_open[frames[0]]
+
+
+def test_smaller_frames_take_their_landmarks_along(shards):
+    clips = read_index(shards)
+    torch.manual_seed(0)
+    full = EpisodeDataset(clips, SIZE, 2, augment=False)[0]
+    torch.manual_seed(0)
+    half = EpisodeDataset(clips, SIZE // 2, 2, augment=False)[0]
+    assert half["images"].shape[-1] == SIZE // 2
+    assert torch.allclose(half["landmarks"], full["landmarks"] / 2, atol=1e-4)
+
+
+def test_landmarks_stay_on_what_they_mark(tmp_path):
+    """A bright square lies under one corner of an eye; a grey bar at the left says whether the picture is mirrored."""
+    frame = grey(0)
+    x, y = landmarks()[RIGHT_CORNER].round().astype(int)
+    frame[:, :8] = 90
+    frame[y - 3 : y + 3, x - 3 : x + 3] = 255
+    points = landmarks() + (np.array([x, y]) - landmarks()[RIGHT_CORNER])
+    clips = read_index(write_shards(tmp_path / "marked", {"ann/1.mp4": [frame] * 3}, points.astype(np.float32)))
+    episodes = EpisodeDataset(clips, SIZE, num_sources=2)
+    torch.manual_seed(0)
+    mirrored, places = [], []
+    for _ in range(24):
+        episode = episodes[0]
+        # one person in one light: what is done to one frame is done to all
+        assert torch.equal(episode["images"][0], episode["images"][1])
+        assert torch.equal(episode["landmarks"][0].nan_to_num(), episode["landmarks"][2].nan_to_num())
+        image = episode["images"][0].float().mean(dim=0)  # S x S
+        mirrored.append(bool(image[:4, :2].mean() < image[:4, -2:].mean()))
+        bright = (image * (image > 0.75 * image.max())).numpy()
+        rows, columns = np.mgrid[:SIZE, :SIZE] + 0.5
+        centre = [(bright * grid).sum() / bright.sum() for grid in (columns, rows)]
+        corner = LEFT_CORNER if mirrored[-1] else RIGHT_CORNER
+        assert np.linalg.norm(episode["landmarks"][0, corner].numpy() - centre) < 0.5
+        places.append(centre)
+    assert 4 < sum(mirrored) < 20
+    assert np.ptp(places, axis=0).min() > 2  # and it does move
+
+
+def test_irises_are_left_out_of_whole_episodes(shards, monkeypatch):
+    monkeypatch.setattr(dataset, "IRISLESS_PROBABILITY", 1.0)
+    episode = EpisodeDataset(read_index(shards), SIZE, num_sources=2)[0]
+    assert episode["landmarks"][:, IRISES].isnan().all() and episode["landmarks"][:, FACE].isfinite().all()
