@@ -35,10 +35,11 @@ def channel_values(values) -> torch.Tensor:
 
 
 class VGGFeatures(nn.Module):
-    """First activation of each of the five stages (relu1_1 ... relu5_1) of a VGG16 or VGG19 trained on ImageNet.
+    """First and last activation of each of the five stages of a VGG16 or VGG19 trained on ImageNet.
 
     Args:
-        weights (`Mapping[str, torch.Tensor]`): `features.N.weight` and `.bias`, numbered as in torchvision.
+        weights (`Mapping[str, torch.Tensor]`): `features.N.weight` and `.bias`, numbered as in torchvision, and
+            optionally the heads `lin0.weight` ... `lin4.weight` of LPIPS (arXiv 1801.03924), on the last activations.
     """
 
     loss_scale = CAFFE_TO_NORMALISED
@@ -46,30 +47,51 @@ class VGGFeatures(nn.Module):
     def __init__(self, weights: Mapping[str, torch.Tensor]):
         super().__init__()
         indices = sorted(int(name.split(".")[1]) for name in weights if name.startswith("features") and "bias" in name)
-        # a gap of three between two convolutions is ReLU, max pooling: a new stage; its first ReLU is a tap
-        self.starts_stage = [index == 0 or index - 3 in indices and index - 2 not in indices for index in indices]
-        last = max(position for position, starts in enumerate(self.starts_stage) if starts)
-        self.convs = nn.ModuleList()
-        for index in indices[: last + 1]:
+        # a gap of three between two convolutions is ReLU, max pooling: a new stage
+        self.stages = nn.ModuleList()
+        for index in indices:
             out_channels, in_channels = weights[f"features.{index}.weight"].shape[:2]
             layer = nn.Conv2d(in_channels, out_channels, 3, padding=1)
             layer.load_state_dict({name: weights[f"features.{index}.{name}"] for name in ("weight", "bias")})
-            self.convs.append(layer)
+            if index == 0 or index - 2 not in indices:
+                self.stages.append(nn.ModuleList())
+            self.stages[-1].append(layer)
+        self.heads = nn.ParameterList(weights[name] for name in sorted(weights) if name.startswith("lin"))
         self.register_buffer("mean", channel_values(IMAGENET_MEAN))
         self.register_buffer("std", channel_values(IMAGENET_STD))
         self.requires_grad_(False)
 
-    def forward(self, images) -> list[torch.Tensor]:
-        """images: B x 3 x H x W in [-1, 1]."""
+    def forward(self, images, last: bool = False) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """
+        Args:
+            images (`torch.Tensor` of shape `(batch, 3, height, width)`): in [-1, 1].
+            last (`bool`, *optional*, defaults to `False`): whether the last activations are wanted too.
+
+        Returns:
+            The first activations of the stages (relu1_1 ... relu5_1), and the last ones or an empty list.
+        """
         x = ((images + 1) / 2 - self.mean) / self.std
-        taps = []
-        for position, layer in enumerate(self.convs):
-            if self.starts_stage[position] and position > 0:
+        firsts, lasts = [], []
+        for number, stage in enumerate(self.stages):
+            if number > 0:
                 x = F.max_pool2d(x, 2)
-            x = F.relu(layer(x))
-            if self.starts_stage[position]:
-                taps.append(x)
-        return taps
+            for position, layer in enumerate(stage):
+                x = F.relu(layer(x))
+                if position == 0:
+                    firsts.append(x)
+                    if number + 1 == len(self.stages) and not last:
+                        return firsts, lasts
+            if last:
+                lasts.append(x)
+        return firsts, lasts
+
+    def distance(self, features, others) -> torch.Tensor:
+        """LPIPS between two lists of last activations, mean over the batch."""
+        total = 0.0
+        for head, a, b in zip(self.heads, features, others, strict=True):
+            a, b = (F.normalize(maps.float(), dim=1) for maps in (a, b))
+            total = total + F.conv2d((a - b) ** 2, head).mean()
+        return total
 
 
 class FaceFeatures(nn.Module):

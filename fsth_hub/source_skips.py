@@ -32,10 +32,9 @@ CROWN_HEIGHT = 0.7
 FLOW_UNIT = 0.05
 
 
-# How much less alike two faces must be, in half sides, for a portrait to count 1/e as much. Averaging portraits that
-# are warped from different poses gives ghosts: on unseen people four portraits were worse than one (LPIPS 0.156 to
-# 0.132), and far better (0.092) with those most like the frame in front.
-LIKENESS_WIDTH = 0.003
+# How much further apart two faces must be, in half sides, for a portrait to count 1/e as much. The mean of portraits
+# that are warped from different poses has ghosts (training/LOG.md): that of eight is worse than the first of them.
+LIKENESS_WIDTH = 0.002
 
 
 @dataclass
@@ -135,7 +134,8 @@ def with_crown(driving, source) -> tuple[torch.Tensor, torch.Tensor]:
 
 def landmark_likeness(driving, source, image_size: int) -> torch.Tensor:
     """
-    How alike two faces are in pose and expression, wherever they are: 0 for equal ones, the lower the less.
+    How alike two faces are in place, pose and expression: 0 for equal ones, the lower the less. Place counts because
+    hair, shoulders and background are as they were when the head was there.
 
     Args:
         driving, source (`torch.Tensor` of shape `(batch, 78, 2)`): pixels; points that are NaN in either are ignored.
@@ -144,16 +144,14 @@ def landmark_likeness(driving, source, image_size: int) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(batch,)`: minus the mean distance of the points, in `LIKENESS_WIDTH`.
     """
-    difference = (driving - source).float() * 2 / image_size  # B x 78 x 2
-    difference = difference - difference.nanmean(dim=1, keepdim=True)
-    return -difference.square().sum(dim=-1).sqrt().nanmean(dim=1) / LIKENESS_WIDTH
+    distance = (driving - source).float().square().sum(dim=-1).sqrt()  # B x 78
+    return -distance.nanmean(dim=1) * 2 / image_size / LIKENESS_WIDTH
 
 
-def warp(images, flow, grid):
-    """Sample `images` (B x C x H x W) at `grid + flow` (flow B x h x w x 2), the border repeated: B x C x h x w."""
-    coordinates = grid + flow
-    sampled = F.grid_sample(images.float(), coordinates, padding_mode="border", align_corners=False)
-    return sampled.to(images.dtype)
+def warp(maps, flow, grid, mode: str = "bilinear"):
+    """Sample `maps` (B x C x H x W) at `grid + flow` (flow B x h x w x 2), the border repeated: B x C x h x w."""
+    sampled = F.grid_sample(maps.float(), grid + flow, mode, padding_mode="border", align_corners=False)
+    return sampled.to(maps.dtype)
 
 
 def resize_flow(flow, height: int, width: int):
@@ -240,39 +238,55 @@ class SourceSkips(nn.Module):
             features.append(x.unflatten(0, shape))  # B x K x 32 x 128 x 128 ... B x K x 128 x 32 x 32
         return FsthSources(images, landmark_images, landmarks, tuple(features))
 
-    def forward(self, sources: FsthSources, landmark_images, landmarks) -> FusedSources:
-        batch, num_portraits = sources.images.shape[:2]
-        size = landmark_images.shape[-1]
-        flat = sources.map(lambda tensor: tensor.flatten(0, 1))
-        driving_landmarks = landmarks.repeat_interleave(num_portraits, dim=0)  # BK x 78 x 2
+    def refine(self, sources: FsthSources, landmark_images, landmarks):
+        """
+        Where in one portrait each of a batch to look for what a frame shows, at 1/4 of its resolution.
 
-        # 1. the flow that the landmarks give, at 1/4 of the resolution
+        Args:
+            sources ([`FsthSources`]): of [`~SourceSkips.encode`], without the dimension of portraits.
+            landmark_images (`torch.Tensor` of shape `(batch, 3, height, width)`): drawings of the frames, in [-1, 1].
+            landmarks (`torch.Tensor` of shape `(batch, 78, 2)`): of the frames, pixels.
+
+        Returns:
+            The flow that the landmarks give and what it lacks (both `(batch, h, w, 2)`, half sides), the logits of
+            confidence and of visibility (both `(batch, 1, h, w)`).
+        """
+        size = landmark_images.shape[-1]
         grid = pixel_grid(size // 4, size // 4, landmarks.device)
         with torch.autocast(landmarks.device.type, enabled=False):
-            flow = landmark_flow(*with_crown(driving_landmarks, flat.landmarks), size, grid)
-            flow = flow.unflatten(1, grid.shape[:2])  # BK x 64 x 64 x 2
-
-        # 2. its refinement, and where each portrait can be trusted
+            flow = landmark_flow(*with_crown(landmarks, sources.landmarks), size, grid)
+            flow = flow.unflatten(1, grid.shape[:2])  # B x 64 x 64 x 2
+        pictures = torch.cat([sources.images, sources.landmark_images], dim=1)
+        small = F.interpolate(pictures, scale_factor=0.25, mode="area")  # B x 6 x 64 x 64
+        warped = warp(torch.cat([small, sources.features[1]], dim=1), flow, grid)
         drawing = F.interpolate(landmark_images, scale_factor=0.25, mode="area")
-        small = F.interpolate(torch.cat([flat.images, flat.landmark_images], dim=1), scale_factor=0.25, mode="area")
-        warped = warp(torch.cat([small, flat.features[1]], dim=1), flow, grid)
         flow_input = (flow / FLOW_UNIT).permute(0, 3, 1, 2).to(warped.dtype)
-        inputs = torch.cat([drawing.repeat_interleave(num_portraits, dim=0), warped, flow_input], dim=1)
-        refined = self.refiner(inputs).float()  # BK x 4 x 64 x 64
-        flow = flow + FLOW_UNIT * refined[:, :2].permute(0, 2, 3, 1)
-        # portraits are trusted until training says otherwise
-        visibility = torch.sigmoid(refined[:, 3:] + 2)
-        likeness = landmark_likeness(driving_landmarks, flat.landmarks, size)[:, None, None, None]
-        confidence = (refined[:, 2:3] + likeness).unflatten(0, (batch, num_portraits))  # B x K x 1 x 64 x 64
+        refined = self.refiner(torch.cat([drawing, warped, flow_input], dim=1)).float()  # B x 4 x 64 x 64
+        residual_flow = FLOW_UNIT * refined[:, :2].permute(0, 2, 3, 1)
+        return flow, residual_flow, refined[:, 2:3], refined[:, 3:]
 
-        # 3. warp every map by it and fuse the portraits
-        def fuse(maps, weights=None):
+    def forward(self, sources: FsthSources, landmark_images, landmarks) -> FusedSources:
+        batch, num_portraits = sources.images.shape[:2]
+        flat = sources.map(lambda tensor: tensor.flatten(0, 1))
+        landmark_images, landmarks = (
+            tensor.repeat_interleave(num_portraits, dim=0) for tensor in (landmark_images, landmarks)
+        )  # BK x ...
+        flow, residual_flow, confidence, visibility = self.refine(flat, landmark_images, landmarks)
+        flow = flow + residual_flow  # BK x 64 x 64 x 2
+        # portraits are trusted until training says otherwise
+        visibility = torch.sigmoid(visibility + 2)
+        likeness = landmark_likeness(landmarks, flat.landmarks, landmark_images.shape[-1])
+        confidence = confidence + likeness[:, None, None, None]  # BK x 1 x 64 x 64
+
+        def fuse(maps, weights=None, mode="bilinear"):
             height, width = maps.shape[-2:]
-            warped = warp(maps, resize_flow(flow, height, width), pixel_grid(height, width, maps.device))
+            warped = warp(maps, resize_flow(flow, height, width), pixel_grid(height, width, maps.device), mode)
             if weights is not None:
                 warped = warped * F.interpolate(weights, (height, width), mode="bilinear").to(warped.dtype)
-            logits = F.interpolate(confidence.flatten(0, 1), (height, width), mode="bilinear")
+            logits = F.interpolate(confidence, (height, width), mode="bilinear")
             shares = torch.softmax(logits.unflatten(0, (batch, num_portraits)), dim=1).to(warped.dtype)
             return (warped.unflatten(0, (batch, num_portraits)) * shares).sum(dim=1)
 
-        return FusedSources(images=fuse(flat.images), features=tuple(fuse(f, visibility) for f in flat.features))
+        # what is seen is sampled bicubically: bilinear sampling blurs, and costs 4 % in LPIPS
+        images = fuse(flat.images, mode="bicubic")
+        return FusedSources(images=images, features=tuple(fuse(maps, visibility) for maps in flat.features))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from meta_training import train  # noqa: F401 (a fixture)
 from safetensors.torch import save_file
 from shards import NETWORKS, NUM_FRAMES, grey, write_shards
 from test_losses import vgg_weights

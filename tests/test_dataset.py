@@ -1,6 +1,9 @@
 """Episodes of training."""
 
 import tarfile
+from argparse import Namespace
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +12,11 @@ import torch
 from shards import LEFT_CORNER, NUM_FRAMES, RIGHT_CORNER, grey, jpeg, landmarks, write_shards
 from test_modeling import SIZE
 
+from fsth_hub.errors import FsthError
 from fsth_hub.landmarks import draw_landmarks
 from fsth_hub.landmarks.layout import FACE, IRISES
 from training import dataset
-from training.dataset import EpisodeDataset, read_index
+from training.dataset import EpisodeDataset, EpisodeKey, draw_batches, read_index
 from training.prepare_dataset import add_clip
 
 
@@ -29,15 +33,15 @@ def test_index_finds_clips_people_and_frames(shards):
 
 
 def test_folder_without_shards_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="prepare_dataset.py"):
+    with pytest.raises(FsthError, match="prepare_dataset.py"):
         read_index(tmp_path)
 
 
 @pytest.mark.parametrize("augment", [True, False])
 def test_episode_shapes_and_types(shards, augment):
-    episodes = EpisodeDataset(read_index(shards), SIZE, num_sources=2, augment=augment)
+    episodes = EpisodeDataset(read_index(shards), SIZE, max_sources=2, augment=augment)
     assert len(episodes) == 3
-    episode = episodes[2]
+    episode = episodes[EpisodeKey(2, 2, (0,))]
     assert episode["clip"] == 2
     for name in ("images", "landmark_images"):
         assert episode[name].shape == (3, 3, SIZE, SIZE) and episode[name].dtype == torch.uint8
@@ -47,15 +51,14 @@ def test_episode_shapes_and_types(shards, augment):
 
 
 def test_clips_with_too_few_frames_are_left_out(shards):
-    assert len(EpisodeDataset(read_index(shards), SIZE, num_sources=NUM_FRAMES)) == 0
+    assert len(EpisodeDataset(read_index(shards), SIZE, max_sources=NUM_FRAMES)) == 0
 
 
 def test_the_frame_to_draw_is_never_among_the_portraits(shards):
-    torch.manual_seed(0)
-    episodes = EpisodeDataset(read_index(shards), SIZE, num_sources=3, augment=False)
+    episodes = EpisodeDataset(read_index(shards), SIZE, max_sources=3, augment=False)
     targets = set()
-    for _ in range(20):
-        episode = episodes[0]
+    for seed in range(20):
+        episode = episodes[EpisodeKey(0, 3, (seed,))]
         frames = (episode["images"].float().mean(dim=(1, 2, 3)) / 30).round().int().tolist()
         assert len(set(frames)) == 4
         targets.add(frames[0])
@@ -75,20 +78,19 @@ def test_far_sources_are_those_whose_eyes_and_mouth_differ_most(tmp_path):
     with tarfile.open(folder / "shard-00000.tar", "w") as tar:
         crops = [jpeg(grey(30 * index)) for index in range(NUM_FRAMES)]
         add_clip(tar, Path("ann/1.mp4"), crops, points, [0.0] * NUM_FRAMES)
-    torch.manual_seed(0)
-    episodes = EpisodeDataset(read_index(folder), SIZE, num_sources=2, augment=False, far_sources=True)
-    for _ in range(20):
-        frames = (episodes[0]["images"].float().mean(dim=(1, 2, 3)) / 30).round().int().tolist()
+    episodes = EpisodeDataset(read_index(folder), SIZE, max_sources=2, augment=False, far_sources=True)
+    for seed in range(20):
+        frames = (
+            (episodes[EpisodeKey(0, 2, (seed,))]["images"].float().mean(dim=(1, 2, 3)) / 30).round().int().tolist()
+        )
         assert len(set(frames)) == 3
         assert is_open[frames[1]] == is_open[frames[2]] != is_open[frames[0]]
 
 
 def test_smaller_frames_take_their_landmarks_along(shards):
     clips = read_index(shards)
-    torch.manual_seed(0)
-    full = EpisodeDataset(clips, SIZE, 2, augment=False)[0]
-    torch.manual_seed(0)
-    half = EpisodeDataset(clips, SIZE // 2, 2, augment=False)[0]
+    key = EpisodeKey(0, 2, (0,))
+    full, half = (EpisodeDataset(clips, size, 2, augment=False)[key] for size in (SIZE, SIZE // 2))
     assert half["images"].shape[-1] == SIZE // 2
     assert torch.allclose(half["landmarks"], full["landmarks"] / 2, atol=1e-4)
 
@@ -101,11 +103,10 @@ def test_landmarks_stay_on_what_they_mark(tmp_path):
     frame[y - 3 : y + 3, x - 3 : x + 3] = 255
     points = landmarks() + (np.array([x, y]) - landmarks()[RIGHT_CORNER])
     clips = read_index(write_shards(tmp_path / "marked", {"ann/1.mp4": [frame] * 3}, points.astype(np.float32)))
-    episodes = EpisodeDataset(clips, SIZE, num_sources=2)
-    torch.manual_seed(0)
+    episodes = EpisodeDataset(clips, SIZE, max_sources=2)
     mirrored, places = [], []
-    for _ in range(24):
-        episode = episodes[0]
+    for seed in range(24):
+        episode = episodes[EpisodeKey(0, 2, (seed,))]
         # one person in one light: what is done to one frame is done to all
         assert torch.equal(episode["images"][0], episode["images"][1])
         assert torch.equal(episode["landmarks"][0].nan_to_num(), episode["landmarks"][2].nan_to_num())
@@ -123,5 +124,46 @@ def test_landmarks_stay_on_what_they_mark(tmp_path):
 
 def test_irises_are_left_out_of_whole_episodes(shards, monkeypatch):
     monkeypatch.setattr(dataset, "IRISLESS_PROBABILITY", 1.0)
-    episode = EpisodeDataset(read_index(shards), SIZE, num_sources=2)[0]
+    episode = EpisodeDataset(read_index(shards), SIZE, max_sources=2)[EpisodeKey(0, 2, (0,))]
     assert episode["landmarks"][:, IRISES].isnan().all() and episode["landmarks"][:, FACE].isfinite().all()
+
+
+@pytest.mark.parametrize("far_sources", [True, False])
+def test_same_key_same_episode(shards, far_sources):
+    episodes = EpisodeDataset(read_index(shards), SIZE, max_sources=2, far_sources=far_sources)
+    first = episodes[EpisodeKey(0, 2, (3, 1))]
+    torch.rand(1), np.random.rand(1), episodes[EpisodeKey(1, 2, (3, 1))]  # whatever was drawn in between
+    again, other = (episodes[EpisodeKey(0, 2, seed)] for seed in ((3, 1), (3, 2)))
+    assert all(torch.equal(first[name].nan_to_num(), again[name].nan_to_num()) for name in list(first)[:3])
+    assert not torch.equal(first["images"], other["images"])
+
+
+def draw(clips, first_step=1, num_processes=1, rank=0, **options) -> list[list[EpisodeKey]]:
+    args = {"seed": 0, "max_steps": 6, "adversarial_start": 1, "discriminator_steps": 2, "num_sources": 4}
+    args |= {"vary_sources": True, "gradient_accumulation_steps": 1, "batch_size": 4} | options
+    return list(draw_batches(clips, Namespace(**args), first_step, num_processes, rank))
+
+
+def test_resumed_run_draws_what_the_unbroken_one_does(shards):
+    clips = read_index(shards)
+    batches = draw(clips)
+    assert len(batches) == 1 + 5 * 2  # the discriminator's second update has a batch of its own
+    assert draw(clips, first_step=4) == batches[-6:]
+    assert len(set(chain(*batches))) == 11 * 4 and draw(clips, seed=1) != batches
+    numbers = [{key.num_sources for key in batch} for batch in batches]
+    assert all(len(number) == 1 for number in numbers) and len(set.union(*numbers)) > 1
+
+
+def test_processes_and_accumulation_share_a_batch(shards):
+    clips = read_index(shards)
+    whole = draw(clips)
+    halves = [draw(clips, batch_size=2, num_processes=2, rank=rank) for rank in range(2)]
+    assert [first + second for first, second in zip(*halves, strict=True)] == whole
+    assert list(chain(*draw(clips, batch_size=1, gradient_accumulation_steps=4))) == list(chain(*whole))
+
+
+def test_people_are_drawn_equally_often(shards):
+    clips = read_index(shards)  # two of ann, one of bob
+    keys = chain(*draw(clips, max_steps=200))
+    people = Counter(clips[key.clip].identity for key in keys)
+    assert people["bob"] / people.total() == pytest.approx(0.5, abs=0.05)

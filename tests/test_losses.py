@@ -3,10 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from fsth_hub import losses
 from fsth_hub.feature_networks import FACE_STRIDES, FaceFeatures, VGGFeatures, crop_around, load_weights
+from fsth_hub.losses import ContentLoss
 
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
@@ -77,9 +79,51 @@ def test_vgg_taps_are_the_first_activation_of_each_stage(depths, taps):
         x = layer(x)
         if index in taps:
             expected.append(x)
-    activations = VGGFeatures(weights)(images)
+    activations, _ = VGGFeatures(weights)(images)
     assert len(activations) == 5
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(activations, expected, strict=True))
+
+
+@pytest.fixture
+def vgg_file(tmp_path):
+    torch.manual_seed(0)
+    weights = vgg_weights((2, 2, 3, 3, 3))
+    heads = {f"lin{level}.weight": torch.rand(1, 2, 1, 1) for level in range(5)}
+    save_file(weights | heads, tmp_path / "vgg.safetensors")
+    return tmp_path / "vgg.safetensors"
+
+
+def test_lpips_term_weighs_normalised_differences_of_the_last_activations(vgg_file):
+    torch.manual_seed(1)
+    fake, real = torch.rand(2, 2, 3, 32, 32) * 2 - 1
+    fake.requires_grad_(True)
+    content = ContentLoss(vgg_file, vgg_weight=0, lpips_weight=10)
+    lasts = [content.vgg(images, last=True)[1] for images in (fake, real)]
+    expected = 0.0
+    for head, a, b in zip(content.vgg.heads, *lasts, strict=True):
+        a, b = (maps / maps.norm(dim=1, keepdim=True).clamp(min=1e-12) for maps in (a, b))
+        expected += ((a - b) ** 2 * head).sum(dim=1).mean()
+    terms = content(fake, real, torch.zeros(2, 78, 2))
+    assert terms["lpips"].item() == pytest.approx(10 * expected.item(), rel=1e-4)
+    terms["lpips"].backward()
+    assert fake.grad.abs().sum() > 0
+    assert content(real, real, torch.zeros(2, 78, 2))["lpips"] == 0
+
+
+def test_lpips_term_without_heads_is_refused(tmp_path):
+    save_file(vgg_weights((2, 2, 3, 3, 3)), tmp_path / "vgg.safetensors")
+    with pytest.raises(ValueError, match="no heads of LPIPS"):
+        ContentLoss(tmp_path / "vgg.safetensors", lpips_weight=1)
+
+
+def test_window_compares_a_part_of_the_frames(vgg_file):
+    content = ContentLoss(vgg_file)
+    real, fake = torch.zeros(2, 1, 3, 64, 64)
+    fake[..., :16, 32:48] = 1
+    landmarks = torch.zeros(1, 78, 2)
+    where_they_differ, elsewhere = (content(fake, real, landmarks, (left, 0, 16))["vgg"] for left in (32, 0))
+    assert elsewhere == 0 < where_they_differ
+    assert torch.equal(where_they_differ, content(fake[..., :16, 32:48], real[..., :16, 32:48], landmarks)["vgg"])
 
 
 def test_face_crop_is_the_face_and_passes_gradients():

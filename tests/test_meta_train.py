@@ -2,53 +2,22 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
+from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from accelerate import tracking
+from meta_training import checkpoints, log_of, weights_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from shards import NETWORKS, ROOT
 from test_modeling import SIZE, tiny_config
 
-from training import meta_train
-
-
-@pytest.fixture
-def train(shards, vgg, tmp_path, monkeypatch):
-    """Runs the script with these options, on tiny networks, and returns its folder."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(meta_train, "FsthConfig", tiny_config)
-    output_dir = tmp_path / "run"
-
-    def train(**options) -> Path:
-        AcceleratorState._reset_state(reset_partial_state=True)  # a process has one accelerator, a script one process
-        defaults = {"output_dir": output_dir, "vgg": vgg, "image_size": SIZE, "batch_size": 2, "num_sources": 2}
-        defaults |= {"num_workers": 0, "max_steps": 2, "log_every": 1, "mixed_precision": "no", "warmup_steps": 0}
-        arguments = [str(shards)]
-        for name, value in (defaults | options).items():
-            arguments += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-        meta_train.main(arguments)
-        return (defaults | options)["output_dir"]
-
-    return train
-
-
-def log_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def weights_of(folder: Path, network: str) -> dict[str, torch.Tensor]:
-    return load_file(folder / network / "model.safetensors")
-
-
-def checkpoints(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("checkpoint*"))
+from fsth_hub.errors import FsthError
+from training import publishing
 
 
 def test_two_steps_leave_a_model_a_checkpoint_a_log_and_samples(train, shards, vgg):
@@ -58,6 +27,7 @@ def test_two_steps_leave_a_model_a_checkpoint_a_log_and_samples(train, shards, v
         mixed_precision="bf16",
         parts_weight=0.15,
         pixel_weight=10,
+        window=SIZE // 2,
     )
     assert checkpoints(folder) == ["checkpoint-0000002"]
     log = log_of(folder)
@@ -77,10 +47,11 @@ def test_two_steps_leave_a_model_a_checkpoint_a_log_and_samples(train, shards, v
 
 
 def test_paper_networks_train_too(train, shards, monkeypatch):
-    monkeypatch.setattr(meta_train, "FsthConfig", lambda **kwargs: tiny_config(**kwargs | {"source_skips": False}))
-    folder = train(max_steps=1, validation_shards=shards, vary_sources=True)
+    monkeypatch.setattr(tiny_config, "paper", tiny_config, raising=False)
+    folder = train(max_steps=1, validation_shards=shards, preset="paper")
     assert (folder / "sample-0000001.jpg").exists()
-    assert not any("source_skips" in name for name in weights_of(folder / "model", "generator"))
+    names = weights_of(folder / "model", "generator").keys()
+    assert not any("source_skips" in name for name in names) and any("attention" in name for name in names)
 
 
 def test_all_three_learn_and_the_average_lags_behind(train, pretrained, tmp_path):
@@ -124,26 +95,35 @@ def test_generators_gradients_do_not_reach_the_discriminator(train, pretrained, 
 
 
 def test_adversarial_terms_begin_when_they_are_told_to(train):
-    log = log_of(train(adversarial_start=1, warmup_steps=2))
+    log = log_of(train(adversarial_start=1))
     assert "adversarial" not in log[0] and "discriminator" not in log[0]
     assert "adversarial" in log[1] and "discriminator" in log[1]
 
 
-def test_resume_goes_on_and_old_checkpoints_go(train):
+def test_old_checkpoints_go(train):
     folder = train(max_steps=3, save_every=1, keep_checkpoints=2)
     assert checkpoints(folder) == ["checkpoint-0000002", "checkpoint-0000003"]
-    train(max_steps=5, save_every=1, keep_checkpoints=2, resume=True)
-    assert [entry["step"] for entry in log_of(folder)] == [1, 2, 3, 4, 5]
-    assert checkpoints(folder) == ["checkpoint-0000004", "checkpoint-0000005"]
+
+
+def test_another_run_is_not_written_over(train):
+    train(max_steps=1)
+    with pytest.raises(FsthError, match="--resume"):
+        train(max_steps=1)
+
+
+def test_checkpoint_of_other_networks_is_refused(train, monkeypatch):
+    train(max_steps=1)
+    with pytest.raises(FsthError, match="does not fit"):
+        train(max_steps=2, resume=True, source_skips=False)
 
 
 def test_resume_brings_back_weights_and_average(train):
     options = {"ema_decay": 1.0, "adversarial_start": 2, "discriminator_steps": 1}  # the first step's weights for ever
     folder = train(max_steps=3, generator_lr=1e-3, **options)
     before = {name: weights_of(folder / "model", name) for name in NETWORKS}
-    learner = load_file(folder / "checkpoint-0000003" / "model.safetensors")
+    learner = load_file(folder / "checkpoint-0000003" / "learner.safetensors")
     train(max_steps=4, generator_lr=0, discriminator_lr=0, resume=True, **options)
-    resumed = load_file(folder / "checkpoint-0000004" / "model.safetensors")
+    resumed = load_file(folder / "checkpoint-0000004" / "learner.safetensors")
     weights = [key for key in learner if key.endswith("original")]
     assert weights and all(torch.equal(resumed[key], learner[key]) for key in weights)
     for name in NETWORKS:
@@ -158,21 +138,6 @@ def test_time_limit_saves_and_stops(train):
     assert checkpoints(folder) == ["checkpoint-0000001"] and (folder / "model" / "generator").is_dir()
 
 
-def test_two_processes_train_one_model(shards, vgg, pretrained, tmp_path):
-    folder = tmp_path / "run"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, ROOT / "training" / "meta_train.py", shards, "--output_dir", folder, "--vgg", vgg]
-    command += ["--pretrained", pretrained, "--validation_shards", shards]
-    for name, value in {"image_size": SIZE, "batch_size": 2, "num_sources": 2, "max_steps": 2, "log_every": 1}.items():
-        command += [f"--{name}", str(value)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command += ["--num_workers", "0", "--mixed_precision", "no", "--vary_sources"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert [entry["step"] for entry in log_of(folder)] == [1, 2]  # written by one of them
-    assert checkpoints(folder) == ["checkpoint-0000002"] and (folder / "sample-0000002.jpg").exists()
-
-
 def test_loss_that_is_not_finite_stops_and_leaves_the_checkpoint_alone(train, vgg, tmp_path):
     def fingerprint():
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -182,7 +147,7 @@ def test_loss_that_is_not_finite_stops_and_leaves_the_checkpoint_alone(train, vg
     before = fingerprint()
     poisoned = tmp_path / "poisoned.safetensors"
     save_file(load_file(vgg) | {"features.0.bias": torch.full((2,), torch.nan)}, poisoned)
-    with pytest.raises(SystemExit, match=r"not finite at step 2: .*'vgg': nan"):
+    with pytest.raises(FsthError, match=r"not finite at step 2: .*'vgg': nan"):
         train(max_steps=2, resume=True, vgg=poisoned)
     assert fingerprint() == before
 
@@ -192,3 +157,86 @@ def test_meta_training_needs_no_package_for_pictures_and_clips():
     program = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import training.meta_train"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_rates_rise_and_fall(train, tmp_path):
+    options = {"max_steps": 4, "warmup_steps": 2, "generator_lr": 1.0, "adversarial_start": 9}
+    rates = [
+        [entry["learning_rate"] for entry in log_of(train(**options, lr_schedule=name, output_dir=tmp_path / name))]
+        for name in ("constant", "cosine")
+    ]
+    assert rates[0] == [0.5, 1, 1, 1]
+    assert rates[1] == pytest.approx([0.5, 1, 0.75, 0.25])
+
+
+def test_trackers_see_losses_and_pictures(train, shards, monkeypatch):
+    class Tracker(tracking.GeneralTracker):
+        name, requires_logging_directory, seen = "tensorboard", True, []
+        tracker = None
+
+        def __init__(self, project, folder, **kwargs):
+            super().__init__()
+
+        def store_init_configuration(self, values):
+            self.seen.append(values)
+
+        def log(self, values, step, **kwargs):
+            self.seen.append({"step": step, **values})
+
+        def log_images(self, values, step, dataformats):
+            self.seen.append({name: picture.shape for name, picture in values.items()})
+
+    monkeypatch.setattr(tracking, "_available_trackers", [tracking.LoggerType.TENSORBOARD])
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Tracker)
+    folder = train(max_steps=1, report_to="tensorboard", validation_shards=shards)
+    flags, terms, validation, picture = Tracker.seen
+    assert flags["max_steps"] == "1"
+    assert terms == log_of(folder)[0] and {"vgg", "learning_rate", "images_per_second"} < terms.keys()
+    assert validation["validation/vgg"] > 0 and picture == {"sample": (1, 8 * SIZE, 5 * SIZE, 3)}
+
+
+def test_missing_tracker_is_named(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "_available_trackers", [])
+    with pytest.raises(FsthError, match="--report_to wandb"):
+        train(report_to="wandb")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Stands in for the hub's client: whom it knows, and what it was asked."""
+    calls = {}
+
+    class Api:
+        login = "ann"
+
+        def whoami(self):
+            if not Api.login:
+                raise OSError("Illegal header value b'Bearer hf_secret'")
+
+        def create_repo(self, repo, private, exist_ok):
+            calls["create"] = repo, private, exist_ok, sorted(calls)
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            calls["upload"] = repo_id, {path.relative_to(folder_path).as_posix() for path in folder_path.rglob("*")}
+            return Namespace(commit_url="https://hub/commit")
+
+    monkeypatch.setattr(publishing, "HfApi", Api)
+    return Namespace(calls=calls, api=Api)
+
+
+def test_model_is_pushed_and_private(train, hub, capsys):
+    train(max_steps=1, push_to_hub="ann/heads")
+    assert hub.calls["create"] == ("ann/heads", True, True, [])
+    repo, files = hub.calls["upload"]
+    assert repo == "ann/heads"
+    assert {f"{name}/{file}" for name in NETWORKS for file in ("config.json", "model.safetensors")} < files
+    assert "https://hub/commit" in capsys.readouterr().out
+
+
+def test_push_without_a_login_is_refused_before_training(train, hub, tmp_path):
+    hub.api.login = None
+    with pytest.raises(FsthError, match="hf auth login") as error:
+        train(push_to_hub="ann/heads")
+    assert "secret" not in str(error.value)
+    assert not (tmp_path / "run").exists() and not hub.calls

@@ -11,14 +11,18 @@ found by its offset and a folder larger than memory can be drawn from at random.
 import io
 import json
 import tarfile
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 from torch.utils.data import Dataset
 
+from fsth_hub.errors import FsthError
 from fsth_hub.landmarks.cropping import CropBox, crop_image, to_crop
 from fsth_hub.landmarks.drawing import draw_landmarks
 from fsth_hub.landmarks.layout import FLIP, INNER_LIPS, IRISES, LEFT_EYE, RIGHT_EYE
@@ -48,10 +52,10 @@ class Clip:
 
 
 def read_index(folder: str | Path) -> list[Clip]:
-    """The clips of all `*.tar` shards of a folder."""
+    """The clips of all `*.tar` shards of a folder; `FsthError` where there are none."""
     shards = sorted(Path(folder).glob("*.tar"))
     if not shards:
-        raise FileNotFoundError(f"There are no .tar shards in {folder}; make them with training/prepare_dataset.py.")
+        raise FsthError(f"There are no .tar shards in {folder}; make them with training/prepare_dataset.py.")
     clips = []
     for shard in shards:
         members: dict[str, dict] = {}
@@ -69,13 +73,52 @@ def read_index(folder: str | Path) -> list[Clip]:
     return clips
 
 
+class EpisodeKey(NamedTuple):
+    """Names one episode: the same key gives the same episode, in whichever process and run it is asked for."""
+
+    clip: int
+    num_sources: int  # K
+    seed: tuple[int, ...]  # of everything that is drawn at random
+
+
+def draw_batches(
+    clips: list[Clip], args, first_step: int, num_processes: int, rank: int
+) -> Iterator[list[EpisodeKey]]:
+    """
+    The batches of one process in order: for each step the generator's, whose frames the discriminator's first update
+    shares, then those of the discriminator's further updates. People are drawn equally often, however many clips there
+    are of them. What an update sees is a function of seed and step, and the processes share it among them: one process
+    with a batch as large would see the same.
+
+    Args:
+        clips (`list[Clip]`): of the dataset.
+        args (`argparse.Namespace`): flags of meta_train.py.
+        first_step (`int`): from 1.
+        num_processes, rank (`int`): of how many processes this is which.
+    """
+    clips_of = Counter(clip.identity for clip in clips)
+    probabilities = np.array([1 / clips_of[clip.identity] / len(clips_of) for clip in clips])
+    for step in range(first_step, args.max_steps + 1):
+        for update in range(max(1, args.discriminator_steps) if step > args.adversarial_start else 1):
+            rng = np.random.default_rng([args.seed, step, update])
+            num_sources = int(rng.integers(1, args.num_sources + 1)) if args.vary_sources else args.num_sources
+            count = args.gradient_accumulation_steps * num_processes * args.batch_size
+            drawn = rng.choice(len(clips), count, p=probabilities)
+            keys = [
+                EpisodeKey(int(clip), num_sources, (args.seed, step, update, position))
+                for position, clip in enumerate(drawn)
+            ]
+            for start in range(rank * args.batch_size, count, num_processes * args.batch_size):
+                yield keys[start : start + args.batch_size]
+
+
 class EpisodeDataset(Dataset):
-    """Item i is an episode of clip i: one frame to draw, then `num_sources` others of the same clip (section 3.1).
+    """`dataset[EpisodeKey]` is an episode: one frame of a clip to draw, then K others of the same clip (section 3.1).
 
     Args:
         clips (`list[Clip]`): of [`read_index`].
         image_size (`int`): side of the frames in pixels.
-        num_sources (`int`): K.
+        max_sources (`int`): the largest K; clips with no more frames than that are left out.
         augment (`bool`, *optional*, defaults to `True`): shift, zoom, mirror, colours, irises left out.
         far_sources (`bool`, *optional*, defaults to `False`):
             Take the portraits from the half of the clip whose eyes and mouth are least like the frame's: most pairs of
@@ -86,35 +129,34 @@ class EpisodeDataset(Dataset):
         self,
         clips: list[Clip],
         image_size: int,
-        num_sources: int,
+        max_sources: int,
         augment: bool = True,
         far_sources: bool = False,
     ):
-        self.clips = [clip for clip in clips if len(clip.frames) > num_sources]
+        self.clips = [clip for clip in clips if len(clip.frames) > max_sources]
         self.image_size = image_size
-        self.num_sources = num_sources
         self.augment = augment
         self.far_sources = far_sources
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
+    def __getitem__(self, key: EpisodeKey) -> dict[str, torch.Tensor | int]:
         """
         Returns:
             `dict`: `images` and `landmark_images` ((1 + K) x 3 x S x S uint8, the frame to draw first), `landmarks`
             ((1 + K) x 78 x 2 float32, pixels) and `clip` (the row of W).
         """
+        index, num_sources, seed = key
+        rng = np.random.default_rng(seed)
         clip = self.clips[index]
-        chosen = torch.randperm(len(clip.frames)).tolist()
+        target, *others = rng.permutation(len(clip.frames)).tolist()
         if self.far_sources:
-            target, *others = chosen
-            others.sort(key=lambda frame: -expression_distance(clip.landmarks[frame], clip.landmarks[target]))
-            far = others[: max(self.num_sources, len(others) // 2)]
-            chosen = [target] + [far[position] for position in torch.randperm(len(far))]
-        chosen = chosen[: 1 + self.num_sources]
-        transform = self.random_transform() if self.augment else self.plain_transform
-        pairs = [transform(clip.image(frame), clip.landmarks[frame]) for frame in chosen]
+            distances = expression_distances(clip.landmarks[others], clip.landmarks[target])
+            far = np.argsort(-distances, kind="stable")[: max(num_sources, len(others) // 2)]
+            others = [others[position] for position in rng.permutation(far)]
+        transform = self.random_transform(rng) if self.augment else self.plain_transform
+        pairs = [transform(clip.image(frame), clip.landmarks[frame]) for frame in [target, *others[:num_sources]]]
         drawings = [draw_landmarks(points, self.image_size) for _, points in pairs]
         return {
             "images": to_tensor([image for image, _ in pairs]),
@@ -127,12 +169,10 @@ class EpisodeDataset(Dataset):
         box = CropBox(0, 0, image.width)
         return crop_image(np.asarray(image), box, self.image_size), to_crop(points, box, self.image_size)
 
-    def random_transform(self):
-        mirror, greyscale, irisless = (
-            random() < probability for probability in (0.5, GREYSCALE_PROBABILITY, IRISLESS_PROBABILITY)
-        )
-        zoom, *factors = uniform(*ZOOM_RANGE), *(uniform(*COLOUR_RANGE) for _ in range(3))
-        shift = uniform(-MAX_SHIFT, MAX_SHIFT), uniform(-MAX_SHIFT, MAX_SHIFT)
+    def random_transform(self, rng: np.random.Generator):
+        mirror, greyscale, irisless = rng.random(3) < (0.5, GREYSCALE_PROBABILITY, IRISLESS_PROBABILITY)
+        zoom, factors = rng.uniform(*ZOOM_RANGE), rng.uniform(*COLOUR_RANGE, size=3)
+        shift = rng.uniform(-MAX_SHIFT, MAX_SHIFT, size=2)
 
         def transform(image: Image.Image, points: np.ndarray):
             side = image.width
@@ -154,18 +194,10 @@ class EpisodeDataset(Dataset):
         return transform
 
 
-def expression_distance(points: np.ndarray, others: np.ndarray) -> float:
-    """How differently eyes and mouth are shaped in two frames of a clip (78 x 2 each), wherever they are; pixels."""
-    parts = [(points - others)[part] for part in (RIGHT_EYE, LEFT_EYE, INNER_LIPS)]
-    return sum(np.abs(part - part.mean(axis=0)).mean() for part in parts)
-
-
-def random() -> float:
-    return torch.rand(()).item()
-
-
-def uniform(low: float, high: float) -> float:
-    return low + (high - low) * random()
+def expression_distances(points: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """How unlike eyes and mouth of frames (N x 78 x 2) are to those of one (78 x 2), wherever they are; N, pixels."""
+    parts = [points[:, part] - target[part] for part in (RIGHT_EYE, LEFT_EYE, INNER_LIPS)]  # N x n x 2
+    return sum(np.abs(part - part.mean(axis=1, keepdims=True)).mean(axis=(1, 2)) for part in parts)
 
 
 def to_tensor(images: list[np.ndarray]) -> torch.Tensor:

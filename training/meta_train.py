@@ -1,84 +1,49 @@
 """Meta-learning of embedder, generator and discriminator (arXiv 1905.08233 v2, section 3.3), with Accelerate.
 
-    python training/meta_train.py SHARDS --output_dir runs/small --vgg vgg16.safetensors
+    python training/meta_train.py SHARDS --output_dir RUN --vgg timm/vgg19.tv_in1k
+    accelerate launch training/meta_train.py SHARDS ...                              # all GPUs of a machine
+    torchrun --nnodes 4 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 \\
+        training/meta_train.py SHARDS ...                                            # the same line on four machines
 
-Runs on one CPU, one GPU or many (`accelerate launch` or `torchrun`), in float32 or bfloat16. Needs torch,
-transformers, accelerate, safetensors, numpy and pillow alone. A checkpoint holds everything that resuming needs; the
-networks for inference are the exponential moving averages in OUTPUT_DIR/model.
+Runs on one CPU, one GPU or many, in float32 or bfloat16. Needs torch, transformers, accelerate, safetensors, numpy
+and pillow alone. What is drawn at random depends on the seed and the step alone, so a run that is resumed goes on
+exactly where its last checkpoint was made, on as many processes as there are then. The networks for inference are the
+exponential moving averages in OUTPUT_DIR/model.
 """
 
-import argparse
 import json
-import shutil
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import ProjectConfiguration, set_seed
 from PIL import Image
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, WeightedRandomSampler
+from torch.utils.data import DataLoader, default_collate
+from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
 from fsth_hub import losses
 from fsth_hub.configuration_fsth import FsthConfig
+from fsth_hub.errors import FsthError
 from fsth_hub.losses import ContentLoss
 from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
-from training.dataset import EpisodeDataset, read_index
+from training.checkpoints import last_checkpoint, load_checkpoint, rewind_log, save_checkpoint, save_networks
+from training.dataset import EpisodeDataset, EpisodeKey, draw_batches, read_index
+from training.options import parse_args
+from training.publishing import prepare_repository, push_model
 
 
 POWER_ITERATIONS = 15
-
-
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", type=Path, help="folder of training shards (training/prepare_dataset.py)")
-    parser.add_argument("--output_dir", type=Path, required=True, help="checkpoints, log, samples and the model")
-    parser.add_argument("--validation_shards", type=Path, help="shards of people who are not in the training shards")
-    parser.add_argument("--preset", choices=["small", "paper"], default="small", help="networks to train")
-    parser.add_argument("--pretrained", type=Path, help="folder of networks to start from, with fresh optimisers")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
-    parser.add_argument("--vgg", required=True, help="VGG of the content loss: safetensors file or hub repository")
-    parser.add_argument("--face_network", help="face network of the content loss; without it that term is left out")
-    parser.add_argument("--image_size", type=int, default=256, help="side of the training frames in pixels")
-    parser.add_argument("--num_sources", type=int, default=8, help="K, portraits per episode")
-    parser.add_argument("--vary_sources", action="store_true", help="draw K from 1 .. num_sources for each step")
-    parser.add_argument(
-        "--far_sources", action="store_true", help="portraits whose eyes and mouth are unlike the frame's"
-    )
-    parser.add_argument("--batch_size", type=int, default=8, help="episodes per process and step")
-    parser.add_argument("--max_steps", type=int, default=100_000, help="generator steps in all")
-    parser.add_argument("--max_minutes", type=float, default=float("inf"), help="save and stop after so long")
-    parser.add_argument("--generator_lr", type=float, default=5e-5, help="Adam, embedder and generator")
-    parser.add_argument("--discriminator_lr", type=float, default=2e-4, help="Adam, discriminator")
-    parser.add_argument("--warmup_steps", type=int, default=0, help="both rates rise linearly for so many steps")
-    parser.add_argument("--beta1", type=float, default=0.0, help="Adam; the authors' code has 0")
-    parser.add_argument("--discriminator_steps", type=int, default=2, help="discriminator updates per generator's")
-    parser.add_argument("--adversarial_start", type=int, default=0, help="content loss alone before this step")
-    parser.add_argument("--vgg_weight", type=float, default=losses.VGG_WEIGHT, help="for a Caffe-scaled VGG")
-    parser.add_argument("--face_weight", type=float, default=losses.FACE_WEIGHT, help="for a Caffe-scaled VGGFace")
-    parser.add_argument("--pixel_weight", type=float, default=0.0, help="of the mean absolute difference of pixels")
-    parser.add_argument("--parts_weight", type=float, default=0.0, help="of the VGG loss on mouth and eyes enlarged")
-    parser.add_argument("--adversarial_weight", type=float, default=1.0, help="of minus the discriminator's score")
-    parser.add_argument("--feature_matching_weight", type=float, default=losses.FEATURE_MATCHING_WEIGHT)
-    parser.add_argument("--match_weight", type=float, default=losses.MATCH_WEIGHT)
-    parser.add_argument("--ema_decay", type=float, default=0.999, help="of the averaged embedder and generator")
-    parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="bf16")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_workers", type=int, default=2, help="data loading processes")
-    parser.add_argument("--log_every", type=int, default=20, help="steps between lines of OUTPUT_DIR/log.jsonl")
-    parser.add_argument("--sample_every", type=int, default=200, help="steps between sample pictures and validations")
-    parser.add_argument("--save_every", type=int, default=200, help="steps between checkpoints")
-    parser.add_argument("--keep_checkpoints", type=int, default=2)
-    return parser.parse_args(argv)
 
 
 class MetaLearner(nn.Module):
@@ -103,11 +68,11 @@ class MetaLearner(nn.Module):
 
 
 def build_networks(args, num_clips: int):
-    make_config = FsthConfig.paper if args.preset == "paper" else FsthConfig
     if not args.pretrained:
-        config = make_config()
-        networks = [network(config) for network in (FsthEmbedder, FsthGenerator)]
-        return *networks, FsthDiscriminator(make_config(num_identities=num_clips))
+        make_config = FsthConfig.paper if args.preset == "paper" else FsthConfig
+        options = {name: getattr(args, name) for name in ("image_size", "self_attention", "source_skips")}
+        networks = [network(make_config(**options)) for network in (FsthEmbedder, FsthGenerator)]
+        return *networks, FsthDiscriminator(make_config(**options, num_identities=num_clips))
     embedder, generator, saved = (
         network.from_pretrained(args.pretrained / name, dtype=torch.float32)
         for network, name in (
@@ -116,10 +81,21 @@ def build_networks(args, num_clips: int):
             (FsthDiscriminator, "discriminator"),
         )
     )
+    embedder.config.image_size = generator.config.image_size = args.image_size
     # a saved discriminator knows no training video: W starts anew, the rest goes on
-    discriminator = FsthDiscriminator(FsthConfig(**saved.config.to_diff_dict() | {"num_identities": num_clips}))
+    changes = {"image_size": args.image_size, "num_identities": num_clips}
+    discriminator = FsthDiscriminator(FsthConfig(**saved.config.to_diff_dict() | changes))
     discriminator.load_state_dict(saved.state_dict(), strict=False)
     return embedder.train(), generator.train(), discriminator
+
+
+def make_schedule(args, optimizer: torch.optim.Optimizer, rate: float, steps_done: int, num_steps: int):
+    """The rates of a network's coming steps: a function of the flags and the step, so resuming starts nothing anew."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = rate
+    if args.lr_schedule == "cosine":
+        return get_cosine_schedule_with_warmup(optimizer, args.warmup_steps, num_steps + 1, last_epoch=steps_done)
+    return get_constant_schedule_with_warmup(optimizer, args.warmup_steps, last_epoch=steps_done)
 
 
 def settle_spectral_norm(network: nn.Module):
@@ -133,29 +109,28 @@ def settle_spectral_norm(network: nn.Module):
     network.eval()
 
 
-def save_networks(folder: Path, learner: MetaLearner, discriminator: FsthDiscriminator):
-    """The networks for inference and fine-tuning, half precision, without the training videos' person vectors."""
-    config = FsthConfig(**discriminator.config.to_diff_dict() | {"num_identities": 0})
-    released = FsthDiscriminator(config)
-    released.load_state_dict({k: v for k, v in discriminator.state_dict().items() if k != "identities.weight"})
-    networks = {"embedder": learner.embedder, "generator": learner.generator, "discriminator": released}
-    for name, network in networks.items():
-        half = {key: value.half() for key, value in network.state_dict().items()}
-        network.save_pretrained(folder / name, state_dict=half, max_shard_size="15MB")
+def make_accelerator(args) -> Accelerator:
+    """With the trackers of --report_to: `FsthError` if one is not installed."""
+    trackers = args.report_to.split(",") if args.report_to else []
+    available = [str(tracker) for tracker in get_available_trackers()]
+    missing = sorted(set(trackers) - {"all", *available})
+    if missing:
+        raise FsthError(f"--report_to {missing[0]}: that tracker is not installed or unknown; there are: {available}.")
+    return Accelerator(
+        mixed_precision=args.mixed_precision,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=trackers or None,
+        project_config=ProjectConfiguration(logging_dir=args.output_dir / "trackers"),
+    )
 
 
-def save_checkpoint(accelerator: Accelerator, args, step: int, learner, discriminator):
-    """Everything in OUTPUT_DIR/checkpoint-STEP, written under another name until it is whole."""
-    folder = args.output_dir / f"checkpoint-{step:07d}"
-    partial = folder.with_suffix(".partial")
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
-        for old in sorted(args.output_dir.glob("checkpoint-???????"))[: -args.keep_checkpoints]:
-            shutil.rmtree(old)
-        save_networks(args.output_dir / "model", learner, discriminator)
+def track_picture(accelerator: Accelerator, picture: np.ndarray, step: int):
+    """picture: H x W x 3 uint8, to the trackers that show pictures."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({"sample": picture[None]}, step, dataformats="NHWC")
+        elif tracker.name == "wandb":
+            tracker.log_images({"sample": [picture]}, step)
 
 
 def to_pixels(images: torch.Tensor) -> np.ndarray:
@@ -165,7 +140,7 @@ def to_pixels(images: torch.Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def validate(learner: MetaLearner, content: ContentLoss, batches, picture: Path) -> dict[str, float]:
+def validate(learner: MetaLearner, content: ContentLoss, batches) -> tuple[dict[str, float], np.ndarray]:
     """Content terms of the averaged generator on fixed episodes, beside the warp's, and a picture of some."""
     totals, columns = {}, []
     for images, landmark_images, landmarks in batches:
@@ -176,175 +151,231 @@ def validate(learner: MetaLearner, content: ContentLoss, batches, picture: Path)
                 totals[name + suffix] = totals.get(name + suffix, 0) + term.item() / len(batches)
         shown = (images[:, 1], landmark_images[:, 0], warped, fake, images[:, 0])
         columns.append(np.concatenate([to_pixels(part) for part in shown], axis=1))
-    Image.fromarray(np.concatenate(columns[:2])).save(picture, quality=90)
-    return totals
+    return totals, np.concatenate(columns[:2])
 
 
-def to_device(batch, device, num_sources: int):
-    """uint8 pixels to [-1, 1] on the device, the frame to draw and the first `num_sources` portraits."""
+def draw_window(args, step: int) -> tuple[int, int, int] | None:
+    """Where to compare frames in this step; the same on every process and after resuming."""
+    if not args.window:
+        return None
+    left, top = np.random.default_rng([args.seed, step]).integers(args.image_size - args.window + 1, size=2)
+    return int(left), int(top), args.window
+
+
+def to_device(batch, device):
+    """uint8 pixels to [-1, 1] on the device."""
     images, landmark_images = (
-        batch[key][:, : 1 + num_sources].to(device, non_blocking=True).float() / 127.5 - 1
-        for key in ("images", "landmark_images")
+        batch[key].to(device, non_blocking=True).float() / 127.5 - 1 for key in ("images", "landmark_images")
     )
-    return images, landmark_images, batch["landmarks"][:, : 1 + num_sources].to(device)
+    return images, landmark_images, batch["landmarks"].to(device, non_blocking=True)
+
+
+def append_line(path: Path, entry: dict):
+    with open(path, "a") as file:
+        file.write(json.dumps(entry) + "\n")
 
 
 def main(argv=None):
-    args = parse_args(argv)
+    args = parse_args(sys.argv[1:] if argv is None else argv, __doc__)
     started = time.monotonic()
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
-    set_seed(args.seed, device_specific=True)
-    device = accelerator.device
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-
-    # data: every person equally often, however many clips there are of them
+    checkpoint = last_checkpoint(args.output_dir)
+    if checkpoint and not args.resume:
+        raise FsthError(f"{checkpoint} is there already: go on from it with --resume, or choose another --output_dir.")
     clips = read_index(args.shards)
     dataset = EpisodeDataset(clips, args.image_size, args.num_sources, far_sources=args.far_sources)
-    clips_of = Counter(clip.identity for clip in dataset.clips)
-    weights = [1 / clips_of[clip.identity] for clip in dataset.clips]
-    batches = args.max_steps * max(args.discriminator_steps, 1)
-    sampler = WeightedRandomSampler(weights, batches * args.batch_size * accelerator.num_processes)
-    loader = DataLoader(
-        dataset,
-        args.batch_size,
-        sampler=sampler,
-        num_workers=args.num_workers,
-        drop_last=True,
-        pin_memory=device.type == "cuda",
-    )
+    if not len(dataset):
+        raise FsthError(f"No clip in {args.shards} has more than {args.num_sources} frames: lower --num_sources.")
+    accelerator = make_accelerator(args)
+    device = accelerator.device
+    if accelerator.is_main_process:
+        if args.push_to_hub:
+            prepare_repository(args.push_to_hub, args.hub_public)
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+    accelerator.init_trackers("fsth_hub", {name: str(value) for name, value in vars(args).items()})
 
     # networks and optimisers
+    set_seed(args.seed)
     embedder, generator, discriminator = build_networks(args, len(dataset))
     learner = MetaLearner(embedder, generator).to(device, memory_format=torch.channels_last)
     discriminator = discriminator.to(device, memory_format=torch.channels_last)
-    term_weights = {
-        name: getattr(args, name) for name in ("vgg_weight", "face_weight", "parts_weight", "pixel_weight")
-    }
+    term_names = ("vgg", "face", "parts", "pixel", "lpips")
+    term_weights = {f"{name}_weight": getattr(args, f"{name}_weight") for name in term_names}
     content = ContentLoss(args.vgg, args.face_network, **term_weights).to(device, memory_format=torch.channels_last)
     average = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
     betas = (args.beta1, 0.999)
     generator_optimizer = torch.optim.Adam(learner.parameters(), args.generator_lr, betas)
     discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), args.discriminator_lr, betas)
-    learner, discriminator, generator_optimizer, discriminator_optimizer, loader = accelerator.prepare(
-        learner, discriminator, generator_optimizer, discriminator_optimizer, loader
+
+    # where an earlier run stopped; `log` holds the terms of each step since the last line
+    step, progress = 0, {"log": {}, "seconds": 0.0, "minutes": 0.0}
+    networks = {"learner": learner, "discriminator": discriminator, "average": average}
+    optimizers = {"generator_optimizer": generator_optimizer, "discriminator_optimizer": discriminator_optimizer}
+    if checkpoint:
+        try:
+            progress = load_checkpoint(checkpoint, networks, optimizers)
+        except (OSError, RuntimeError) as error:
+            problem = str(error).splitlines()[0]
+            raise FsthError(
+                f"{checkpoint} does not fit; resume with the same shards and networks. ({problem})"
+            ) from error
+        step = progress.pop("step")
+        accelerator.print(f"resumed {checkpoint}")
+    log, seconds, minutes_before = progress["log"], progress["seconds"], progress["minutes"]
+    if accelerator.is_main_process:
+        for name in ("log.jsonl", "validation.jsonl"):
+            rewind_log(args.output_dir / name, step)
+    # the discriminator's rate starts when the discriminator does
+    start = args.adversarial_start
+    generator_schedule = make_schedule(args, generator_optimizer, args.generator_lr, step, args.max_steps)
+    discriminator_schedule = make_schedule(
+        args, discriminator_optimizer, args.discriminator_lr, max(step - start, 0), args.max_steps - start
     )
-    accelerator.register_for_checkpointing(average)
-    bare_discriminator = accelerator.unwrap_model(discriminator)
+    bare_learner, bare_discriminator = learner, discriminator
+    learner, discriminator, generator_optimizer, discriminator_optimizer = accelerator.prepare(
+        learner, discriminator, generator_optimizer, discriminator_optimizer
+    )
 
-    first_step = 0
-    checkpoints = sorted(args.output_dir.glob("checkpoint-???????"))
-    if args.resume and checkpoints:
-        accelerator.load_state(str(checkpoints[-1]))
-        first_step = int(checkpoints[-1].name.split("-")[1])
-        set_seed(args.seed + first_step, device_specific=True)  # other episodes than the first time
-        accelerator.print(f"resumed {checkpoints[-1]}")
-
+    loader = DataLoader(
+        dataset,
+        batch_sampler=draw_batches(
+            dataset.clips, args, step + 1, accelerator.num_processes, accelerator.process_index
+        ),
+        num_workers=args.num_workers,
+        pin_memory=device.type == "cuda",
+    )
     validation = []
     if args.validation_shards and accelerator.is_main_process:
         held_out = EpisodeDataset(
             read_index(args.validation_shards), args.image_size, 1, augment=False, far_sources=args.far_sources
         )
-        with torch.random.fork_rng():  # the same episodes every time
-            torch.manual_seed(0)
-            batch = torch.utils.data.default_collate([held_out[i % len(held_out)] for i in range(32)])
-        validation = list(zip(*(part.split(4) for part in to_device(batch, device, 1)), strict=True))
+        batch = default_collate([held_out[EpisodeKey(i % len(held_out), 1, (i,))] for i in range(32)])
+        validation = list(zip(*(part.split(4) for part in to_device(batch, device)), strict=True))
 
-    def save(step: int):
-        save_checkpoint(accelerator, args, step, average.module, bare_discriminator)
+    def save():
+        if accelerator.is_main_process:
+            progress = {"log": log, "seconds": seconds, "minutes": minutes_before + minutes}
+            save_checkpoint(args.output_dir, step, networks, optimizers, progress, args.keep_checkpoints)
+            save_networks(
+                args.output_dir / "model", average.module.embedder, average.module.generator, bare_discriminator
+            )
 
-    episodes = iter(loader)
-    log, images_seen, interval_started = {}, 0, time.monotonic()
-    for step in range(first_step + 1, args.max_steps + 1):
-        num_sources = args.num_sources
-        if args.vary_sources:  # the same on every process, and after resuming
-            num_sources = int(np.random.default_rng([args.seed, step]).integers(1, args.num_sources + 1))
+    batches = iter(loader)
+    num_parts = args.gradient_accumulation_steps
+    episodes_per_step = num_parts * args.batch_size * accelerator.num_processes
+    while step < args.max_steps:
+        step += 1
+        step_started = time.monotonic()
         adversarial = step > args.adversarial_start
-
-        for optimizer, rate in (
-            (generator_optimizer, args.generator_lr),
-            (discriminator_optimizer, args.discriminator_lr),
-        ):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * min(1, (step - first_step) / max(args.warmup_steps, 1))
+        terms, drawn = defaultdict(float), []
+        window = draw_window(args, step)
 
         # generator: its gradients must not leak into the discriminator
-        batch = next(episodes)
-        images, landmark_images, landmarks = to_device(batch, device, num_sources)
-        real, drawing = images[:, 0].contiguous(memory_format=torch.channels_last), landmark_images[:, 0]
         bare_discriminator.requires_grad_(False)
-        with accelerator.autocast():
-            fake, warped, frame_embeddings = learner(images, landmark_images, landmarks)
-            terms = content(fake, real, landmarks[:, 0])
-            if adversarial:
-                person = bare_discriminator.identities(batch["clip"].to(device))
-                with torch.no_grad():
-                    real_features = discriminator(real, drawing, person).features
-                judged = discriminator(fake, drawing, person)
-                matching = losses.feature_matching_loss(judged.features, real_features)
-                terms["adversarial"] = args.adversarial_weight * losses.adversarial_loss(judged.scores)
-                terms["feature_matching"] = args.feature_matching_weight * matching
-                terms["match"] = args.match_weight * losses.match_loss(frame_embeddings, person)
-            loss = sum(terms.values())
-        if not torch.isfinite(accelerator.reduce(loss.detach())):
-            values = {name: term.item() for name, term in terms.items()}
-            sys.exit(f"The loss is not finite at step {step}: {values}. Resume at a lower rate.")
-        accelerator.backward(loss)
-        generator_optimizer.step()
-        generator_optimizer.zero_grad()
-        average.update_parameters(accelerator.unwrap_model(learner))
+        for part in range(num_parts):
+            batch = next(batches)
+            images, landmark_images, landmarks = to_device(batch, device)
+            real, drawing = images[:, 0].contiguous(memory_format=torch.channels_last), landmark_images[:, 0]
+            clip = batch["clip"].to(device)
+            # a pass in training mode is a power iteration: one for an update, however many parts it has
+            learner.train(part == 0)
+            bare_discriminator.train(part == 0)
+            with accelerator.accumulate(learner):
+                with accelerator.autocast():
+                    fake, _, frame_embeddings = learner(images, landmark_images, landmarks)
+                    part_terms = content(fake, real, landmarks[:, 0], window)
+                    if adversarial:
+                        person = bare_discriminator.identities(clip)
+                        judged = bare_discriminator(fake, drawing, person)
+                        bare_discriminator.eval()
+                        with torch.no_grad():
+                            real_features = bare_discriminator(real, drawing, person).features
+                        matching = losses.feature_matching_loss(judged.features, real_features)
+                        part_terms["adversarial"] = args.adversarial_weight * losses.adversarial_loss(judged.scores)
+                        part_terms["feature_matching"] = args.feature_matching_weight * matching
+                        part_terms["match"] = args.match_weight * losses.match_loss(frame_embeddings, person)
+                accelerator.backward(sum(part_terms.values()))
+                generator_optimizer.step()
+                generator_optimizer.zero_grad()
+            for name, term in part_terms.items():
+                terms[name] += term.detach() / num_parts
+            drawn.append((real, drawing, clip, fake.detach()))
+        average.update_parameters(bare_learner)
         bare_discriminator.requires_grad_(True)
 
-        # discriminator: the frames just drawn first, then new ones if it takes more than one step
-        for discriminator_step in range(args.discriminator_steps if adversarial else 0):
-            if discriminator_step > 0:
-                batch = next(episodes)
-                images, landmark_images, landmarks = to_device(batch, device, num_sources)
-                real, drawing = images[:, 0], landmark_images[:, 0]
-                with torch.no_grad(), accelerator.autocast():
-                    fake, _, _ = learner(images, landmark_images, landmarks)
-            with accelerator.autocast():
-                # one pass over both: two would advance the power iteration, and synchronise, twice
-                person = bare_discriminator.identities(batch["clip"].to(device))
-                judged = discriminator(
-                    torch.cat([real, fake.detach()]), drawing.repeat(2, 1, 1, 1), person.repeat(2, 1)
-                )
-                terms["discriminator"] = losses.discriminator_loss(*judged.scores.chunk(2))
-            accelerator.backward(terms["discriminator"])
-            discriminator_optimizer.step()
-            discriminator_optimizer.zero_grad()
+        # discriminator: the frames just drawn first, then new ones if it takes more than one update
+        num_updates = args.discriminator_steps if adversarial else 0
+        for update in range(num_updates):
+            for part in range(num_parts):
+                if update == 0:
+                    real, drawing, clip, fake = drawn[part]
+                else:
+                    batch = next(batches)
+                    images, landmark_images, landmarks = to_device(batch, device)
+                    real, drawing, clip = images[:, 0], landmark_images[:, 0], batch["clip"].to(device)
+                    learner.train(part == 0)
+                    with torch.no_grad(), accelerator.autocast():
+                        fake, _, _ = learner(images, landmark_images, landmarks)
+                discriminator.train(part == 0)
+                with accelerator.accumulate(discriminator):
+                    with accelerator.autocast():
+                        # one pass over both: two would advance the power iteration, and synchronise, twice
+                        person = bare_discriminator.identities(clip).repeat(2, 1)
+                        judged = discriminator(torch.cat([real, fake]), drawing.repeat(2, 1, 1, 1), person)
+                        loss = losses.discriminator_loss(*judged.scores.chunk(2))
+                    accelerator.backward(loss)
+                    discriminator_optimizer.step()
+                    discriminator_optimizer.zero_grad()
+                terms["discriminator"] += loss.detach() / (num_parts * num_updates)
 
-        for name, term in terms.items():
-            log[name] = log.get(name, 0.0) + term.item() / args.log_every
-        images_seen += len(real) * accelerator.num_processes
+        # every process has its own losses and its own clock, and all must log and stop together
+        own = [*terms.values(), torch.tensor((time.monotonic() - started) / 60, device=device)]
+        *values, minutes = accelerator.reduce(torch.stack(own), "mean").tolist()
+        values = dict(zip(terms, values, strict=True))
+        if not np.isfinite(list(values.values())).all():
+            raise FsthError(f"The loss is not finite at step {step}: {values}. Resume at a lower rate.")
+        for name, value in values.items():
+            log.setdefault(name, []).append(value)
+        seconds += time.monotonic() - step_started
         if step % args.log_every == 0:
-            rate = images_seen / (time.monotonic() - interval_started)
-            log = {"step": step, **{name: round(value, 4) for name, value in log.items()}}
-            log |= {"images_per_second": round(rate, 2), "minutes": round((time.monotonic() - started) / 60, 1)}
+            entry = {name: round(float(np.mean(values)), 4) for name, values in log.items()}
+            entry["images_per_second"] = round(max(map(len, log.values())) * episodes_per_step / seconds, 2)
+            entry["minutes"] = round(minutes_before + minutes, 1)
+            entry["learning_rate"] = generator_schedule.get_last_lr()[0]
+            if device.type == "cuda":
+                entry["gpu_gigabytes"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
             if accelerator.is_main_process:
-                with open(args.output_dir / "log.jsonl", "a") as file:
-                    file.write(json.dumps(log) + "\n")
-            accelerator.print(log)
-            log, images_seen, interval_started = {}, 0, time.monotonic()
+                append_line(args.output_dir / "log.jsonl", {"step": step, **entry})
+            accelerator.log(entry, step)
+            accelerator.print({"step": step, **entry})
+            log, seconds = {}, 0.0
+        generator_schedule.step()
+        if adversarial:
+            discriminator_schedule.step()
 
-        # every process has its own clock, and all must stop together
-        minutes = torch.tensor((time.monotonic() - started) / 60, device=device)
-        out_of_time = accelerator.reduce(minutes, "mean").item() > args.max_minutes
-        last = out_of_time or step == args.max_steps
-        if last or step % args.save_every == 0 or step % args.sample_every == 0:
+        last_step = minutes > args.max_minutes or step == args.max_steps
+        if last_step or step % args.save_every == 0 or step % args.sample_every == 0:
             settle_spectral_norm(average.module)
-        if validation and (step % args.sample_every == 0 or last):
+        if validation and (step % args.sample_every == 0 or last_step):
             with accelerator.autocast():
-                scores = validate(average.module, content, validation, args.output_dir / f"sample-{step:07d}.jpg")
-            with open(args.output_dir / "validation.jsonl", "a") as file:
-                file.write(json.dumps({"step": step, **scores}) + "\n")
+                scores, picture = validate(average.module, content, validation)
+            Image.fromarray(picture).save(args.output_dir / f"sample-{step:07d}.jpg", quality=90)
+            append_line(args.output_dir / "validation.jsonl", {"step": step, **scores})
+            accelerator.log({f"validation/{name}": score for name, score in scores.items()}, step)
+            track_picture(accelerator, picture, step)
             accelerator.print(f"step {step}: validation {scores}")
-            interval_started = time.monotonic()
-        if step % args.save_every == 0 or last:
-            save(step)
-        if last:
+        if step % args.save_every == 0 or last_step:
+            save()
+        if last_step:
             break
+
+    accelerator.wait_for_everyone()
+    if args.push_to_hub and accelerator.is_main_process:
+        accelerator.print(push_model(args.output_dir / "model", args.push_to_hub))
     accelerator.end_training()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FsthError as error:
+        sys.exit(str(error))

@@ -69,7 +69,7 @@ def crop_image(image: np.ndarray, box: CropBox, size: int) -> np.ndarray:
     count = int(np.ceil(box.side)) + 3
     rows = np.clip(np.arange(top, top + count), 0, height - 1)
     columns = np.clip(np.arange(left, left + count), 0, width - 1)
-    patch = Image.fromarray(image[rows[:, None], columns])
+    patch = Image.fromarray(image.take(rows, axis=0).take(columns, axis=1))
     x, y = box.left - left, box.top - top
     square = (x, y, x + box.side, y + box.side)
     return np.asarray(patch.resize((size, size), Image.Resampling.BICUBIC, box=square))

@@ -1,0 +1,71 @@
+"""Teaching the flow refiner from optical flow."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+from shards import landmarks, write_shards
+from test_modeling import SIZE
+
+from fsth_hub.landmarks.layout import FACE
+from training.train_flow import main, measure_residual_flow
+
+
+def texture(seed: int) -> np.ndarray:
+    """A smooth random picture, 2 SIZE wide, to cut frames from."""
+    noise = np.random.default_rng(seed).integers(0, 256, (SIZE // 4, SIZE // 2, 3), np.uint8)
+    return np.asarray(Image.fromarray(noise).resize((2 * SIZE, SIZE), Image.Resampling.BICUBIC))
+
+
+def to_tensor(picture: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def test_what_the_landmarks_do_not_tell_is_measured():
+    """The picture moves by 3 pixels and the landmarks stay: all of the movement is missing in their flow."""
+    wide = texture(0)
+    portrait, frame = (to_tensor(wide[:, left : left + SIZE]) for left in (20, 23))
+    points = torch.from_numpy(landmarks())
+    residual, weight = measure_residual_flow(frame, portrait, points, points)
+    assert residual.shape == (SIZE // 4, SIZE // 4, 2) and weight.shape == (SIZE // 4, SIZE // 4)
+    inner = slice(4, -4)
+    assert weight[inner, inner].mean() > 0.9
+    assert residual[inner, inner, 0].median().item() == pytest.approx(3 * 2 / SIZE, rel=0.1)
+    assert residual[inner, inner, 1].abs().median() < 0.2 * 2 / SIZE
+
+
+def test_what_the_landmarks_tell_is_not_missing():
+    wide = texture(0)
+    portrait, frame = (to_tensor(wide[:, left : left + SIZE]) for left in (20, 23))
+    points = torch.from_numpy(landmarks())
+    residual, _ = measure_residual_flow(frame, portrait, points, points + torch.tensor([3.0, 0.0]))
+    x, y = (points[FACE].mean(dim=0) / 4).int().tolist()
+    assert residual[y, x].abs().max() < 0.5 * 2 / SIZE
+
+
+def test_refiner_learns_and_the_other_networks_stay(pretrained, tmp_path, capsys, monkeypatch):
+    """Everything moves along with the head, which the landmarks' flow, fading away from it, does not say."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    wide = texture(1)
+    # frame i of `write_shards` has its landmarks i pixels to the right
+    clips = {"ann/1.mp4": [wide[:, 20 - index : 20 - index + SIZE] for index in range(9)]}
+    shards = write_shards(tmp_path / "shards", clips)
+    options = {"pretrained": pretrained, "output_dir": tmp_path / "model", "validation_shards": shards}
+    options |= {"image_size": SIZE, "batch_size": 8, "max_steps": 60, "log_every": 60, "learning_rate": 3e-3}
+    options |= {"num_workers": 0, "mixed_precision": "no"}
+    main([str(shards)] + [text for name, value in options.items() for text in (f"--{name}", str(value))])
+    line = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert line["step"] == 60 and line["validation"] < 0.7
+    for name in ("embedder", "discriminator"):
+        before, after = (load_file(folder / name / "model.safetensors") for folder in (pretrained, tmp_path / "model"))
+        assert all(torch.equal(before[key], after[key]) for key in before)
+    before, after = (
+        load_file(folder / "generator" / "model.safetensors") for folder in (pretrained, tmp_path / "model")
+    )
+    changed = {key.split(".")[0] for key in before if not torch.allclose(before[key].half(), after[key], atol=1e-3)}
+    assert changed == {"source_skips"}

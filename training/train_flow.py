@@ -1,0 +1,200 @@
+"""Teaches the flow refiner alone, from the optical flow between frames: the cheapest way to its share of the result.
+
+    python training/train_flow.py SHARDS --pretrained MODEL --output_dir RUN/model
+
+Landmarks say nothing of hair, neck and shoulders; how they go with the head is learned here, from what is missing in
+the landmarks' flow to that which dense inverse search (Kroeger et al., ECCV 2016) measures between portrait and frame.
+A step takes a sixth of the time of one of meta_train.py, which trains the refiner along with everything else, through
+the picture alone, and goes on from what this script saves. Needs opencv-python besides what meta_train.py needs.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import send_to_device, set_seed
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import get_linear_schedule_with_warmup
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
+
+from fsth_hub.modeling_fsth import FsthGenerator
+from fsth_hub.source_skips import FLOW_UNIT, SourceSkips, landmark_flow, pixel_grid, resize_flow, warp, with_crown
+from training.dataset import Clip, EpisodeDataset, EpisodeKey, read_index
+
+
+ERROR_WINDOW = 9  # pixels over which the measured flow is judged
+MAX_ERROR = 0.25  # mean absolute difference, of [-1, 1], above which it has lost its way
+MAX_RESIDUAL = 0.35  # half sides
+WARMUP_STEPS = 50
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", type=Path, help="folder of training shards (training/prepare_dataset.py)")
+    parser.add_argument("--validation_shards", type=Path, help="shards of people who are not in the training shards")
+    parser.add_argument("--pretrained", type=Path, required=True, help="folder of networks, of which E and D are kept")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where to save the three networks")
+    parser.add_argument("--image_size", type=int, default=256, help="side of the training frames in pixels")
+    parser.add_argument("--batch_size", type=int, default=16, help="pairs of frames per process and step")
+    parser.add_argument("--learning_rate", type=float, default=5e-4, help="AdamW; falls linearly to nothing")
+    parser.add_argument("--max_steps", type=int, default=1000)
+    parser.add_argument("--log_every", type=int, default=50, help="steps between lines, and validations")
+    parser.add_argument("--num_workers", type=int, default=2, help="data loading processes")
+    parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="bf16")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def measure_residual_flow(frame, portrait, landmarks, portrait_landmarks) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    What the landmarks' flow lacks to the flow that is measured between a frame and the portrait.
+
+    Args:
+        frame, portrait (`torch.Tensor` of shape `(3, size, size)`): in [-1, 1].
+        landmarks, portrait_landmarks (`torch.Tensor` of shape `(78, 2)`): pixels.
+
+    Returns:
+        The residual flow at 1/4 of the resolution (h x w x 2, half sides), and its weight (h x w): how much of each
+        cell the measured flow explains better than the landmarks' flow does, or no worse.
+    """
+    size = frame.shape[-1]
+    coarse, grid = pixel_grid(size // 4, size // 4, "cpu"), pixel_grid(size, size, "cpu")
+    points = landmarks[None].float(), portrait_landmarks[None].float()
+    flow = landmark_flow(*with_crown(*points), size, coarse).unflatten(1, coarse.shape[:2])
+    flow = resize_flow(flow, size, size)  # 1 x size x size x 2
+    warped = warp(portrait[None], flow, grid)
+
+    grey = [cv2.cvtColor(to_uint8(picture), cv2.COLOR_RGB2GRAY) for picture in (frame, warped[0])]
+    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    step = torch.from_numpy(search.calc(*grey, None))[None] * 2 / size  # from the frame into the warped portrait
+    measured = step + warp(flow.permute(0, 3, 1, 2), step, grid).permute(0, 2, 3, 1)
+
+    def error(picture):
+        difference = (picture - frame).abs().mean(dim=1, keepdim=True)
+        return F.avg_pool2d(difference, ERROR_WINDOW, 1, ERROR_WINDOW // 2)
+
+    after = error(warp(portrait[None], measured, grid))
+    explained = ((after <= error(warped) * 1.02 + 1e-3) & (after < MAX_ERROR)).float()  # 1 x 1 x size x size
+    weight = F.avg_pool2d(explained, 4)[0, 0]
+    residual = F.avg_pool2d((measured - flow).permute(0, 3, 1, 2) * explained, 4)[0] / weight.clamp(min=1e-3)
+    return residual.permute(1, 2, 0), weight * (residual.norm(dim=0) < MAX_RESIDUAL)
+
+
+def to_uint8(picture: torch.Tensor) -> np.ndarray:
+    return ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+
+
+class FlowDataset(Dataset):
+    """Episodes of one portrait, with the flow to be learned."""
+
+    def __init__(self, episodes: EpisodeDataset):
+        self.episodes = episodes
+
+    def __getitem__(self, key: EpisodeKey) -> dict[str, torch.Tensor]:
+        episode = self.episodes[key]
+        images, drawings = (episode[name].float() / 127.5 - 1 for name in ("images", "landmark_images"))
+        landmarks = episode["landmarks"]
+        residual, weight = measure_residual_flow(*images, *landmarks)
+        return {
+            "images": images, "drawings": drawings, "landmarks": landmarks, "residual": residual, "weight": weight
+        }  # fmt: skip
+
+
+class FlowLearner(nn.Module):
+    """The part of the generator that is trained, as one module, so that distributed training sees one forward pass."""
+
+    def __init__(self, skips: SourceSkips):
+        super().__init__()
+        self.skips = skips
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean end-point error of the refined flow and of the landmarks' own, in half sides."""
+        sources = self.skips.encode(batch["images"][:, 1:], batch["drawings"][:, 1:], batch["landmarks"][:, 1:])
+        sources = sources.map(lambda tensor: tensor[:, 0])
+        _, flow, _, _ = self.skips.refine(sources, batch["drawings"][:, 0], batch["landmarks"][:, 0])
+        share = batch["weight"] / batch["weight"].sum().clamp(min=1)  # B x h x w
+        return tuple(((f - batch["residual"]).norm(dim=-1) * share).sum() for f in (flow, torch.zeros_like(flow)))
+
+
+def draw_pairs(clips: list[Clip], args, num_processes: int) -> list[list[EpisodeKey]]:
+    """Batches of pairs of frames; people equally often, however many clips there are of them."""
+    clips_of = Counter(clip.identity for clip in clips)
+    shares = np.array([1 / clips_of[clip.identity] / len(clips_of) for clip in clips])
+    drawn = np.random.default_rng(args.seed).choice(
+        len(clips), (args.max_steps * num_processes, args.batch_size), p=shares
+    )
+    return [
+        [EpisodeKey(int(clip), 1, (args.seed, number, position)) for position, clip in enumerate(batch)]
+        for number, batch in enumerate(drawn)
+    ]
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    set_seed(args.seed)
+    generator = FsthGenerator.from_pretrained(args.pretrained / "generator", dtype=torch.float32)
+    if not generator.config.source_skips:
+        sys.exit(f"The generator in {args.pretrained} has no source skips, and with them no flow to refine.")
+
+    episodes = EpisodeDataset(read_index(args.shards), args.image_size, 1)
+    batches = draw_pairs(episodes.clips, args, accelerator.num_processes)
+    loader = DataLoader(FlowDataset(episodes), batch_sampler=batches, num_workers=args.num_workers)
+    validation = []
+    if args.validation_shards:
+        held_out = EpisodeDataset(read_index(args.validation_shards), args.image_size, 1, augment=False)
+        keys = [[EpisodeKey(clip, 1, (clip, draw)) for clip in range(len(held_out))] for draw in range(2)]
+        validation = [
+            send_to_device(batch, accelerator.device)
+            for batch in DataLoader(FlowDataset(held_out), batch_sampler=keys)
+        ]
+
+    learner = FlowLearner(generator.source_skips).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(learner.parameters(), args.learning_rate)
+    learner, optimizer, loader = accelerator.prepare(learner, optimizer, loader)
+    schedule = get_linear_schedule_with_warmup(optimizer, WARMUP_STEPS, args.max_steps)
+    started, seen = time.monotonic(), np.zeros(2)
+    for step, batch in enumerate(loader, start=1):
+        with accelerator.autocast():
+            error, baseline = learner(batch)
+        accelerator.backward(error / FLOW_UNIT)
+        accelerator.clip_grad_norm_(learner.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        seen += error.item(), baseline.item()
+        if step % args.log_every == 0 or step == args.max_steps:
+            # of the landmarks' error, so that 1 is what is there without learning
+            line = {"step": step, "error": round(seen[0] / seen[1], 4)}
+            with torch.no_grad(), accelerator.autocast():
+                errors = np.array([[value.item() for value in learner(batch)] for batch in validation])
+            if validation:
+                line["validation"] = round(float(np.divide(*errors.sum(axis=0))), 4)
+            line["images_per_second"] = round(
+                step * args.batch_size * accelerator.num_processes / (time.monotonic() - started), 1
+            )
+            accelerator.print(json.dumps(line))
+            seen[:] = 0
+
+    if accelerator.is_main_process:
+        for name in ("embedder", "discriminator"):
+            shutil.copytree(args.pretrained / name, args.output_dir / name, dirs_exist_ok=True)
+        half = {name: tensor.half() for name, tensor in generator.state_dict().items()}
+        generator.save_pretrained(args.output_dir / "generator", state_dict=half, max_shard_size="15MB")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
