@@ -1,122 +1,275 @@
-"""Self-reenactment of unseen people (arXiv 1905.08233, section 4): one portrait drives the rest of its own clip.
+"""The paper's evaluation (arXiv 1905.08233, section 4) on people that the models have not seen.
 
-    python training/evaluate.py SHARDS --lpips alexnet_lpips.safetensors --output_dir runs/evaluation
+    python training/evaluate.py SHARDS --lpips ALEXNET.safetensors --identity_network ARCFACE.onnx --output_dir RUN
 
-The first frame of each clip is the portrait, feed-forward; frames spread over the rest are drawn from their landmarks
-and compared with the truth. Beside the model stand the portrait as it is and the portrait warped by the landmarks
-alone. Writes evaluation.json, a Markdown table and a picture; intervals are bootstrapped over people.
+Self-reenactment: of one clip of each person, T portraits from its first half stand for the person, and frames of its
+second half are drawn from their landmarks and compared with the truth. Beside each model, feed-forward and fine-tuned,
+stand the first portrait as it is and the portrait warped by the landmarks alone. Cross-reenactment (`--cross`): the
+portrait is driven by other people's clips.
+
+Writes evaluation.json, evaluation.md and picture grids. What is measured is saved at once: killed and started again,
+or started with more models, shots or people, the script measures what is not there yet.
 """
 
 import argparse
+import hashlib
 import json
 import platform
+import shlex
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from huggingface_hub.errors import HFValidationError
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
+from fsth_hub.errors import FsthError
 from fsth_hub.feature_networks import load_weights
+from fsth_hub.landmarks import draw_landmarks, get_detector
+from fsth_hub.losses import ContentLoss
 from fsth_hub.pipeline_fsth import FsthPipeline
-from fsth_hub.source_skips import landmark_flow, pixel_grid, resize_flow, warp
 from training.dataset import Clip, read_index
-from training.metrics import LPIPS
+from training.metrics import LPIPS, IdentityNetwork
+from training.reenactment import (
+    NUM_DRIVERS,
+    CrossReenactment,
+    Instruments,
+    SelfReenactment,
+    feed_forward,
+    fine_tuned,
+    one_clip_per_person,
+    source_frames,
+    timed,
+    unmoved_portrait,
+    warped_portrait,
+)
+from training.report import UNMOVED, WARP, check_markers, render, save_strip, strip_path
 
 
-METHODS = ("unmoved portrait", "warp by landmarks", "model")
-CLIPS_SHOWN, FRAMES_SHOWN = 6, 2
+FRAMES_SHOWN = 2  # of each person in a grid
 
 
-def parse_args():
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", type=Path, help="shards of people the model was not trained on")
-    parser.add_argument("--model", help="pipeline folder or hub id; by default the bundled model")
-    parser.add_argument("--lpips", required=True, help="AlexNet with LPIPS heads: safetensors file or hub repository")
-    parser.add_argument("--num_frames", type=int, default=32, help="frames drawn per clip")
+    parser.add_argument("shards", type=Path, nargs="?", help="shards of people the models were not trained on")
+    parser.add_argument(
+        "--model", action="append", metavar="NAME=FOLDER_OR_ID", help="repeatable; by default the bundled model"
+    )
+    parser.add_argument("--lpips", help="AlexNet with LPIPS heads: safetensors file or hub repository")
+    parser.add_argument("--identity_network", help="ONNX file of a face-recognition network, for CSIM")
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 8, 32], help="numbers of portraits, T")
+    parser.add_argument("--num_frames", type=int, default=32, help="frames drawn per clip, at most")
+    parser.add_argument("--people", type=int, help="no more than so many people")
+    parser.add_argument("--fine_tune", action="store_true", help="also fine-tune each model on each person")
+    parser.add_argument("--people_fine_tuned", type=int, help="no more than so many people for each T")
+    parser.add_argument("--fine_tune_steps", type=int, help="by default what the pipeline takes for T")
+    parser.add_argument("--vgg", help="for fine-tuning: ImageNet VGG, safetensors file or hub repository")
+    parser.add_argument("--face_network", help="for fine-tuning, optional: safetensors file or hub repository")
+    parser.add_argument("--cross", action="store_true", help="also cross-reenactment, with the least T")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--output_dir", type=Path, required=True)
-    return parser.parse_args()
+    parser.add_argument("--write", type=Path, action="append", default=[], help="files with markers for the tables")
+    parser.add_argument("--render_only", action="store_true", help="tables and grids of OUTPUT_DIR/evaluation.json")
+    args = parser.parse_args(argv)
+    if not args.render_only:
+        needed = ["shards", "lpips", "identity_network"] + ["vgg"] * args.fine_tune
+        missing = [name for name in needed if getattr(args, name) is None]
+        if missing:
+            parser.error(f"{', '.join(missing)} must be given, except with --render_only")
+        if min(args.shots) < 1 or args.num_frames < 1:
+            parser.error("--shots and --num_frames must be at least 1")
+    args.shots = sorted(set(args.shots))
+    args.models = {}
+    for text in args.model or ["bundled"]:
+        name, separator, source = text.partition("=")
+        if not name or not (source if separator else name == "bundled"):
+            parser.error(f"--model {text}: give NAME=FOLDER_OR_ID, or bundled")
+        args.models[name] = source or None
+    return args
 
 
-def evaluate_clip(pipe: FsthPipeline, lpips: LPIPS, clip: Clip, num_frames: int):
-    """LPIPS of each method (frames drawn, 3), the seconds per drawn frame, and the pictures of some frames."""
-    chosen = np.linspace(1, len(clip.frames) - 1, min(num_frames, len(clip.frames) - 1)).round().astype(int)
-    images = [np.asarray(clip.image(index)) for index in (0, *chosen)]
-    landmarks = clip.landmarks[[0, *chosen]]
-    inputs = pipe.image_processor.preprocess(images, landmarks)
-    truth, portrait = inputs["pixel_values"][1:], inputs["pixel_values"][:1]
-    person = pipe.embed_crops(images[:1], landmarks[:1])
-    generator = pipe.generator.fused()
-    size = portrait.shape[-1]
-    small, full = pixel_grid(size // 4, size // 4, "cpu"), pixel_grid(size, size, "cpu")
-
-    distances, rows, seconds = [], [], 0.0
-    for index, real in enumerate(truth):
-        started = time.perf_counter()
-        drawn = pipe.draw_frame(generator, person, inputs["landmarks"][1 + index].numpy())
-        seconds += time.perf_counter() - started
-        # what people get: 8-bit pictures
-        drawn = torch.from_numpy(drawn).permute(2, 0, 1)[None] / 127.5 - 1
-        points = inputs["landmarks"][1 + index : 2 + index], inputs["landmarks"][:1]
-        flow = landmark_flow(*points, size, small).unflatten(1, small.shape[:2])
-        warped = warp(portrait, resize_flow(flow, size, size), full)
-        frames = torch.cat([portrait, warped, drawn])
-        distances.append(lpips(frames, real.expand_as(frames)).tolist())
-        if index in np.linspace(0, len(truth) - 1, FRAMES_SHOWN + 1).astype(int)[1:]:
-            row = pipe.image_processor.postprocess(torch.cat([frames, real[None]]))
-            rows.append(np.concatenate(row, axis=1))
-    return np.array(distances), seconds / len(truth), rows
+def sha256(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
-def interval(values: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:
-    """95 % of the means of people drawn with replacement."""
-    draws = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+def weights_hash(pipe: FsthPipeline) -> str:
+    """Of all weight files of a pipeline, in the order of their names."""
+    folder = Path(pipe.config._name_or_path)
+    return sha256(*(path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))))
 
 
-def main():
-    args = parse_args()
-    dtype = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
-    pipe = FsthPipeline.from_pretrained(args.model, dtype=dtype)
-    lpips = LPIPS(load_weights(args.lpips))
-    clips = read_index(args.shards)
-    people, pictures, seconds = {}, [], []
-    for number, clip in enumerate(clips):
-        distances, frame_seconds, rows = evaluate_clip(pipe, lpips, clip, args.num_frames)
-        people.setdefault(clip.identity, []).append(distances.mean(axis=0))
-        seconds.append(frame_seconds)
-        if number % max(1, len(clips) // CLIPS_SHOWN) == 0:
-            pictures += rows
-        print(clip.key, dict(zip(METHODS, distances.mean(axis=0).round(4).tolist(), strict=True)), flush=True)
+def network_description(path_or_repo: str) -> dict:
+    path = Path(path_or_repo)
+    return {"file": path.name, "sha256": sha256(path.read_bytes())} if path.is_file() else {"file": path_or_repo}
 
-    means = np.array([np.mean(clips, axis=0) for clips in people.values()])  # people x methods
-    result = {
-        "protocol": "self-reenactment, one-shot, feed-forward, LPIPS (AlexNet)",
-        "people": len(people),
-        "clips": len(clips),
-        "frames_per_clip": args.num_frames,
-        "lpips": {m: [float(means[:, i].mean()), *interval(means[:, i])] for i, m in enumerate(METHODS)},
-        # paired over people, so that a small difference that everybody shows is not lost among people
-        "model_minus_warp": [float((means[:, 2] - means[:, 1]).mean()), *interval(means[:, 2] - means[:, 1])],
-        "seconds_per_frame": float(np.median(seconds)),
-        "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-        "device": str(pipe.device),
-        "dtype": str(pipe.dtype),
+
+def hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def describe_settings(args, clips: list[Clip], pipes: dict[str, FsthPipeline]) -> dict:
+    """All that numbers depend on, except for how many of them are asked for."""
+    uses = {"LPIPS": args.lpips, "CSIM": args.identity_network}
+    if args.fine_tune:
+        uses |= {"content loss": args.vgg, "face content loss": args.face_network}
+    pipe = next(iter(pipes.values()))
+    return {
+        "data": {
+            "num_frames": args.num_frames,
+            "sha256": sha256(*(part for clip in clips for part in (clip.key.encode(), clip.landmarks.tobytes()))),
+        },
+        "models": {name: {"sha256": weights_hash(pipe)} for name, pipe in pipes.items()},
+        "networks": {use: network_description(path) for use, path in uses.items() if path},
+        "fine_tuning": {"steps": args.fine_tune_steps} if args.fine_tune else {},
+        "machine": {
+            "hardware": hardware(pipe.device),
+            "device": str(pipe.device),
+            "dtype": str(pipe.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
     }
+
+
+def open_results(path: Path, settings: dict) -> dict:
+    """What was measured before with these settings, to go on from; an `FsthError` where it was with others."""
+    if not path.exists():
+        return {"settings": settings, "people": {}}
+    results = json.loads(path.read_text())
+    before = results["settings"]
+    other = [
+        f"{group} {name}"
+        for group, values in settings.items()
+        for name, value in values.items()
+        if name in before[group] and before[group][name] != value
+    ]
+    if other:
+        raise FsthError(f"{path} was measured with other settings ({', '.join(other)}): give another --output_dir.")
+    results["settings"] = {group: before[group] | values for group, values in settings.items()}
+    return results
+
+
+def command_line(args) -> str:
+    """The command for others to repeat: files by their names, wherever they lie here."""
+
+    def public(path_or_repo: str) -> str:
+        return Path(path_or_repo).resolve().name if Path(path_or_repo).exists() else path_or_repo
+
+    parts = ["python", "training/evaluate.py", f"SHARDS/{public(args.shards)}"]
+    for name, source in args.models.items():
+        parts += ["--model", name if source is None else f"{name}={public(source)}"]
+    for name in ("lpips", "identity_network", "vgg", "face_network"):
+        if getattr(args, name) is not None:
+            parts += [f"--{name}", public(getattr(args, name))]
+    parts += ["--shots", *map(str, args.shots), "--num_frames", str(args.num_frames)]
+    for name in ("people", "people_fine_tuned", "fine_tune_steps"):
+        if getattr(args, name) is not None:
+            parts += [f"--{name}", str(getattr(args, name))]
+    parts += [f"--{name}" for name in ("fine_tune", "cross") if getattr(args, name)]
+    return shlex.join([*parts, "--output_dir", "RUN/evaluation"])
+
+
+def save_results(path: Path, results: dict):
+    """Whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(results, indent=1) + "\n")
+    partial.replace(path)
+
+
+def measure(args):
+    clips = one_clip_per_person(read_index(args.shards))
+    dtype = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
+    pipes = {name: FsthPipeline.from_pretrained(source, dtype=dtype) for name, source in args.models.items()}
+    if args.cross and len(clips) < 2:
+        raise FsthError("Cross-reenactment takes clips of two people at least.")
+    side = clips[0].image(0).width
+    for name, pipe in pipes.items():
+        if pipe.size != side:
+            raise FsthError(f"The shards hold frames of {side} pixels, and {name} draws {pipe.size}.")
+    instruments = Instruments(LPIPS(load_weights(args.lpips)), IdentityNetwork(args.identity_network), get_detector())
+
+    methods = {UNMOVED: unmoved_portrait, WARP: warped_portrait}
+    for name, pipe in pipes.items():
+        methods[f"{name} FF"] = feed_forward(pipe, pipe.generator.fused())
+    if args.fine_tune:
+        content = ContentLoss(args.vgg, args.face_network)
+        for name, pipe in pipes.items():
+            methods[f"{name} FT"] = fine_tuned(pipe, content, args.fine_tune_steps)
+
+    path = args.output_dir / "evaluation.json"
+    results = open_results(path, describe_settings(args, clips, pipes))
+    results["command"] = command_line(args)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    (args.output_dir / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
-    Image.fromarray(np.concatenate(pictures)).save(args.output_dir / "evaluation.jpg", quality=92)
-    table = ["| | LPIPS | 95 % interval |", "|---|---|---|"]
-    for method, (mean, low, high) in (result["lpips"] | {"model minus warp": result["model_minus_warp"]}).items():
-        table.append(f"| {method} | {mean:.4f} | {low:.4f} to {high:.4f} |")
-    (args.output_dir / "evaluation.md").write_text("\n".join(table) + "\n")
-    print("\n".join(table))
+    num_fine_tuned = dict.fromkeys(args.shots, 0)
+    for number, clip in enumerate(clips[: args.people]):
+        name = clip.identity
+        empty = {"clip": clip.key, "frames": len(clip.frames), "left_out": [], "self": {}, "cross": {}}
+        person = results["people"].setdefault(name, empty)
+        tasks = [SelfReenactment(clip, args.num_frames, instruments)]
+        if args.cross:
+            drivers = [clips[(number + 1 + offset) % len(clips)] for offset in range(min(NUM_DRIVERS, len(clips) - 1))]
+            tasks.append(CrossReenactment(clip, drivers, args.num_frames, instruments))
+
+        for shots in args.shots:
+            sources = source_frames(len(clip.frames), shots)
+            if sources is None:
+                print(f"{name}: too few frames ({len(clip.frames)}) for T = {shots}", flush=True)
+                person["left_out"] = sorted({*person["left_out"], shots})
+                continue
+            crops, landmarks = [np.asarray(clip.image(index)) for index in sources], clip.landmarks[sources]
+            num_fine_tuned[shots] += 1
+            beyond_limit = args.people_fine_tuned is not None and num_fine_tuned[shots] > args.people_fine_tuned
+            for method, prepare in methods.items():
+                if method == UNMOVED and shots > args.shots[0] or method.endswith(" FT") and beyond_limit:
+                    continue
+                wanted = tasks if shots == args.shots[0] else tasks[:1]
+                wanted = [task for task in wanted if method not in person[task.name].get(str(shots), {})]
+                if not wanted:
+                    continue
+                draw, seconds = prepare(crops, landmarks)
+                for task in wanted:
+                    drawn, times = zip(*(timed(draw, points) for points in task.targets), strict=True)
+                    measured = task.measure(drawn)
+                    numbers = {key: round(value, 4) for key, value in measured.items() if value is not None}
+                    print(f"{name}, T = {shots}, {task.name}, {method}: {numbers}", flush=True)
+                    measured["seconds"] = seconds | {"draw": float(np.median(times))}
+                    person[task.name].setdefault(str(shots), {})[method] = measured
+                    save_pictures(args.output_dir, name, task, shots, method, crops[0], drawn)
+                    save_results(path, results)
+    save_results(path, results)
+
+
+def save_pictures(folder: Path, name: str, task, shots: int, method: str, portrait: np.ndarray, drawn):
+    """Some frames of a method, and what belongs beside them in a grid."""
+    chosen = [(2 * number + 1) * len(drawn) // (2 * FRAMES_SHOWN) for number in range(FRAMES_SHOWN)]
+    columns = {"portrait": [portrait] * len(drawn), task.real_title: task.real, method: drawn}
+    for column, frames in columns.items():
+        save_strip(strip_path(folder, name, task.name, str(shots), column), [frames[index] for index in chosen])
+    drawings = [draw_landmarks(task.targets[index], len(portrait)) for index in chosen]
+    save_strip(strip_path(folder, name, task.name, str(shots), "landmarks"), drawings)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        for path in args.write:  # not only after hours
+            check_markers(path)
+        if not args.render_only:
+            measure(args)
+        render(args.output_dir, args.write)
+    except (FsthError, HFValidationError, OSError) as error:  # of networks and files that are not there, too
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,119 @@
+"""Tables of an evaluation: numbers of a few invented people."""
+
+import numpy as np
+import pytest
+
+from fsth_hub.errors import FsthError
+from training.report import BEGIN, END, Report, interval, write_between_markers
+
+
+def measured(lpips: float, akd: float | None = 2.0, **seconds) -> dict:
+    frames = {"frames": 4, "frames_without_face": 4 if akd is None else 1}
+    return frames | {"lpips": lpips, "ssim": 0.5, "csim": 0.8, "akd": akd, "seconds": {"draw": 0.1} | seconds}
+
+
+def person(warp: float, model: float, tuned: float | None = None, many: float | None = None, akd=2.0) -> dict:
+    """LPIPS of one person: warp, feed-forward and fine-tuned with one portrait, and feed-forward with eight."""
+    ones = {"unmoved portrait": measured(0.9), "warp by landmarks": measured(warp)}
+    ones["own FF"] = measured(model, akd, embed=0.25)
+    if tuned is not None:
+        ones["own FT"] = measured(tuned, fine_tune=60.0)
+    own = {"1": ones} if many is None else {"1": ones, "8": {"own FF": measured(many, embed=0.5)}}
+    frames = {"frames": 64, "left_out": []} if many is not None else {"frames": 10, "left_out": [8]}
+    cross = {"frames": 4, "frames_without_face": 0, "csim": 0.6, "pose": 1.5, "expression": None, "seconds": {}}
+    return {"clip": "k", **frames, "self": own, "cross": {"1": {"own FF": cross}}}
+
+
+@pytest.fixture
+def report():
+    people = {
+        "ann": person(0.30, 0.20, tuned=0.10, many=0.15),
+        "bob": person(0.40, 0.25, tuned=0.30, many=0.10),
+        "cid": person(0.50, 0.48, akd=None),
+    }
+    machine = {"hardware": "a machine", "threads": 2, "dtype": "float32", "torch": "2"}
+    settings = {
+        "data": {"num_frames": 4}, "machine": machine, "fine_tuning": {},
+        "models": {"own": {"sha256": "0123456789abcdef"}}, "networks": {"LPIPS": {"file": "alex.safetensors"}},
+    }  # fmt: skip
+    return Report({"settings": settings, "people": people, "command": "python training/evaluate.py SHARDS/val"})
+
+
+def rows(table: str) -> dict[tuple, list[str]]:
+    """Lines of a Markdown table by what comes before the number of people."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return {tuple(line[:2]): line[2:] for line in lines}
+
+
+def test_interval_holds_the_mean_of_people_and_narrows_with_their_number():
+    values = np.random.default_rng(1).normal(3, 1, 200)
+    low, high = interval(values)
+    error = values.std() / np.sqrt(200)
+    assert (low, high) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.03)
+    assert interval(values) == (low, high)  # the same for the same numbers
+    few = interval(values[:10])
+    assert few[1] - few[0] > 3 * (high - low)
+
+
+def test_rows_say_over_how_many_people_they_are(report):
+    quality = rows(report.quality())
+    assert quality["1", "own FF"][:2] == ["3", "0.3100 [0.2000, 0.4800]"]
+    assert quality["1", "own FT"][:2] == ["2", "0.2000 [0.1000, 0.3000]"]
+    assert quality["8", "own FF"][0] == "2"
+    assert list(quality) == [
+        ("1", "unmoved portrait"), ("1", "warp by landmarks"), ("1", "own FF"), ("1", "own FT"), ("8", "own FF")
+    ]  # fmt: skip
+
+
+def test_frames_without_a_face_are_counted_and_their_people_named(report):
+    akd, faceless = rows(report.quality())["1", "own FF"][-2:]
+    assert akd == "2.00 [2.00, 2.00] (2 of the people)" and faceless == "6 of 12"
+
+
+def test_differences_are_paired_and_tell_what_is_not_significant(report):
+    differences = rows(report.differences())
+    everybody = differences["own FF minus warp by landmarks, T = 1", "3"]
+    assert everybody[0] == "-0.0900 [-0.1500, -0.0200]" and everybody[1] == "0.000 [0.000, 0.000] n.s."
+    assert everybody[3].endswith("(2 of the people)")
+    # of those who were fine-tuned alone; one gains and one loses
+    assert differences["own FT minus own FF, T = 1", "2"][0] == "-0.0250 [-0.1000, 0.0500] n.s."
+    assert differences["own FF, T = 8 minus T = 1", "2"][0] == "-0.1000 [-0.1500, -0.0500]"
+    assert len(differences) == 3
+
+
+def test_one_person_has_no_interval_and_no_significance(report):
+    report.people = {"ann": report.people["ann"]}
+    assert rows(report.quality())["1", "own FF"][1] == "0.2000"
+    assert rows(report.differences())["own FT minus own FF, T = 1", "1"][0] == "-0.1000 n.s."
+
+
+def test_cross_reenactment_compares_with_the_same_persons_own(report):
+    row = rows(report.cross())["1", "own FF"]
+    assert row[0] == "3" and [cell.split()[0] for cell in row[1:6]] == ["0.600", "0.800", "0.750", "1.50", "–"]
+
+
+def test_markdown_names_times_people_left_out_command_and_weights(report):
+    text = report.markdown()
+    assert "| 1 | own FT | – | 60.00 | 100 |" in text and "| 8 | own FF | 0.50 | – | 100 |" in text
+    assert "Left out at T = 8, too few frames: cid (10 frames)." in text
+    assert "```bash\npython training/evaluate.py SHARDS/val\n```" in text
+    assert "own 0123456789ab" in text and "LPIPS alex.safetensors" in text
+
+
+def test_tables_go_between_the_markers_and_nowhere_else(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    for text in ("new\n", "newer\n"):
+        write_between_markers(path, text)
+        assert path.read_text() == f"before\n{BEGIN}\n{text}{END}\nafter\n"
+
+
+@pytest.mark.parametrize("text", ["no markers", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}{BEGIN}{END}"])
+def test_file_without_a_place_for_tables_is_refused(tmp_path, text):
+    path = tmp_path / "README.md"
+    path.write_text(text)
+    with pytest.raises(FsthError, match="has no place for the tables"):
+        write_between_markers(path, "new")
+    assert path.read_text() == text
+    with pytest.raises(FsthError, match="no file"):
+        write_between_markers(tmp_path / "absent.md", "new")

@@ -1,0 +1,260 @@
+"""Tables and picture grids of what `evaluate.py` has measured: means over people, intervals, paired differences."""
+
+import json
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from fsth_hub.errors import FsthError
+
+
+UNMOVED, WARP = "unmoved portrait", "warp by landmarks"
+BEGIN, END = "<!-- evaluation:begin -->", "<!-- evaluation:end -->"
+RESAMPLES = 10_000
+HEADER_HEIGHT = 28  # of a grid's column titles, pixels
+PEOPLE_SHOWN = 12
+
+# key of a measure: its title and its decimals
+MEASURES = {"lpips": ("LPIPS ↓", 4), "ssim": ("SSIM ↑", 3), "csim": ("CSIM ↑", 3), "akd": ("AKD, % ↓", 2)}
+CROSS_MEASURES = {
+    "csim": ("CSIM to the portrait ↑", 3),
+    "pose": ("pose, ° ↓", 2),
+    "expression": ("expression, % ↓", 2),
+}
+
+
+def interval(values) -> tuple[float, float]:
+    """95 % of the means of people drawn with replacement."""
+    values = np.asarray(values, float)
+    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def cell(values: list[float | None], decimals: int, people: int, paired: bool = False) -> str:
+    """Mean and interval over those of `people` people who have a value; for paired differences their significance."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return "–"
+    text = f"{np.mean(values):.{decimals}f}"
+    if len(values) > 1:  # one person tells nothing about the next
+        low, high = interval(values)
+        text += f" [{low:.{decimals}f}, {high:.{decimals}f}]"
+    if paired and (len(values) == 1 or low <= 0 <= high):
+        text += " n.s."
+    return text if len(values) == people else f"{text} ({len(values)} of the people)"
+
+
+def table(header: list[str], rows: list[list]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(value) for value in line) + " |" for line in lines)
+
+
+class Report:
+    """
+    Args:
+        results (`dict`): what `evaluate.py` writes to evaluation.json. `people` holds for each person under `self` and
+            `cross`, number of shots and method what was measured.
+    """
+
+    def __init__(self, results: dict):
+        self.results = results
+        self.people = results["people"]
+
+    def of(self, task: str, shots: str, method: str) -> dict[str, dict]:
+        """What was measured of everybody for whom it was, by person."""
+        found = {name: person[task].get(shots, {}).get(method) for name, person in self.people.items()}
+        return {name: measured for name, measured in found.items() if measured}
+
+    def shots(self, task: str) -> list[str]:
+        return sorted({shots for person in self.people.values() for shots in person[task]}, key=int)
+
+    def methods(self, task: str, shots: str) -> list[str]:
+        """Baselines, then each model feed-forward and fine-tuned, as they were measured."""
+        found = {method for person in self.people.values() for method in person[task].get(shots, {})}
+        order = [UNMOVED, WARP]
+        for name in self.results["settings"]["models"]:
+            order += [f"{name} FF", f"{name} FT"]
+        return [method for method in order if method in found]
+
+    def rows(self, task: str):
+        """Number of shots, method, and its people. The first portrait stays the same whatever the number."""
+        for shots in self.shots(task):
+            for method in self.methods(task, shots):
+                if method != UNMOVED or shots == self.shots(task)[0]:
+                    yield shots, method, self.of(task, shots, method)
+
+    def quality(self) -> str:
+        rows = []
+        for shots, method, people in self.rows("self"):
+            measured = [cell([p[key] for p in people.values()], d, len(people)) for key, (_, d) in MEASURES.items()]
+            rows.append([shots, method, len(people), *measured, faceless(people)])
+        return table(["T", "method", "people", *(title for title, _ in MEASURES.values()), "no face"], rows)
+
+    def differences(self) -> str:
+        """Paired over the people that both have: what everybody shows is not lost in how people differ."""
+        pairs = []
+        shots = self.shots("self")
+        for name in self.results["settings"]["models"]:
+            for t in shots:
+                pairs += [((t, f"{name} FF"), (t, WARP)), ((t, f"{name} FT"), (t, f"{name} FF"))]
+            for t in shots[1:]:
+                pairs += [((t, f"{name} {kind}"), (shots[0], f"{name} {kind}")) for kind in ("FF", "FT")]
+        rows = []
+        for (t, method), (other_t, other) in pairs:
+            left, right = self.of("self", t, method), self.of("self", other_t, other)
+            both = left.keys() & right.keys()
+            if not both:
+                continue
+            title = f"{method} minus {other}, T = {t}" if t == other_t else f"{method}, T = {t} minus T = {other_t}"
+            measured = []
+            for key, (_, decimals) in MEASURES.items():
+                values = [
+                    None if None in (left[name][key], right[name][key]) else left[name][key] - right[name][key]
+                    for name in sorted(both)
+                ]
+                measured.append(cell(values, decimals, len(both), paired=True))
+            rows.append([title, len(both), *measured])
+        return table(["difference", "people", *(title for title, _ in MEASURES.values())], rows)
+
+    def times(self) -> str:
+        rows = []
+        for shots, method, people in self.rows("self"):
+            if method == UNMOVED:
+                continue
+            seconds = {
+                key: np.median([p["seconds"][key] for p in people.values()]) if all_have(people, key) else None
+                for key in ("embed", "fine_tune", "draw")
+            }
+            embed, fine_tune = ("–" if seconds[k] is None else f"{seconds[k]:.2f}" for k in ("embed", "fine_tune"))
+            rows.append([shots, method, embed, fine_tune, f"{1000 * seconds['draw']:.0f}"])
+        return table(["T", "method", "embed, s", "fine-tune, s", "draw a frame, ms"], rows)
+
+    def cross(self) -> str:
+        rows = []
+        for shots, method, people in self.rows("cross"):
+            csim, pose, expression = (
+                cell([p[key] for p in people.values()], d, len(people)) for key, (_, d) in CROSS_MEASURES.items()
+            )
+            own = {name: self.people[name]["self"][shots][method]["csim"] for name in people}
+            ratios = [people[name]["csim"] / own[name] for name in people]
+            csims = [csim, cell(list(own.values()), 3, len(people)), cell(ratios, 3, len(people))]
+            rows.append([shots, method, len(people), *csims, pose, expression, faceless(people)])
+        csim, *others = (title for title, _ in CROSS_MEASURES.values())
+        header = ["T", "method", "people", csim, "CSIM in self-reenactment", "ratio ↑", *others, "no face"]
+        return table(header, rows)
+
+    def left_out(self) -> str:
+        """Who has too few frames for which number of shots; empty where nobody."""
+        short = {}
+        for name, person in self.people.items():
+            for shots in person["left_out"]:
+                short.setdefault(shots, []).append(f"{name} ({person['frames']} frames)")
+        return "".join(f" Left out at T = {t}, too few frames: {', '.join(short[t])}." for t in sorted(short))
+
+    def markdown(self) -> str:
+        settings = self.results["settings"]
+        data, machine = settings["data"], settings["machine"]
+        models = ", ".join(f"{name} {model['sha256'][:12]}" for name, model in settings["models"].items())
+        networks = ", ".join(f"{use} {network['file']}" for use, network in settings["networks"].items())
+        parts = [
+            f"Self-reenactment of {len(self.people)} people whom the models have not seen, one clip each: the T "
+            "portraits come from the first half of the clip, up to "
+            f"{data['num_frames']} frames of the second half are drawn from their landmarks. FF is feed-forward, FT "
+            "fine-tuned. Means over people, with 95 % intervals bootstrapped over people. AKD is over the frames in "
+            f"which a face was found; the others are counted under *no face*.{self.left_out()}",
+            self.quality(),
+            "Differences, paired over the people that both have; *n.s.*: zero lies within the interval, so the "
+            "difference is not significant. Minus is better for LPIPS and AKD, plus for SSIM and CSIM.",
+            self.differences(),
+            f"Time, median over people, on {machine['hardware']} ({machine['threads']} threads, {machine['dtype']}, "
+            f"PyTorch {machine['torch']}):",
+            self.times(),
+        ]
+        if self.shots("cross"):
+            parts += [
+                "Cross-reenactment: the portrait driven by other people's clips, relative motion. The ratio is that "
+                "of CSIM to the portrait to the same person's CSIM in self-reenactment, which is to the truth. Pose "
+                "(yaw, pitch, roll) and expression (openings of eyes and mouth) are compared with the driver's, each "
+                "as the change from the portrait or from the driver's reference frame.",
+                self.cross(),
+            ]
+        parts += [
+            f"Weights (SHA-256): {models}. Networks: {networks}.",
+            f"```bash\n{self.results['command']}\n```",
+        ]
+        return "\n\n".join(parts) + "\n"
+
+
+def all_have(people: dict[str, dict], key: str) -> bool:
+    return all(person["seconds"].get(key) is not None for person in people.values())
+
+
+def faceless(people: dict[str, dict]) -> str:
+    """How many of all drawn frames show no face to the detector."""
+    missing, frames = (sum(p[key] for p in people.values()) for key in ("frames_without_face", "frames"))
+    return f"{missing} of {frames}"
+
+
+def check_markers(path: Path):
+    """That there is one place in the file to write the tables to, or an `FsthError`."""
+    if not path.is_file():
+        raise FsthError(f"There is no file {path} to write the tables to.")
+    text = path.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise FsthError(f"{path} has no place for the tables: put {BEGIN} and {END} there, once and in this order.")
+
+
+def write_between_markers(path: Path, markdown: str):
+    check_markers(path)
+    text = path.read_text()
+    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    path.write_text(f"{before}\n{markdown}{after}")
+
+
+def strip_path(folder: Path, identity: str, task: str, shots: str, column: str) -> Path:
+    """Where the shown frames of a person in one column of a grid lie, below each other in one picture."""
+    return folder / "pictures" / quote(identity, safe="") / f"{task}-{shots}-{quote(column, safe='')}.jpg"
+
+
+def save_strip(path: Path, frames: list[np.ndarray]):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(frames)).save(path, quality=95)
+
+
+def save_grid(folder: Path, task: str, shots: str, identities: list[str], columns: list[str]):
+    """FOLDER/TASK-T.jpg of the strips that there are; a person whom a column does not have is grey there."""
+    rows = []
+    for identity in identities[:PEOPLE_SHOWN]:
+        paths = [strip_path(folder, identity, task, shots, column) for column in columns]
+        strips = [np.asarray(Image.open(path)) if path.exists() else None for path in paths]
+        known = [strip for strip in strips if strip is not None]
+        if known:
+            blank = np.full_like(known[0], 128)
+            rows.append(np.concatenate([blank if strip is None else strip for strip in strips], axis=1))
+    if not rows:
+        return
+    header = Image.new("RGB", (rows[0].shape[1], HEADER_HEIGHT), "white")
+    draw, width = ImageDraw.Draw(header), rows[0].shape[1] // len(columns)
+    for number, column in enumerate(columns):
+        draw.text((number * width + 4, 4), column, "black", ImageFont.load_default(16))
+    Image.fromarray(np.concatenate([np.asarray(header), *rows])).save(folder / f"{task}-{shots}.jpg", quality=90)
+
+
+def render(folder: Path, write: list[Path]):
+    """evaluation.md and the grids from FOLDER/evaluation.json, and the tables between the markers of `write`."""
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        raise FsthError(f"There is no evaluation.json in {folder}; measure first.")
+    report = Report(json.loads(path.read_text()))
+    markdown = report.markdown()
+    (folder / "evaluation.md").write_text(markdown)
+    for task, ends in (("self", ("portrait", "truth")), ("cross", ("portrait", "driver"))):
+        for shots in report.shots(task):
+            methods = [method for method in report.methods(task, shots) if method != UNMOVED]
+            save_grid(folder, task, shots, list(report.people), [ends[0], "landmarks", *methods, ends[1]])
+    for target in write:
+        write_between_markers(target, markdown)
+    print(markdown)
