@@ -76,6 +76,24 @@ def conv(in_channels: int, out_channels: int, kernel_size: int = 3, bias: bool =
     return spectral_norm(nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias))
 
 
+def instance_norm(x, scale, shift):
+    """
+    Instance norm, then `scale` x + `shift` (both B x C). PyTorch's own copies maps in channels_last to and fro, which
+    takes a quarter of a frame's time on a CPU.
+    """
+    flat = x.permute(0, 2, 3, 1).flatten(1, 2)  # B x HW x C, a view of channels_last
+    mean = flat.mean(dim=1, dtype=torch.float32)  # B x C
+    variance = flat.float().square().mean(dim=1) - mean.square()
+    scale = scale * (variance.clamp(min=0) + NORM_EPS).rsqrt()
+    shift = shift - mean * scale
+    return torch.addcmul(shift.to(x.dtype)[:, :, None, None], x, scale.to(x.dtype)[:, :, None, None])
+
+
+class InstanceNorm(nn.InstanceNorm2d):
+    def forward(self, x):
+        return instance_norm(x, self.weight, self.bias)
+
+
 class AdaptiveInstanceNorm(nn.Module):
     """Instance norm whose shift and scale come from the person (section 3.2)."""
 
@@ -84,9 +102,9 @@ class AdaptiveInstanceNorm(nn.Module):
         self.num_parameters = 2 * num_channels
 
     def forward(self, x, parameters):
-        shift, scale = parameters[:, :, None, None].chunk(2, dim=1)
+        shift, scale = parameters.chunk(2, dim=1)  # B x C
         # 1 + scale, so that an untrained projection starts from plain instance norm instead of from a black frame
-        return F.instance_norm(x, eps=NORM_EPS) * (1 + scale) + shift
+        return instance_norm(x, 1 + scale, shift)
 
 
 class StemBlock(nn.Module):
@@ -109,8 +127,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, downsample: bool = True, instance_norm: bool = False):
         super().__init__()
         self.downsample = downsample
-        self.norm1 = nn.InstanceNorm2d(in_channels, NORM_EPS, affine=True) if instance_norm else nn.Identity()
-        self.norm2 = nn.InstanceNorm2d(out_channels, NORM_EPS, affine=True) if instance_norm else nn.Identity()
+        self.norm1 = InstanceNorm(in_channels, affine=True) if instance_norm else nn.Identity()
+        self.norm2 = InstanceNorm(out_channels, affine=True) if instance_norm else nn.Identity()
         self.conv1 = conv(in_channels, out_channels, bias=not instance_norm)
         self.conv2 = conv(out_channels, out_channels, bias=not instance_norm)
         self.skip = conv(in_channels, out_channels, kernel_size=1) if downsample else nn.Identity()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from fsth_hub.configuration_fsth import FsthConfig
 from fsth_hub.landmarks.layout import LEFT_EYE
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
-from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from fsth_hub.modeling_fsth import NORM_EPS, FsthDiscriminator, FsthEmbedder, FsthGenerator, instance_norm
 from fsth_hub.source_skips import LIKENESS_WIDTH, landmark_flow, landmark_likeness, pixel_grid, warp, with_crown
 
 
@@ -238,6 +238,14 @@ def test_the_portrait_most_like_the_frame_counts_most():
     driving = landmarks[:, 1] + torch.tensor([2.0, 1.0])  # the second portrait's face, elsewhere
     both, one = (model(drawings[:, 0], adain_parameters, driving, s).warped for s in (sources, alone))
     assert torch.allclose(both, one, atol=1e-3)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_instance_norm_is_pytorchs(memory_format):
+    x = (torch.randn(2, 3, 8, 8) * 2 + 5).to(memory_format=memory_format)
+    scale, shift = torch.randn(2, 2, 3)
+    expected = F.instance_norm(x, eps=NORM_EPS) * scale[:, :, None, None] + shift[:, :, None, None]
+    assert torch.allclose(instance_norm(x, scale, shift), expected, atol=1e-4)
 
 
 def test_likeness_is_the_mean_distance_of_known_points():
