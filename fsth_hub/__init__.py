@@ -12,6 +12,7 @@ _MODULES = {
     "FsthEmbedder": "modeling_fsth",
     "FsthError": "errors",
     "FsthGenerator": "modeling_fsth",
+    "FsthIdentity": "identity",
     "FsthImageProcessor": "image_processing_fsth",
     "FsthPipeline": "pipeline_fsth",
     "NoFaceError": "errors",

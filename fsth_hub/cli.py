@@ -1,4 +1,4 @@
-"""The `fsth` command: animate a portrait, look at landmarks, see what is installed.
+"""The `fsth` command: animate a portrait, fine-tune a person, look at landmarks, see what is installed.
 
 PyTorch and diffusers are imported by the commands that need them, so that `fsth --help` answers at once.
 """
@@ -58,9 +58,15 @@ FaceOption = Annotated[int, typer.Option(min=0, help="Which face of the picture,
 
 @app.command()
 def animate(
-    portraits: Annotated[list[Path], typer.Argument(metavar="PORTRAIT", help="Pictures of one person.")],
+    *,
+    portraits: Annotated[
+        list[Path] | None, typer.Argument(metavar="PORTRAIT", help="Pictures of one person.", show_default=False)
+    ] = None,
     driving: Annotated[Path, typer.Option(help="The clip whose motion to take.")],
     output: Annotated[Path, typer.Option(help="The clip to write: .mp4, with the driver's sound, or .gif.")],
+    identity: Annotated[
+        Path | None, typer.Option(help="Folder of a fine-tuned person (fsth fine-tune), instead of portraits.")
+    ] = None,
     model: ModelOption = None,
     motion: Annotated[
         Literal["relative", "absolute"],
@@ -80,12 +86,17 @@ def animate(
         Path | None, typer.Option("--json", metavar="REPORT", help="Write a report here; - prints it.")
     ] = None,
 ) -> None:
-    """Animate a person of whom there are one or more portraits.
+    """Animate a person of whom there are one or more portraits, or who was fine-tuned.
 
     For example: fsth animate portrait.jpg --driving driver.mp4 --output result.mp4
     """
     to_stdout = report_path == Path("-")
     # Loading and drawing take long: what can be known to fail fails first.
+    portraits = portraits or []
+    if bool(portraits) == (identity is not None):
+        raise FsthError("Give either portraits or the --identity of a fine-tuned person.")
+    if identity is not None:
+        check_inputs(identity / "identity.json")
     check_inputs(*portraits, driving)
     check_output(output, CLIPS, inputs=[*portraits, driving])
     if report_path is not None and not to_stdout:
@@ -97,9 +108,11 @@ def animate(
     pipe.detector = found_detector
     import torch
 
+    from .identity import FsthIdentity
+
     torch.manual_seed(seed)
     result = pipe(
-        portraits,
+        portraits if identity is None else FsthIdentity.from_pretrained(identity, pipe),
         driving,
         motion=motion,
         crop=crop,
@@ -125,6 +138,45 @@ def animate(
     sound = "with sound" if report["sound"] and output.suffix.lower() == ".mp4" else "without sound"
     summary = f"{output}: {report['frames']} frames at {report['fps']:g} fps, {sound}, {seconds:.1f} s"
     typer.echo(summary, err=to_stdout)
+
+
+@app.command("fine-tune")
+def fine_tune(
+    portraits: Annotated[list[Path], typer.Argument(metavar="PORTRAIT", help="1 to 64 pictures of one person.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write, for animate --identity.")],
+    model: ModelOption = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="At most so many; by default 50 for one picture to 230 for thirty.")
+    ] = None,
+    vgg: Annotated[str | None, typer.Option(help="VGG of the content loss: safetensors file or hub id.")] = None,
+    face_network: Annotated[str | None, typer.Option(help="The same of a face network; without it left out.")] = None,
+    crop: Annotated[
+        bool, typer.Option("--crop/--no-crop", help="--no-crop: the pictures are square head crops already.")
+    ] = True,
+    detector: DetectorOption = "mediapipe",
+    face: FaceOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    seed: Annotated[int, typer.Option(help="Of the pictures' order and deformations.")] = 0,
+) -> None:
+    """Fine-tune the model to a person, for a better likeness; takes minutes.
+
+    For example: fsth fine-tune one.jpg two.jpg --output ada
+    """
+    check_inputs(*portraits)
+    from .finetuning import load_content
+    from .identity import check_folder
+    from .landmarks import get_detector
+
+    check_folder(output)
+    found_detector, content = get_detector(detector), load_content(vgg, face_network)
+    pipe = load_pipeline(model, device, dtype)
+    pipe.detector = found_detector
+    pipe.set_progress_bar_config(disable=None, leave=False, unit=" steps")
+    identity = pipe.fine_tune(portraits, steps=steps, content=content, seed=seed, face_index=face, crop=crop)
+    identity.save_pretrained(output)
+    count = f"{identity.num_portraits} portrait{'s' if identity.num_portraits > 1 else ''}"
+    typer.echo(f"{output}: {count}, best after {identity.steps} of {len(identity.history) - 1} steps")
 
 
 @app.command()

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 
 from .device import default_device, default_dtype
 from .errors import FsthError, NoFaceError
-from .image_processing_fsth import FsthImageProcessor, load_image
+from .identity import FsthIdentityMixin, FsthPerson, Portrait
+from .image_processing_fsth import FsthImageProcessor
 from .landmarks import (
     CropBox,
     LandmarkDetector,
@@ -30,7 +31,6 @@ from .landmarks import (
 )
 from .landmarks.motion import MotionMode
 from .modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
-from .source_skips import FsthSources
 from .video import Clip, open_clip, write_clip
 
 
@@ -38,25 +38,7 @@ BUNDLED_MODEL = Path(__file__).parent / "checkpoints" / "small"
 # The mark that a generated clip carries in its container, whoever passes it on.
 OUTPUT_METADATA = {"title": "AI-generated talking head", "comment": "AI-generated with fsth_hub; not a recording."}
 
-Portrait = str | Path | Image.Image | np.ndarray
 Driving = str | Path | np.ndarray | Sequence[np.ndarray | Image.Image]
-
-
-@dataclass
-class FsthPerson:
-    """What a person's portraits come to, computed once.
-
-    Args:
-        adain_parameters (`torch.Tensor` of shape `(1, num_parameters)`): the generator's, for this person.
-        sources (`FsthSources`, *optional*): the portraits' feature pyramids; with source skips only.
-        landmarks (`np.ndarray` of shape `(78, 2)`): of the first portrait, pixels of its crop.
-        boxes (`list[CropBox]`): where in each portrait the head was cut out, pixels of the portrait.
-    """
-
-    adain_parameters: torch.Tensor
-    sources: FsthSources | None
-    landmarks: np.ndarray
-    boxes: list[CropBox]
 
 
 @dataclass
@@ -103,7 +85,7 @@ class FsthPipelineOutput(BaseOutput):
         return write_clip(path, self.frames, self.fps, self.audio_path, OUTPUT_METADATA)
 
 
-class FsthPipeline(DiffusionPipeline):
+class FsthPipeline(FsthIdentityMixin, DiffusionPipeline):
     """
     Few-shot talking heads (arXiv 1905.08233): one or more portraits of a person, driven by somebody else's clip.
 
@@ -136,6 +118,7 @@ class FsthPipeline(DiffusionPipeline):
         for network in (embedder, generator, discriminator):
             network.eval().to(memory_format=torch.channels_last)
         self.size = generator.config.image_size
+        self.model_name = "unnamed"
         self._detector: LandmarkDetector | None = None
 
     @classmethod
@@ -185,6 +168,11 @@ class FsthPipeline(DiffusionPipeline):
             pipe = super().from_pretrained(folder, dtype=dtype, use_safetensors=True)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise FsthError(f"The pipeline in {name} cannot be loaded: {error}") from error
+        # a folder's name and not its path, for identities that are made from it carry it along
+        if folder == BUNDLED_MODEL:
+            pipe.model_name = "bundled"
+        else:
+            pipe.model_name = folder.resolve().name if Path(name).is_dir() else str(name)
         return pipe.to(device)
 
     @property
@@ -197,62 +185,6 @@ class FsthPipeline(DiffusionPipeline):
     @detector.setter
     def detector(self, detector: LandmarkDetector):
         self._detector = detector
-
-    def embed(self, portraits: Portrait | Sequence[Portrait], face_index: int = 0, crop: bool = True) -> FsthPerson:
-        """
-        Learn a person from one or more portraits (section 3.4 without fine-tuning).
-
-        Args:
-            portraits: A picture or several of one person: paths, PIL images, or H x W x 3 uint8 RGB arrays.
-            face_index (`int`, *optional*, defaults to 0): Which face of a picture, counted from the largest.
-            crop (`bool`, *optional*, defaults to `True`): `False` if the pictures are square head crops already.
-
-        Raises:
-            FsthError: A picture cannot be read or has too few faces; [`NoFaceError`] where it has none.
-        """
-        single_array = isinstance(portraits, np.ndarray) and portraits.ndim < 4
-        if single_array or isinstance(portraits, (str, Path, Image.Image)):
-            portraits = [portraits]
-        if len(portraits) == 0:
-            raise FsthError("Give at least one portrait.")
-        crops, landmarks, boxes = [], [], []
-        for number, portrait in enumerate(portraits, start=1):
-            name = Path(portrait).name if isinstance(portrait, (str, Path)) else f"portrait {number}"
-            image = load_image(portrait)
-            faces = self.detector.detect(image)
-            if not faces:
-                raise NoFaceError(f"No face was found in {name}; use a picture in which the face is seen clearly.")
-            if not 0 <= face_index < len(faces):
-                raise FsthError(f"Face {face_index} was asked for, but {name} shows {len(faces)}, counted from 0.")
-            points = faces[face_index].points
-            box = None if crop else whole_frame(*image.shape[1::-1], name)
-            for values, value in zip(
-                (crops, landmarks, boxes), self.image_processor.crop(image, points, box), strict=True
-            ):
-                values.append(value)
-
-        return self.embed_crops(crops, landmarks, boxes)
-
-    @torch.no_grad()
-    def embed_crops(
-        self, crops: list[np.ndarray], landmarks: Sequence[np.ndarray], boxes: list[CropBox] | None = None
-    ) -> FsthPerson:
-        """
-        The same for head crops whose landmarks are known.
-
-        Args:
-            crops: Each 256 x 256 x 3 uint8 RGB.
-            landmarks: For each crop 78 x 2, pixels of the crop.
-            boxes (`list[CropBox]`, *optional*): Where the crops come from.
-        """
-        inputs = self.image_processor.preprocess(crops, landmarks)
-        images = self._to_network(inputs["pixel_values"])[None]  # 1 x K x 3 x 256 x 256
-        drawings = self._to_network(inputs["landmark_images"])[None]
-        points = inputs["landmarks"].to(images.device)[None]  # 1 x K x 78 x 2
-        adain_parameters = self.generator.project(self.embedder(images, drawings).embedding)
-        skips = self.generator.config.source_skips
-        sources = self.generator.encode_sources(images, drawings, points) if skips else None
-        return FsthPerson(adain_parameters, sources, inputs["landmarks"][0].numpy(), boxes or [])
 
     def read_driving(
         self,
@@ -301,7 +233,7 @@ class FsthPipeline(DiffusionPipeline):
         Draw the person frame by frame as the driver moves; each frame is 256 x 256 x 3 uint8 RGB.
 
         Args:
-            person ([`FsthPerson`]): of [`~FsthPipeline.embed`].
+            person ([`FsthPerson`]): of [`~FsthPipeline.embed`] or [`~FsthPipeline.fine_tune`].
             driving ([`DrivingMotion`]): of [`~FsthPipeline.read_driving`].
             motion (`str`, *optional*, defaults to `"relative"`):
                 `"relative"` moves the portrait by the change of the driver from a reference frame; `"absolute"` takes
@@ -314,7 +246,7 @@ class FsthPipeline(DiffusionPipeline):
         elif not 0 <= reference_frame < len(driving.landmarks) or driving.landmarks[reference_frame] is None:
             raise FsthError(f"Frame {reference_frame} of the driving clip does not exist or shows no face.")
         adapt = MotionAdapter(person.landmarks, driving.landmarks[reference_frame], motion)
-        generator = self.generator.fused()
+        generator = (person.generator or self.generator).fused()
         for points in driving.landmarks:
             yield self.draw_frame(generator, person, adapt(points))
 
@@ -324,22 +256,21 @@ class FsthPipeline(DiffusionPipeline):
         Draw one frame, for callers with landmarks of their own.
 
         Args:
-            generator ([`FsthGenerator`]): this pipeline's, or its [`~FsthGenerator.fused`] copy, which is faster.
+            generator ([`FsthGenerator`]): the person's or this pipeline's, [`~FsthGenerator.fused`], which is faster.
             person ([`FsthPerson`]): of [`~FsthPipeline.embed`].
             points (`np.ndarray` of shape `(78, 2)`): pixels of the frame, NaN where absent.
 
         Returns:
             `np.ndarray` of shape `(256, 256, 3)`: uint8 RGB.
         """
-        drawing = self._to_network(self.image_processor.draw(points))
+        drawing = self.image_processor.draw(points).to(generator.device, memory_format=torch.channels_last)
         # points stay in float32: half precision has no sub-pixels
         points = torch.from_numpy(points)[None].to(drawing.device)
-        output = generator(drawing, person.adain_parameters, points, person.sources)
+        output = generator(self._to_dtype(drawing), person.adain_parameters, points, person.sources)
         return self.image_processor.postprocess(output.images)[0]
 
-    def _to_network(self, images: torch.Tensor) -> torch.Tensor:
-        device, dtype = self.generator.device, self.generator.dtype
-        return images.to(device, dtype, memory_format=torch.channels_last)
+    def _to_dtype(self, images: torch.Tensor) -> torch.Tensor:
+        return images.to(self.generator.dtype)
 
     def __call__(
         self,
@@ -361,7 +292,7 @@ class FsthPipeline(DiffusionPipeline):
         Animate a person.
 
         Args:
-            portraits: Pictures of one person, or an [`FsthPerson`] of [`~FsthPipeline.embed`].
+            portraits: Pictures of one person, or an [`FsthPerson`], such as an [`FsthIdentity`].
             driving: A clip or its frames, or a [`DrivingMotion`] of [`~FsthPipeline.read_driving`].
             motion, reference_frame: as in [`~FsthPipeline.drive`].
             crop, face_index, driving_face_index, num_frames, fps:

@@ -1,6 +1,7 @@
 import json
 import socket
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -251,6 +252,17 @@ def test_embed_once_drive_many(pipe):
     detected = pipe.detector.detected
     assert np.array_equal(arrays(pipe(person, motion).frames), arrays(first.frames))
     assert pipe.detector.detected == detected
+
+
+def test_a_person_with_a_generator_of_their_own_is_drawn_by_it(pipe):
+    person = pipe.embed(picture())
+    other = make_pipeline()
+    with torch.no_grad():
+        other.generator.head.bias += 0.2
+    tuned = replace(person, generator=other.generator)
+    drawn = [arrays(pipe(one, clip(0, 20)).frames) for one in (person, tuned)]
+    assert not np.array_equal(*drawn)
+    assert np.array_equal(drawn[1], arrays(other(person, clip(0, 20)).frames))
 
 
 def test_two_runs_are_equal_and_nothing_in_the_networks_moves(pipe):

@@ -1,0 +1,398 @@
+"""Few-shot adversarial fine-tuning of generator and discriminator on one person (arXiv 1905.08233 v2, section 3.4).
+
+The person's AdaIN parameters, psi' = P e, and their vector in the discriminator, w' = e, start from the embedding and
+become parameters; embedder and projection rest, and there is no match loss. Works on networks and tensors alone.
+
+A generator with source skips sees the portraits themselves, and to draw a portrait from itself teaches nothing. So
+each frame to draw comes from *other* pictures of the person: from other portraits where there are several, and from
+deformed ones.
+"""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import nn
+
+from . import losses
+from .device import default_dtype
+from .errors import FsthError
+from .landmarks.drawing import draw_landmarks
+from .landmarks.layout import FACE
+from .modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from .source_skips import pixel_grid
+
+
+MAX_PORTRAITS = 64
+MAX_SOURCES = 8  # that a step draws its frames from
+BATCH_SIZE = 2  # frames a step; the paper takes 8, for which a processor needs four times as long
+# Too few steps leave an identity gap, too many forget how faces move. Later the authors advised 125 for one, 230 for
+# thirty; here what one frame has to teach is learned sooner, and what is held out, the same frame deformed, does not
+# tell when it is (256 pixels, LPIPS after 0, 40, 80, 120 steps: 0.0805, 0.0750, 0.0759, 0.0772).
+STEPS_FOR_ONE, STEPS_FOR_MANY, MANY = 50, 230, 30
+# Chosen on three people whom the bundled model has not seen (128 pixels, 12 frames each, LPIPS): from one frame 60
+# steps take 0.2011, 0.0501, 0.0868 to 0.1944, 0.0428, 0.0805 (at 5e-5 to 0.1961, 0.0431, 0.0813), from eight frames
+# 40 steps take 0.0956, 0.0306, 0.0623 to 0.0778, 0.0218, 0.0530 (at 5e-5 the first to 0.0868).
+GENERATOR_LR, DISCRIMINATOR_LR = 2e-4, 2e-4
+# The bundled discriminator is hardly trained and has never met w' = e, so that its first scores are far off: with a
+# weight of 1 frames came out slightly worse (0.0443) than with 0 (0.0437).
+ADVERSARIAL_WEIGHT = 0.1
+BETAS = (0.5, 0.999)
+EVALUATE_EVERY = 10  # steps between looks at what is held out, and previews
+PATIENCE = 5  # looks without improvement before it stops
+HELD_OUT_DEFORMATIONS = 4
+VGG19 = "timm/vgg19.tv_in1k"
+
+# How far a portrait's embedding may lie from the mean of the others, in lengths of that. With the bundled model the
+# frames of one clip stay below 0.05, and three quarters of all pairs of people are beyond this; landmarks do not tell.
+SAME_PERSON = 0.08
+
+# How an episode's frames are moved together, and a head in each of its own; lengths in half sides of the frame, angles
+# in radians, uniform up to these.
+MAX_SHIFT, MAX_ZOOM, MAX_ANGLE, MAX_COLOUR = 0.08, 0.08, 0.08, 0.04
+HEAD_SHIFT, HEAD_ANGLE = 0.08, 0.12
+HEAD_WARPS = ((4, 0.03), (8, 0.012))  # knots a side, standard deviation: like turning, and like an expression
+HEAD_RADIUS = 0.75  # how far from its middle a head takes its surroundings along
+
+
+@dataclass
+class FineTuned:
+    """
+    Args:
+        generator ([`FsthGenerator`]): a tuned float32 copy, in evaluation mode.
+        adain_parameters (`torch.Tensor` of shape `(1, sum(adain_sizes))`): psi', tuned, float32.
+        history (`list[dict]`): for each step its loss terms, and where it was looked at the score `held_out`.
+        best_step (`int`): the step whose weights these are; 0 where no step was better than none.
+    """
+
+    generator: FsthGenerator
+    adain_parameters: torch.Tensor
+    history: list[dict[str, float]]
+    best_step: int
+
+
+@dataclass
+class Episodes:
+    """Frames to draw and the pictures to draw them from, as the networks take them."""
+
+    images: torch.Tensor  # B x (1 + K) x 3 x H x W in [-1, 1], the frame to draw first
+    landmark_images: torch.Tensor
+    landmarks: torch.Tensor  # B x (1 + K) x 78 x 2, pixels
+
+
+class PixelLoss(nn.Module):
+    """Mean absolute difference of pixels: the content loss where no pretrained network is at hand."""
+
+    def forward(self, fake: torch.Tensor, real: torch.Tensor, landmarks: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"pixel": 10 * losses.content_loss([fake], [real])}
+
+
+def load_content(vgg: str | Path | None = None, face_network: str | Path | None = None) -> nn.Module:
+    """
+    The content loss: [`ContentLoss`] over the given networks, or over the hub's VGG19 if none is given, or, with a
+    warning, [`PixelLoss`] where that cannot be fetched.
+
+    Args:
+        vgg, face_network (`str` or `Path`, *optional*): safetensors files or hub repositories, see [`ContentLoss`].
+
+    Raises:
+        FsthError: A network that was given cannot be loaded.
+    """
+    try:
+        return losses.ContentLoss(vgg or VGG19, face_network)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:  # all that a hub or file can raise
+        given = " and ".join(str(name) for name in (vgg, face_network) if name)
+        if given:
+            raise FsthError(f"The content loss cannot be loaded from {given}: {error}") from error
+    warnings.warn(
+        f"{VGG19} cannot be fetched: fine-tuning compares pixels and the discriminator's features alone, which keeps "
+        "less detail. Give the weights of a VGG for better results.",
+        stacklevel=2,
+    )
+    return PixelLoss()
+
+
+def default_steps(num_portraits: int) -> int:
+    """50 for one portrait, 230 for thirty and more, in between by the logarithm of their number."""
+    share = math.log(min(num_portraits, MANY)) / math.log(MANY)
+    return round(STEPS_FOR_ONE + share * (STEPS_FOR_MANY - STEPS_FOR_ONE))
+
+
+def draw(landmarks: torch.Tensor, size: int) -> torch.Tensor:
+    """Landmark drawings of B x 78 x 2 points in pixels: B x 3 x size x size in [-1, 1]."""
+    drawings = [torch.from_numpy(draw_landmarks(points, size).copy()) for points in landmarks.cpu().numpy()]
+    return torch.stack(drawings).permute(0, 3, 1, 2).to(landmarks.device) / 127.5 - 1
+
+
+def deform(images, landmarks, heads: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Move, zoom, turn and tint the frames of each episode alike, and some heads within their frames, each in its way.
+
+    Only the heads, because that is how clips are: behind a head that moves, the room stands still. A generator that
+    was tuned on frames moved as a whole would move the room too.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch, n, 3, height, width)`): square, in [-1, 1].
+        landmarks (`torch.Tensor` of shape `(batch, n, 78, 2)`): pixels, NaN where absent.
+        heads (`torch.Tensor` of shape `(batch, n)`): bool, those to shift, turn and warp smoothly.
+        rng (`torch.Generator`): of the CPU, so that every device makes the same.
+
+    Returns:
+        Pictures and landmarks, of the same shapes.
+    """
+    batch, count, _, size, _ = images.shape
+    images, points = images.flatten(0, 1).float(), landmarks.flatten(0, 1).float() * 2 / size - 1
+    device = images.device
+
+    def uniform(limit: float, *shape: int) -> torch.Tensor:
+        return (limit * (2 * torch.rand(shape, generator=rng) - 1)).to(device)
+
+    def rotation(angle: torch.Tensor) -> torch.Tensor:
+        return torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=-1).unflatten(-1, (2, 2))
+
+    # Where a pixel of the result comes from: g(x) = M x + s + d(x). Half of the episodes stay where they are, for
+    # resampling costs sharpness.
+    moves = (torch.rand(batch, generator=rng) < 0.5).float().to(device)
+    matrix = rotation(moves * uniform(MAX_ANGLE, batch)) * (1 + moves * uniform(MAX_ZOOM, batch))[:, None, None]
+    matrix = matrix.repeat_interleave(count, dim=0)  # Bn x 2 x 2
+    shift = (moves[:, None] * uniform(MAX_SHIFT, batch, 2)).repeat_interleave(count, dim=0)
+    gain = (1 + moves[:, None] * uniform(MAX_COLOUR, batch, 3)).repeat_interleave(count, dim=0)
+    inverse = torch.linalg.inv(matrix)
+    grid = pixel_grid(size, size, device)
+    middle = (points[:, FACE].mean(dim=1) - shift)[:, None] @ inverse.mT  # Bn x 1 x 2
+    offset = grid - middle[:, None]  # Bn x H x W x 2
+    turn = rotation(uniform(HEAD_ANGLE, batch * count)) - torch.eye(2, device=device)
+    displacement = offset @ turn[:, None].mT + uniform(HEAD_SHIFT, batch * count, 2)[:, None, None]
+    displacement = displacement.permute(0, 3, 1, 2)  # Bn x 2 x H x W
+    for knots, deviation in HEAD_WARPS:
+        warp = deviation * torch.randn(batch * count, 2, knots, knots, generator=rng).to(device)
+        displacement = displacement + F.interpolate(warp, size, mode="bicubic", align_corners=True)
+    window = torch.exp(-((offset.square().sum(dim=-1) / HEAD_RADIUS**2) ** 2))  # Bn x H x W
+    displacement = displacement * (window * heads.flatten()[:, None, None])[:, None]
+
+    sampling = grid @ matrix.mT[:, None] + shift[:, None, None] + displacement.permute(0, 2, 3, 1)
+    moved = F.grid_sample(images, sampling, mode="bicubic", padding_mode="border", align_corners=False)
+    moved = ((moved + 1) * gain[..., None, None] - 1).clamp(-1, 1)
+    # A landmark p goes where g(x) = p; d changes slowly, so x = M^-1 (p - s - d(x)) settles within a few rounds.
+    start = points - shift[:, None]
+    x = start @ inverse.mT
+    for _ in range(8):
+        places = x.nan_to_num()[:, None]  # Bn x 1 x 78 x 2
+        d = F.grid_sample(displacement, places, padding_mode="border", align_corners=False)[:, :, 0].mT
+        x = (start - d) @ inverse.mT  # Bn x 78 x 2
+    return moved.unflatten(0, (batch, count)), ((x + 1) * size / 2).unflatten(0, (batch, count))
+
+
+def make_episodes(images, landmarks, targets: list[int], rng: torch.Generator, own: bool = True) -> Episodes:
+    """
+    Episodes that teach something: a portrait drawn from some of the person's, itself only with its head moved.
+
+    Args:
+        images (`torch.Tensor` of shape `(T, 3, height, width)`): the portraits, in [-1, 1].
+        landmarks (`torch.Tensor` of shape `(T, 78, 2)`): pixels.
+        targets (`list[int]`): the portrait to draw of each episode.
+        rng (`torch.Generator`): of the CPU.
+        own (`bool`, *optional*, defaults to `True`):
+            Whether a portrait can be among its own sources. It stands for the portrait that is much like the frame to
+            draw, of which there often is one: tuned on the others alone, the generator blurs what it could take over
+            (LPIPS from eight frames, at 5e-5: from 0.0956 to 0.0997, with it to 0.0868).
+    """
+    total = len(images)
+    count = int(torch.randint(1, min(total, MAX_SOURCES) + 1, (), generator=rng)) if own else total - 1  # K
+    chosen = []
+    for target in targets:
+        sources = [index for index in range(total) if own or index != target]
+        order = torch.randperm(len(sources), generator=rng)[:count].tolist()
+        chosen.append([target] + [sources[position] for position in order])
+    chosen = torch.tensor(chosen, device=images.device)  # B x (1 + K)
+    heads = chosen == chosen[:, :1]
+    heads[:, 0] = False
+    images, landmarks = deform(images[chosen], landmarks[chosen], heads, rng)
+    drawings = draw(landmarks.flatten(0, 1), images.shape[-1]).unflatten(0, chosen.shape)
+    return Episodes(images, drawings, landmarks)
+
+
+def warn_of_strangers(embeddings: torch.Tensor) -> None:
+    """Warn if a portrait's embedding (T x N) is so unlike the others' that it must be somebody else's."""
+    if len(embeddings) < 2:
+        return
+    others = (embeddings.sum(dim=0) - embeddings) / (len(embeddings) - 1)  # T x N
+    distances = (embeddings - others).norm(dim=1) / others.norm(dim=1)
+    if distances.max() > SAME_PERSON:
+        number = distances.argmax().item() + 1
+        warnings.warn(
+            f"Portrait {number} seems to show another person than the other portraits: fine-tuning would mix them.",
+            stacklevel=3,
+        )
+
+
+def draw_targets(generator: FsthGenerator, adain_parameters: torch.Tensor, episodes: Episodes) -> torch.Tensor:
+    """The frames of some episodes as the generator draws them, B x 3 x H x W."""
+    images, drawings, landmarks = episodes.images, episodes.landmark_images, episodes.landmarks
+    sources = None
+    if generator.config.source_skips:
+        sources = generator.encode_sources(images[:, 1:], drawings[:, 1:], landmarks[:, 1:])
+    return generator(drawings[:, 0], adain_parameters.expand(len(images), -1), landmarks[:, 0], sources).images
+
+
+@torch.no_grad()
+def evaluate(generator: FsthGenerator, adain_parameters, content: nn.Module, held_out: list[Episodes]):
+    """Mean content loss on what is held out, and the first of its frames (3 x H x W in [-1, 1])."""
+    generator.eval()
+    total, preview = 0.0, None
+    for episodes in held_out:
+        fake = draw_targets(generator, adain_parameters, episodes)
+        preview = fake[0].float().clamp(-1, 1) if preview is None else preview
+        total += sum(content(fake, episodes.images[:, 0], episodes.landmarks[:, 0]).values()).item()
+    generator.train()
+    return total / len(held_out), preview
+
+
+def fine_tune(
+    embedder: FsthEmbedder,
+    generator: FsthGenerator,
+    discriminator: FsthDiscriminator,
+    images: torch.Tensor,
+    landmark_images: torch.Tensor,
+    landmarks: torch.Tensor,
+    content: nn.Module,
+    *,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    generator_lr: float = GENERATOR_LR,
+    discriminator_lr: float = DISCRIMINATOR_LR,
+    adversarial_weight: float = ADVERSARIAL_WEIGHT,
+    callback: Callable[[int, int, torch.Tensor | None, dict[str, float]], bool | None] | None = None,
+    seed: int = 0,
+) -> FineTuned:
+    """
+    Tune copies of generator and discriminator to one person; the given networks stay as they are.
+
+    Args:
+        embedder, generator, discriminator: meta-trained, of any precision, all on one device.
+        images (`torch.Tensor` of shape `(1, T, 3, height, width)`): 1 to 64 portraits of the person, in [-1, 1].
+        landmark_images (`torch.Tensor` of the same shape): their landmark drawings in [-1, 1].
+        landmarks (`torch.Tensor` of shape `(1, T, 78, 2)`): pixels, x then y, NaN where absent.
+        content (`nn.Module`): [`ContentLoss`], [`PixelLoss`], or what is called like them.
+        steps (`int`, *optional*): at most so many; by default by the number of portraits, [`default_steps`].
+        batch_size (`int`, *optional*): frames per step; by default two, of a lone portrait one.
+        generator_lr, discriminator_lr (`float`): Adam's rates.
+        adversarial_weight (`float`): of the discriminator's score; feature matching keeps the paper's 10.
+        callback (`Callable`, *optional*):
+            Called after each step with its number, the number of steps, every tenth time a preview (3 x H x W in
+            [-1, 1], otherwise `None`), and the loss terms. `False` cancels.
+        seed (`int`, *optional*, defaults to 0): of all that is drawn at random.
+
+    Raises:
+        FsthError: Too few or many portraits, a loss that is not finite, too little memory, or cancelled.
+    """
+    num_portraits = images.shape[1]
+    if not 1 <= num_portraits <= MAX_PORTRAITS:
+        raise FsthError(f"Fine-tuning takes 1 to {MAX_PORTRAITS} portraits, not {num_portraits}.")
+    steps = default_steps(num_portraits) if steps is None else steps
+    if steps < 1:
+        raise FsthError(f"Fine-tuning takes at least one step, not {steps}.")
+    device = images.device
+    batch_size = batch_size or min(num_portraits, BATCH_SIZE)
+    content = content.to(device, memory_format=torch.channels_last)
+    dtype = default_dtype(device)
+
+    with torch.no_grad():
+        embeddings = embedder(images.to(embedder.dtype), landmark_images.to(embedder.dtype)).frame_embeddings
+        embedding = embeddings.mean(dim=1)  # 1 x N
+        start = generator.project(embedding.to(generator.dtype)).float()
+    warn_of_strangers(embeddings[0].float())
+    images, landmarks = images[0].float(), landmarks[0].float()
+
+    def attempt(batch_size: int) -> FineTuned:
+        rng = torch.Generator().manual_seed(seed)
+        tuned, judge = (
+            copy.deepcopy(network).float().to(memory_format=torch.channels_last).train().requires_grad_(True)
+            for network in (generator, discriminator)
+        )
+        adain_parameters, person = (nn.Parameter(part.detach().clone()) for part in (start, embedding.float()))
+        tuned_optimizer = torch.optim.Adam([*tuned.parameters(), adain_parameters], generator_lr, BETAS)
+        judge_optimizer = torch.optim.Adam([*judge.parameters(), person], discriminator_lr, BETAS)
+
+        train = list(range(num_portraits))
+        own = num_portraits < 3  # too few to hold one out
+        kept = [index % num_portraits for index in range(HELD_OUT_DEFORMATIONS)]
+        if not own:
+            middle, last = num_portraits // 2, num_portraits // 2 + max(1, num_portraits // 8)
+            kept, train = train[middle:last], train[:middle] + train[last:]
+        held_rng = torch.Generator().manual_seed(seed + 1)
+        held_out = [make_episodes(images, landmarks, [index], held_rng, own) for index in kept]
+
+        def score():
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                return evaluate(tuned, adain_parameters, content, held_out)
+
+        def snapshot():
+            return {name: tensor.clone() for name, tensor in tuned.state_dict().items()}, adain_parameters.data.clone()
+
+        best_score, preview = score()
+        best_step, best = 0, snapshot()
+        history = [{"step": 0, "held_out": best_score}]
+        queue = []
+        for step in range(1, steps + 1):
+            while len(queue) < batch_size:
+                queue += [train[position] for position in torch.randperm(len(train), generator=rng).tolist()]
+            targets, queue = queue[:batch_size], queue[batch_size:]
+            episodes = make_episodes(images, landmarks, targets, rng)
+            real, drawing = episodes.images[:, 0], episodes.landmark_images[:, 0]
+            people = person.expand(len(real), -1)
+
+            # generator: its gradients must not leak into the discriminator
+            judge.requires_grad_(False)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                fake = draw_targets(tuned, adain_parameters, episodes)
+                terms = content(fake, real, episodes.landmarks[:, 0])
+                with torch.no_grad():
+                    real_features = judge(real, drawing, people).features
+                judged = judge(fake, drawing, people.detach())
+                matching = losses.feature_matching_loss(judged.features, real_features)
+                terms["feature_matching"] = losses.FEATURE_MATCHING_WEIGHT * matching
+                terms["adversarial"] = adversarial_weight * losses.adversarial_loss(judged.scores)
+                loss = sum(terms.values())
+            loss.backward()
+            tuned_optimizer.step()
+            tuned_optimizer.zero_grad()
+
+            # discriminator: both at once, for every pass advances the power iteration
+            judge.requires_grad_(True)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                judged = judge(torch.cat([real, fake.detach()]), drawing.repeat(2, 1, 1, 1), people.repeat(2, 1))
+                terms["discriminator"] = losses.discriminator_loss(*judged.scores.chunk(2))
+            terms["discriminator"].backward()
+            judge_optimizer.step()
+            judge_optimizer.zero_grad()
+
+            values = {name: term.item() for name, term in terms.items()}
+            if not all(math.isfinite(value) for value in values.values()):
+                raise FsthError(f"The loss is not finite at step {step}; fine-tune at a lower rate.")
+            preview = None
+            if step % EVALUATE_EVERY == 0 or step == steps:
+                values["held_out"], preview = score()
+                if values["held_out"] < best_score:
+                    best_score, best_step, best = values["held_out"], step, snapshot()
+            history.append({"step": step, **values})
+            if callback is not None and callback(step, steps, preview, values) is False:
+                raise FsthError("Fine-tuning was cancelled.")
+            if step - best_step >= PATIENCE * EVALUATE_EVERY:
+                break
+        tuned.load_state_dict(best[0])
+        return FineTuned(tuned.eval().requires_grad_(False), best[1], history, best_step)
+
+    for size in dict.fromkeys((batch_size, max(1, batch_size // 2))):
+        try:
+            return attempt(size)
+        except torch.OutOfMemoryError:
+            pass  # the half is tried outside, where the failed attempt's tensors are gone
+        torch.cuda.empty_cache()
+    raise FsthError(f"Fine-tuning needs more memory, even with {size} frames at a time: use a larger GPU, or the CPU.")

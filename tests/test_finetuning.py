@@ -1,0 +1,322 @@
+"""Fine-tuning on tiny networks, and the script that fine-tunes many people."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from shards import NETWORKS, landmarks
+from test_modeling import SIZE, random_portraits, tiny
+from test_pipeline import make_pipeline
+from torch import nn
+
+from fsth_hub import finetuning
+from fsth_hub.errors import FsthError
+from fsth_hub.finetuning import PixelLoss, default_steps, deform, fine_tune, load_content, make_episodes
+from fsth_hub.identity import FsthIdentity
+from training import fine_tune as script
+
+
+def portraits(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One picture, each time two pixels further to the right, and its landmarks with it."""
+    images, drawings, _ = random_portraits(batch=1, num_portraits=1)
+    images, drawings = (
+        torch.cat([part.roll(2 * index, dims=-1) for index in range(count)], dim=1) for part in (images, drawings)
+    )
+    points = torch.from_numpy(np.stack([landmarks(2 * index) for index in range(count)]))
+    return images, drawings, points[None]
+
+
+def networks(**kwargs) -> list[nn.Module]:
+    return [tiny(network, **kwargs) for network in NETWORKS.values()]
+
+
+def tune(count=1, given=None, content=None, **options):
+    return fine_tune(*(given or networks()), *portraits(count), content or PixelLoss(), **{"steps": 2} | options)
+
+
+# Episodes.
+
+
+def test_landmarks_move_with_the_picture():
+    points = torch.tensor([[24.0, 20.5], [40.5, 22.0], [31.0, 44.5]]).repeat(26, 1)  # 78 x 2
+    points[77] = torch.nan
+    ys, xs = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
+    spots = [torch.exp(-((xs - x) ** 2 + (ys - y) ** 2) / 8) for x, y in points[:3]]  # one in each colour
+    images = 2 * torch.stack(spots).repeat(6, 3, 1, 1, 1) - 1
+    heads = torch.tensor([False, False, True]).repeat(6, 1)
+    moved, moved_points = deform(images, points.expand(6, 3, 78, 2), heads, torch.Generator().manual_seed(0))
+    light = (moved + 1).clamp(min=0) ** 2
+    centres = torch.stack([(light * grid).sum((-2, -1)) / light.sum((-2, -1)) for grid in (xs, ys)], dim=-1)
+    assert (centres - moved_points[:, :, :3]).abs().max() < 0.7
+    distances = (moved_points[..., :3, :] - points[:3]).norm(dim=-1).mean(dim=-1)  # 6 x 3
+    assert distances.max() > 2 and moved_points[..., 77, :].isnan().all()
+    # the frames of an episode move alike, half of the episodes not at all; a head moves in any, within its frame
+    assert torch.allclose(moved[:, 0], moved[:, 1], atol=1e-5)
+    still = distances[:, 0] < 1e-3
+    assert 0 < still.sum() < 6 and (distances[still, 2] > 0.5).all()
+    assert torch.allclose(moved[still, 0], images[still, 0], atol=1e-5)
+    assert torch.allclose(moved[still][..., 0, :], images[still][..., 0, :], atol=0.02)
+
+
+@pytest.mark.parametrize("own, numbers", [(True, {1, 2, 3, 4, 5}), (False, {4})])
+def test_portraits_are_drawn_from_each_other(own, numbers):
+    images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 3, SIZE, SIZE) / 10
+    _, _, points = portraits(5)
+    rng = torch.Generator().manual_seed(0)
+    counts, with_itself = set(), 0
+    for _ in range(20):
+        episodes = make_episodes(images, points[0], [0, 3], rng, own)
+        # a tint of a few percent does not change the number
+        shown = (episodes.images.mean(dim=(2, 3, 4)) * 10).round().tolist()
+        counts.add(len(shown[0]) - 1)
+        for episode, (target, *sources) in enumerate(shown):
+            assert target == [0, 3][episode] and len(set(sources)) == len(sources)
+            for position, source in enumerate(sources, start=1):
+                if source == target:
+                    with_itself += 1
+                    pair = episodes.landmarks[episode, 0], episodes.landmarks[episode, position]
+                    assert (pair[0] - pair[1]).norm(dim=-1).mean() > 0.3
+    assert counts == numbers and bool(with_itself) == own
+
+
+def test_a_lone_portrait_is_drawn_from_its_changed_self():
+    images, _, points = portraits(1)
+    episodes = make_episodes(images[0], points[0], [0] * 8, torch.Generator().manual_seed(0))
+    target, source = episodes.landmarks.unbind(dim=1)
+    assert ((target - source).norm(dim=-1).mean(dim=1) > 0.3).all()
+    assert (episodes.images[:, 0] - episodes.images[:, 1]).abs().mean() > 0.01
+    assert not torch.equal(episodes.landmark_images[:, 0], episodes.landmark_images[:, 1])
+
+
+def test_default_steps():
+    assert [default_steps(count) for count in (1, 30, 64)] == [50, 230, 230]
+    assert 50 < default_steps(4) < default_steps(8) < 230
+
+
+# Tuning.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("source_skips", [True, False])
+def test_given_networks_stay_as_they_are(dtype, source_skips):
+    given = [network.to(dtype) for network in networks(source_skips=source_skips)]
+    before = [{name: tensor.clone() for name, tensor in network.state_dict().items()} for network in given]
+    grads = [[parameter.requires_grad for parameter in network.parameters()] for network in given]
+    tuned = tune(2, given, steps=3, generator_lr=1e-3)
+    for network, state, grad in zip(given, before, grads, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+        assert [parameter.requires_grad for parameter in network.parameters()] == grad
+        assert not network.training and network.dtype == dtype
+    assert tuned.generator.dtype == tuned.adain_parameters.dtype == torch.float32
+    assert not tuned.generator.training and len(tuned.history) == 4
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_is_held_out_comes_nearer(count):
+    given = networks()
+    tuned = tune(count, given, steps=20, generator_lr=2e-3, adversarial_weight=0.0)
+    scores = [entry["held_out"] for entry in tuned.history if "held_out" in entry]
+    assert tuned.best_step > 0 and min(scores) < 0.98 * scores[0]
+    start = given[1].project(given[0](*portraits(count)[:2]).embedding)
+    assert not torch.allclose(tuned.adain_parameters, start, atol=1e-3)  # psi' is tuned too
+    assert all(
+        set(entry) >= {"step", "pixel", "feature_matching", "adversarial", "discriminator"}
+        for entry in tuned.history[1:]
+    )
+
+
+def test_discriminator_learns_to_tell_them_apart():
+    history = tune(4, steps=30, generator_lr=0.0, discriminator_lr=1e-3).history
+    losses = [entry["discriminator"] for entry in history[1:]]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_same_seed_same_weights():
+    first, again, other = (tune(3, steps=10, seed=seed).adain_parameters for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def scripted(monkeypatch, scores):
+    """Let what is held out be judged like this, and remember psi' each time."""
+    seen = []
+
+    def evaluate(generator, adain_parameters, content, held_out):
+        seen.append(adain_parameters.detach().clone())
+        return scores[len(seen) - 1], torch.zeros(3, SIZE, SIZE)
+
+    monkeypatch.setattr(finetuning, "evaluate", evaluate)
+    monkeypatch.setattr(finetuning, "EVALUATE_EVERY", 1)
+    monkeypatch.setattr(finetuning, "PATIENCE", 3)
+    return seen
+
+
+def test_best_weights_are_kept_and_no_steps_wasted(monkeypatch):
+    seen = scripted(monkeypatch, [5, 4, 3, 2, 3, 3, 3, 1])
+    tuned = tune(steps=7)
+    assert tuned.best_step == 3 and len(seen) == 1 + 6  # three looks without improvement
+    assert torch.equal(tuned.adain_parameters, seen[3]) and not torch.equal(seen[3], seen[6])
+
+
+def test_where_nothing_helps_the_start_is_kept(monkeypatch):
+    seen = scripted(monkeypatch, [1, 2, 3, 4, 5])
+    given = networks()
+    tuned = tune(given=given, steps=10)
+    assert tuned.best_step == 0 and torch.equal(tuned.adain_parameters, seen[0])
+    state = given[1].state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in tuned.generator.state_dict().items())
+
+
+def test_callback_sees_every_step_and_some_previews():
+    calls = []
+    tune(steps=12, callback=lambda *args: calls.append(args))
+    assert [(step, steps) for step, steps, _, _ in calls] == [(step, 12) for step in range(1, 13)]
+    previews = {step: preview for step, _, preview, _ in calls if preview is not None}
+    assert set(previews) == {10, 12} and previews[10].shape == (3, SIZE, SIZE) and previews[10].abs().max() <= 1
+    assert all(losses["pixel"] > 0 for _, _, _, losses in calls)
+
+
+def test_callback_ends_it():
+    with pytest.raises(FsthError, match="cancelled"):
+        tune(steps=100, callback=lambda step, *_: step < 2)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(steps=100, callback=interrupted)
+
+
+class BrokenLoss(PixelLoss):
+    def forward(self, fake, real, points):
+        return {"pixel": super().forward(fake, real, points)["pixel"] * torch.nan}
+
+
+@pytest.mark.parametrize(
+    "count, options, message",
+    [
+        (0, {}, "1 to 64 portraits, not 0"),
+        (65, {}, "1 to 64 portraits, not 65"),
+        (1, {"steps": 0}, "at least one step"),
+        (1, {"content": BrokenLoss()}, "not finite at step 1"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(count, options, message):
+    images = torch.zeros(1, count, 3, SIZE, SIZE)
+    given = (images, images, torch.zeros(1, count, 78, 2)) if count > 1 or count == 0 else portraits(count)
+    content = options.pop("content", PixelLoss())
+    with pytest.raises(FsthError, match=message):
+        fine_tune(*networks(), *given, content, **options)
+
+
+@pytest.mark.parametrize("fits", [2, 1])
+def test_too_little_memory_is_tried_once_more_with_half(monkeypatch, fits):
+    sizes, draw_targets = [], finetuning.draw_targets
+
+    def crowded(generator, adain_parameters, episodes):
+        if torch.is_grad_enabled():
+            sizes.append(len(episodes.images))
+            if sizes[-1] > fits:
+                raise torch.OutOfMemoryError
+        return draw_targets(generator, adain_parameters, episodes)
+
+    monkeypatch.setattr(finetuning, "draw_targets", crowded)
+    if fits == 2:
+        assert len(tune(4, batch_size=4).history) == 3
+        assert sizes == [4, 2, 2]
+    else:
+        with pytest.raises(FsthError, match="more memory, even with 2 frames"):
+            tune(4, batch_size=4)
+        assert sizes == [4, 2]
+
+
+def test_another_person_among_the_portraits_is_noticed():
+    embeddings = torch.ones(4, 12)
+    embeddings[:, 0] += 0.02 * torch.arange(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        finetuning.warn_of_strangers(embeddings)
+        finetuning.warn_of_strangers(embeddings[:1])
+    embeddings[2, 3] = 0.6  # far from the others' mean, which it moves less
+    with pytest.warns(UserWarning, match="Portrait 3 seems to show another person"):
+        finetuning.warn_of_strangers(embeddings)
+
+
+def test_content_loss_at_hand_or_not(vgg, monkeypatch, tmp_path):
+    assert "vgg" in load_content(vgg)(*torch.rand(2, 1, 3, SIZE, SIZE), portraits(1)[2][0])
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    with pytest.raises(FsthError, match="broken.safetensors"):
+        load_content(tmp_path / "broken.safetensors")
+
+    def unreachable(*_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(finetuning.losses, "load_weights", unreachable)
+    with pytest.warns(UserWarning, match="pixels and the discriminator's features alone"):
+        assert isinstance(load_content(), PixelLoss)
+
+
+# The script.
+
+
+@pytest.fixture
+def model(tmp_path):
+    make_pipeline().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def run(model, vgg, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+    def run(people, **options):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        options = {"output_dir": tmp_path / "identities", "model": model, "vgg": vgg, "steps": 2} | options
+        script.main([str(people), *(word for name, value in options.items() for word in (f"--{name}", str(value)))])
+        return json.loads((tmp_path / "identities" / "summary.json").read_text())
+
+    return run
+
+
+def test_script_makes_an_identity_of_every_person_once(run, shards, tmp_path, monkeypatch):
+    made = []
+    save_pretrained = FsthIdentity.save_pretrained
+
+    def save(identity, folder):
+        if len(made) == 1:
+            raise KeyboardInterrupt  # killed while the second is being written
+        made.append(folder.name)
+        save_pretrained(identity, folder)
+
+    monkeypatch.setattr(FsthIdentity, "save_pretrained", save)
+    with pytest.raises(KeyboardInterrupt):
+        run(shards, shots=3)
+    assert [path.name for path in (tmp_path / "identities").iterdir()] == ["ann"]
+    before = (tmp_path / "identities" / "ann" / "identity.json").stat().st_mtime_ns
+    made.clear()
+    summary = run(shards, shots=3)
+    assert made == ["bob"] and summary.keys() == {"ann", "bob"}
+    assert (tmp_path / "identities" / "ann" / "identity.json").stat().st_mtime_ns == before
+    for row in summary.values():
+        assert row["num_portraits"] == 3 and row["held_out_after"] <= row["held_out_before"]
+    pipe = make_pipeline()
+    assert FsthIdentity.from_pretrained(tmp_path / "identities" / "bob", pipe).num_portraits == 3
+
+
+def test_script_goes_on_after_a_person_without_a_face(run, tmp_path, astronaut):
+    for name, picture in {"ada": astronaut, "wall": np.zeros_like(astronaut)}.items():
+        (tmp_path / "people" / name).mkdir(parents=True)
+        Image.fromarray(picture).save(tmp_path / "people" / name / "picture.png")
+    with pytest.raises(SystemExit, match="1 of 2 people"):
+        run(tmp_path / "people")
+    summary = json.loads((tmp_path / "identities" / "summary.json").read_text())
+    assert summary["ada"]["num_portraits"] == 1 and "No face" in summary["wall"]["error"]
+
+
+def test_script_refuses_a_folder_without_people(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FsthError, match="neither shards nor folders"):
+        run(tmp_path / "empty")
