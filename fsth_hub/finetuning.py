@@ -50,8 +50,8 @@ HELD_OUT_DEFORMATIONS = 4
 VGG19 = "timm/vgg19.tv_in1k"
 
 # How far a portrait's embedding may lie from the mean of the others, in lengths of that. With the bundled model the
-# frames of one clip stay below 0.05, and three quarters of all pairs of people are beyond this; landmarks do not tell.
-SAME_PERSON = 0.08
+# frames of one clip stay below 0.03, and three quarters of all pairs of people are beyond this; landmarks do not tell.
+SAME_PERSON = 0.06
 
 # How an episode's frames are moved together, and a head in each of its own; lengths in half sides of the frame, angles
 # in radians, uniform up to these.
