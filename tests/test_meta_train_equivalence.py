@@ -18,6 +18,15 @@ from test_modeling import SIZE
 from training import meta_train
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the processes to compare with have: sums in another order differ in their last bits, and that grows."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 # What resuming could start anew: warm-up, schedule, number of portraits, average, the discriminator's start, log line.
 LONG = {"max_steps": 4, "save_every": 3, "log_every": 2, "warmup_steps": 3, "lr_schedule": "cosine", "ema_decay": 0.5}
 LONG |= {"vary_sources": True, "adversarial_start": 1, "generator_lr": 3e-3, "discriminator_lr": 3e-3}
@@ -36,7 +45,7 @@ def assert_same_run(folder: Path, expected: Path, **tolerance):
     ]
     assert len(logs[0]) == len(logs[1]) > 0
     for entry, other in zip(*logs, strict=True):
-        assert entry == pytest.approx(other, abs=2e-4)
+        assert entry == pytest.approx(other, rel=1e-5, abs=2e-4)
     last = checkpoints(expected)[-1]
     files = sorted(path.name for path in (expected / last).glob("*.safetensors"))
     assert files == [
