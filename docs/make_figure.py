@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from fsth_hub import FsthPipeline
-from fsth_hub.landmarks import MotionAdapter, draw_landmarks, pick_reference
+from fsth_hub.landmark_drawing import draw_landmarks
+from fsth_hub.landmarks import MotionAdapter, pick_reference
 
 
 HERE = Path(__file__).parent

@@ -326,7 +326,8 @@ def overlaid(image: "np.ndarray", points: "np.ndarray") -> "np.ndarray":
     import numpy as np
     from PIL import Image
 
-    from .landmarks import crop_box, draw_landmarks, to_crop
+    from .cropping import crop_box, to_crop
+    from .landmark_drawing import draw_landmarks
 
     box = crop_box(points)
     side = min(round(box.side), MAX_DRAWING)

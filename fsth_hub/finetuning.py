@@ -23,8 +23,8 @@ from torch import nn
 from . import losses
 from .device import default_dtype
 from .errors import FsthError
-from .landmarks.drawing import draw_landmarks
-from .landmarks.layout import FACE
+from .landmark_drawing import draw_landmarks
+from .landmark_layout import FACE
 from .modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from .source_skips import pixel_grid
 

@@ -18,9 +18,9 @@ from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import image_size_validator, tensor_type_validator
 from transformers.utils import TensorType
 
+from .cropping import CropBox, crop_box, crop_image, to_crop
 from .errors import FsthError
-from .landmarks.cropping import CropBox, crop_box, crop_image, to_crop
-from .landmarks.drawing import draw_landmarks
+from .landmark_drawing import draw_landmarks
 
 
 Picture = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor

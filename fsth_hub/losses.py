@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .feature_networks import FaceFeatures, VGGFeatures, crop_around, load_weights
-from .landmarks.layout import LEFT_EYE, OUTER_LIPS, RIGHT_EYE
+from .landmark_layout import LEFT_EYE, OUTER_LIPS, RIGHT_EYE
 
 
 # Weights of v2. They were set for Caffe networks, whose input is 0..255 minus a mean; see `feature_networks` for how

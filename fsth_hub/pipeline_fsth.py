@@ -14,23 +14,15 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from PIL import Image
 from safetensors import SafetensorError
 
+from .cropping import CropBox, crop_box, to_crop, whole_frame
 from .device import default_device, default_dtype
 from .errors import FsthError, NoFaceError
-from .identity import FsthIdentityMixin, FsthPerson, Portrait
+from .identity import FsthIdentityMixin
 from .image_processing_fsth import FsthImageProcessor
-from .landmarks import (
-    CropBox,
-    LandmarkDetector,
-    MotionAdapter,
-    crop_box,
-    get_detector,
-    pick_reference,
-    to_crop,
-    track_clip,
-    whole_frame,
-)
+from .landmarks import LandmarkDetector, MotionAdapter, get_detector, pick_reference, track_clip
 from .landmarks.motion import MotionMode
 from .modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from .person import FsthPerson, FsthPersonMixin, Portrait
 from .video import Clip, open_clip, write_clip
 
 
@@ -85,7 +77,7 @@ class FsthPipelineOutput(BaseOutput):
         return write_clip(path, self.frames, self.fps, self.audio_path, OUTPUT_METADATA)
 
 
-class FsthPipeline(FsthIdentityMixin, DiffusionPipeline):
+class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, DiffusionPipeline):
     """
     Few-shot talking heads (arXiv 1905.08233): one or more portraits of a person, driven by somebody else's clip.
 

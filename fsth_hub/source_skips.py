@@ -17,8 +17,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from .configuration_fsth import FsthConfig
-from .landmarks.layout import JAW, LEFT_EYE, RIGHT_EYE
-from .landmarks.pose import RIGID
+from .landmark_layout import JAW, LEFT_EYE, RIGHT_EYE, RIGID
 
 
 # Widths in half sides of the frame, the best of a sweep over pairs of frames: how near a landmark must be to move a

@@ -11,7 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fsth_hub import cli
-from fsth_hub.landmarks import crop_box, get_detector
+from fsth_hub.cropping import crop_box
+from fsth_hub.landmarks import get_detector
 from fsth_hub.pipeline_fsth import FsthPipeline
 from fsth_hub.video import open_clip, write_clip
 

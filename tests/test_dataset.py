@@ -13,8 +13,8 @@ from shards import LEFT_CORNER, NUM_FRAMES, RIGHT_CORNER, grey, jpeg, landmarks,
 from test_modeling import SIZE
 
 from fsth_hub.errors import FsthError
-from fsth_hub.landmarks import draw_landmarks
-from fsth_hub.landmarks.layout import FACE, IRISES
+from fsth_hub.landmark_drawing import draw_landmarks
+from fsth_hub.landmark_layout import FACE, IRISES
 from training import dataset
 from training.dataset import EpisodeDataset, EpisodeKey, draw_batches, read_index
 from training.prepare_dataset import add_clip

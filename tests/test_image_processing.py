@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from fsth_hub.cropping import CropBox
 from fsth_hub.errors import FsthError
 from fsth_hub.image_processing_fsth import FsthImageProcessor, load_image
-from fsth_hub.landmarks.cropping import CropBox
-from fsth_hub.landmarks.drawing import draw_landmarks
+from fsth_hub.landmark_drawing import draw_landmarks
 
 
 RED, BLUE, GREY = (230, 20, 20), (20, 20, 230), (120, 120, 120)

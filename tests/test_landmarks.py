@@ -8,31 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fsth_hub import landmark_drawing
+from fsth_hub.cropping import CropBox, crop_box, crop_image, from_crop, to_crop
 from fsth_hub.errors import FsthError, NoFaceError
-from fsth_hub.landmarks import (
+from fsth_hub.landmark_drawing import draw_landmarks
+from fsth_hub.landmark_layout import (
     FLIP,
-    NUM_POINTS,
-    CropBox,
-    crop_box,
-    crop_image,
-    draw_landmarks,
-    drawing,
-    from_crop,
-    get_detector,
-    to_crop,
-)
-from fsth_hub.landmarks.layout import (
     INNER_LIPS,
     IRISES,
     JAW,
     LEFT_EYE,
     MESH_TO_68,
     NOSE_BRIDGE,
+    NUM_POINTS,
     RIGHT_EYE,
     RIGHT_IRIS,
     face_extent,
     interocular,
 )
+from fsth_hub.landmarks import get_detector
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 
 
@@ -49,11 +43,11 @@ def points():
 
 
 def colour_of(group):
-    return next(np.array(colour) for indices, colour, _ in drawing.LINES if indices is group)
+    return next(np.array(colour) for indices, colour, _ in landmark_drawing.LINES if indices is group)
 
 
 def test_every_point_has_one_place():
-    groups = [indices for indices, _, _ in drawing.LINES] + [iris for _, iris, _ in drawing.IRISES]
+    groups = [indices for indices, _, _ in landmark_drawing.LINES] + [iris for _, iris, _ in landmark_drawing.IRISES]
     assert sorted(np.concatenate(groups)) == list(range(NUM_POINTS))
     assert len(MESH_TO_68) == 68 and MESH_TO_68.max() < 468
 
@@ -80,7 +74,7 @@ def test_drawing_has_the_colours_at_the_points(points):
         x, y = points[index]
         # The end of a line need not cover its pixel altogether.
         np.testing.assert_allclose(drawn[int(y), int(x)], colour_of(group), atol=60, err_msg=f"point {index}")
-    for _, iris, colour in drawing.IRISES:
+    for _, iris, colour in landmark_drawing.IRISES:
         x, y = points[iris[0]]
         np.testing.assert_array_equal(drawn[int(y), int(x)], colour)
     assert not drawn[:40].any() and not drawn[230:].any()
@@ -178,7 +172,7 @@ def test_shrinking_averages():
 def test_training_side_needs_neither_opencv_nor_torch():
     code = (
         "import sys; sys.modules.update(cv2=None, torch=None, face_alignment=None)\n"
-        "import fsth_hub.landmarks.layout, fsth_hub.landmarks.drawing, fsth_hub.landmarks.cropping\n"
+        "import fsth_hub.landmark_layout, fsth_hub.landmark_drawing, fsth_hub.cropping\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fsth_hub.cropping import crop_box
 from fsth_hub.errors import FsthError, NoFaceError
-from fsth_hub.landmarks import FLIP, Face, crop_box, get_detector, track_clip
-from fsth_hub.landmarks.layout import (
+from fsth_hub.landmark_layout import (
     FACE,
+    FLIP,
     INNER_LIPS,
     IRISES,
     JAW,
@@ -22,6 +23,7 @@ from fsth_hub.landmarks.layout import (
     RIGHT_IRIS,
     interocular,
 )
+from fsth_hub.landmarks import Face, get_detector, track_clip
 
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

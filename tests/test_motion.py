@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fsth_hub.errors import FsthError, NoFaceError
+from fsth_hub.landmark_layout import IRISES, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS, interocular
 from fsth_hub.landmarks import MotionAdapter, pick_reference
-from fsth_hub.landmarks.layout import IRISES, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS, interocular
 from fsth_hub.landmarks.motion import MAX_MOVE, MAX_TURN, MAX_ZOOM
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 

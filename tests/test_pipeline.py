@@ -14,11 +14,12 @@ from test_modeling import SIZE, tiny
 from test_video import make_clip
 
 from fsth_hub import pipeline_fsth
+from fsth_hub.cropping import crop_box, from_crop, to_crop
 from fsth_hub.device import default_dtype
 from fsth_hub.errors import FsthError, NoFaceError, VideoError
 from fsth_hub.image_processing_fsth import FsthImageProcessor
-from fsth_hub.landmarks import Face, crop_box, from_crop, to_crop
-from fsth_hub.landmarks.layout import FACE, interocular
+from fsth_hub.landmark_layout import FACE, interocular
+from fsth_hub.landmarks import Face
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from fsth_hub.pipeline_fsth import FsthPipeline

@@ -18,8 +18,8 @@ import psutil
 import pytest
 from shards import ROOT, grey
 
+from fsth_hub.landmark_layout import FACE
 from fsth_hub.landmarks import get_detector, track_clip
-from fsth_hub.landmarks.layout import FACE
 from fsth_hub.video import write_clip
 from training import prepare_dataset
 from training.dataset import read_index

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from shards import landmarks, write_shards
 from test_modeling import SIZE
 
-from fsth_hub.landmarks.layout import FACE
+from fsth_hub.landmark_layout import FACE
 from training.train_flow import main, measure_residual_flow
 
 

@@ -22,10 +22,10 @@ import torch
 from PIL import Image, ImageEnhance
 from torch.utils.data import Dataset
 
+from fsth_hub.cropping import CropBox, crop_image, to_crop
 from fsth_hub.errors import FsthError
-from fsth_hub.landmarks.cropping import CropBox, crop_image, to_crop
-from fsth_hub.landmarks.drawing import draw_landmarks
-from fsth_hub.landmarks.layout import FLIP, INNER_LIPS, IRISES, LEFT_EYE, RIGHT_EYE
+from fsth_hub.landmark_drawing import draw_landmarks
+from fsth_hub.landmark_layout import FLIP, INNER_LIPS, IRISES, LEFT_EYE, RIGHT_EYE
 
 
 # Augmentation: the same draw for all frames of an episode, since they show one person in one light.

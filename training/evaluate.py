@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that 
 
 from fsth_hub.errors import FsthError
 from fsth_hub.feature_networks import load_weights
-from fsth_hub.landmarks import draw_landmarks, get_detector
+from fsth_hub.landmark_drawing import draw_landmarks
+from fsth_hub.landmarks import get_detector
 from fsth_hub.losses import ContentLoss
 from fsth_hub.pipeline_fsth import FsthPipeline
 from training.dataset import Clip, read_index

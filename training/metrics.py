@@ -15,7 +15,7 @@ from skimage.transform import SimilarityTransform
 from torch import nn
 
 from fsth_hub.errors import FsthError
-from fsth_hub.landmarks.layout import FACE, INNER_LIPS, LEFT_EYE, OUTER_LIPS, RIGHT_EYE, interocular
+from fsth_hub.landmark_layout import FACE, INNER_LIPS, LEFT_EYE, OUTER_LIPS, RIGHT_EYE, interocular
 from fsth_hub.landmarks.pose import Pose
 
 

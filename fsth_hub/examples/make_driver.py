@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from fsth_hub.landmarks.layout import IRISES, JAW, LEFT_BROW, RIGHT_BROW
+from fsth_hub.landmark_layout import IRISES, JAW, LEFT_BROW, RIGHT_BROW
 from fsth_hub.landmarks.pose import Pose
 from fsth_hub.pipeline_fsth import OUTPUT_METADATA, FsthPipeline
 from fsth_hub.video import write_clip

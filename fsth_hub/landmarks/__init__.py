@@ -1,33 +1,21 @@
-"""Faces and their 78 landmarks: finding, following, cropping, drawing and adapting them.
+"""Faces and their 78 landmarks: finding, following and adapting them.
 
 What needs OpenCV (the detectors) is imported only when it is asked for, so that training can crop and draw without it.
 """
 
 from ..errors import FsthError
 from .base import Face, LandmarkDetector
-from .cropping import CropBox, crop_box, crop_image, from_crop, to_crop, whole_frame
-from .drawing import draw_landmarks
-from .layout import FLIP, NUM_POINTS
 from .motion import MotionAdapter, pick_reference
 from .tracking import track_clip
 
 
 __all__ = [
-    "FLIP",
-    "NUM_POINTS",
-    "CropBox",
     "Face",
     "LandmarkDetector",
     "MotionAdapter",
-    "crop_box",
-    "crop_image",
-    "draw_landmarks",
-    "from_crop",
     "get_detector",
     "pick_reference",
-    "to_crop",
     "track_clip",
-    "whole_frame",
 ]
 
 

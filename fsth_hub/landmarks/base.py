@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .layout import FACE, face_extent
+from ..landmark_layout import FACE, face_extent
 
 
 @dataclass(frozen=True, eq=False)
@@ -13,7 +13,7 @@ class Face:
     """One face in one picture.
 
     Args:
-        points: 78 x 2 float32, x then y, pixels of the picture, ordered as in `fsth_hub.landmarks.layout`; NaN where
+        points: 78 x 2 float32, x then y, pixels of the picture, ordered as in `fsth_hub.landmark_layout`; NaN where
             the detector knows no such point.
         score: How sure the detector is that this is a face, 0 to 1.
     """

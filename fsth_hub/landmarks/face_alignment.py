@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from ..errors import FsthError
+from ..landmark_layout import FACE, NUM_POINTS
 from .base import Face
-from .layout import FACE, NUM_POINTS
 
 
 class FaceAlignmentDetector:

@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..landmark_layout import FACE, LEFT_EYE, LEFT_IRIS, MESH_TO_68, NUM_POINTS, RIGHT_EYE, RIGHT_IRIS
 from .base import Face
-from .layout import FACE, LEFT_EYE, LEFT_IRIS, MESH_TO_68, NUM_POINTS, RIGHT_EYE, RIGHT_IRIS
 
 
 MODELS = Path(__file__).parent / "models"

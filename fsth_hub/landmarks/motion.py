@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from ..errors import FsthError, NoFaceError
-from .layout import FACE, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS
+from ..landmark_layout import FACE, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS
 from .pose import UNITS_BETWEEN_EYES, Pose
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .layout import LEFT_EYE, LEFT_IRIS, NUM_POINTS, RIGHT_EYE, RIGHT_IRIS
+from ..landmark_layout import LEFT_EYE, LEFT_IRIS, NUM_POINTS, RIGHT_EYE, RIGHT_IRIS, RIGID
 
 
 # x to the picture's right, y down, z away from the viewer, in hundredths of the distance between the eyes: the mean,
@@ -29,8 +29,6 @@ MEAN_FACE[LEFT_IRIS] = MEAN_FACE[LEFT_EYE].mean(axis=0) + IRIS
 
 UNITS_BETWEEN_EYES = 100
 
-# Points that hardly move on the skull: the ends of the jaw, the nose, the corners of the eyes.
-RIGID = np.r_[0:4, 13:17, 27:36, [36, 39, 42, 45]]
 RIGID_MEAN = MEAN_FACE[RIGID].mean(axis=0)
 RIGID_INVERSE = np.linalg.pinv(MEAN_FACE[RIGID] - RIGID_MEAN)  # 3 x 21
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..errors import FsthError, NoFaceError
-from .layout import FACE, face_box
+from .errors import FsthError, NoFaceError
+from .landmark_layout import FACE, face_box
 
 
 # The crop is 1.9 times the whole face, whose middle lies at 55 % of its height: hair and shoulders are in. The 68

@@ -25,6 +25,8 @@ FACE = np.arange(0, 68)
 RIGHT_IRIS = np.arange(68, 73)
 LEFT_IRIS = np.arange(73, 78)
 IRISES = np.arange(68, 78)
+# Points that hardly move on the skull: the ends of the jaw, the nose, the corners of the eyes.
+RIGID = np.r_[0:4, 13:17, 27:36, [36, 39, 42, 45]]
 
 # points[FLIP] is the order of the points in the mirrored picture (whose x is still to be mirrored).
 FLIP = np.concatenate([

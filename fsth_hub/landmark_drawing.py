@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-from .layout import (
+from .landmark_layout import (
     INNER_LIPS,
     JAW,
     LEFT_BROW,
