@@ -9,7 +9,15 @@ from fsth_hub.configuration_fsth import FsthConfig
 from fsth_hub.landmark_layout import LEFT_EYE
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.modeling_fsth import NORM_EPS, FsthDiscriminator, FsthEmbedder, FsthGenerator, instance_norm
-from fsth_hub.source_skips import LIKENESS_WIDTH, landmark_flow, landmark_likeness, pixel_grid, warp, with_crown
+from fsth_hub.source_skips import (
+    LIKENESS_WIDTH,
+    MAX_FUSED,
+    landmark_flow,
+    landmark_likeness,
+    pixel_grid,
+    warp,
+    with_crown,
+)
 
 
 SIZE = 64
@@ -238,6 +246,29 @@ def test_the_portrait_most_like_the_frame_counts_most():
     driving = landmarks[:, 1] + torch.tensor([2.0, 1.0])  # the second portrait's face, elsewhere
     both, one = (model(drawings[:, 0], adain_parameters, driving, s).warped for s in (sources, alone))
     assert torch.allclose(both, one, atol=1e-3)
+
+
+def test_only_the_portraits_most_like_each_frame_are_fused():
+    model = tiny(FsthGenerator)
+    count = MAX_FUSED + 2
+    images, drawings, landmarks = random_portraits(num_portraits=count)
+    drawing, driving = drawings[:, 0], 20 + landmarks[:, 1] / 4
+    ranks = torch.stack([torch.arange(count), torch.arange(count).roll(3)])  # another order for each frame
+    landmarks = driving[:, None] + 0.02 * ranks[:, :, None, None]  # so near that those who are fused all count
+    adain_parameters = torch.zeros(2, sum(model.adain_sizes))
+
+    def fuse(images, drawings, landmarks):
+        sources = model.encode_sources(images, drawings, landmarks)
+        return model(drawing, adain_parameters, driving, sources).warped
+
+    everybody = fuse(images, drawings, landmarks)
+    nearest = ranks.argsort(dim=1)[:, :MAX_FUSED]
+    rows = torch.arange(2)[:, None]
+    assert torch.allclose(everybody, fuse(images[rows, nearest], drawings[rows, nearest], landmarks[rows, nearest]))
+    for rank in range(count):
+        changed = images.clone()
+        changed[ranks == rank] *= -1
+        assert torch.equal(fuse(changed, drawings, landmarks), everybody) == (rank >= MAX_FUSED)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
