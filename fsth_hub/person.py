@@ -36,6 +36,10 @@ class FsthPerson:
     boxes: list[CropBox]
     generator: FsthGenerator | None = None
 
+    def tuned_generator(self, generator: FsthGenerator) -> FsthGenerator:
+        """What draws this person: their own generator if there is one, or the pipeline's, which is given."""
+        return self.generator or generator
+
 
 class FsthPersonMixin:
     """How a pipeline gets to know a person from portraits, at a glance."""

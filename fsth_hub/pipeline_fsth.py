@@ -238,7 +238,7 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, DiffusionPipeline):
         elif not 0 <= reference_frame < len(driving.landmarks) or driving.landmarks[reference_frame] is None:
             raise FsthError(f"Frame {reference_frame} of the driving clip does not exist or shows no face.")
         adapt = MotionAdapter(person.landmarks, driving.landmarks[reference_frame], motion)
-        generator = (person.generator or self.generator).fused()
+        generator = person.tuned_generator(self.generator).fused()
         for points in driving.landmarks:
             yield self.draw_frame(generator, person, adapt(points))
 

@@ -218,11 +218,19 @@ def test_other_settings_are_refused_and_other_models_are_added(run, model, tmp_p
 @pytest.mark.filterwarnings("ignore:Portrait 1 seems to show another person")
 def test_fine_tuned_people_are_limited_and_drawn_by_their_own_generator(run, vgg):
     options = {"vgg": vgg, "fine_tune_steps": 1, "people_fine_tuned": 1, "num_frames": 1}
-    results = results_of(run("--shots", "1", "5", "--fine_tune", **options))
+    results = results_of(run("--shots", "1", "5", "--fine_tune", "full", **options))
     ann, bob = results["people"]["ann"]["self"], results["people"]["bob"]["self"]
-    assert "tiny FT" in ann["1"] and "tiny FT" in ann["5"] and "tiny FT" not in bob["1"]
-    assert ann["1"]["tiny FT"]["seconds"]["fine_tune"] > 0
+    assert "tiny FT full" in ann["1"] and "tiny FT full" in ann["5"] and list(bob["1"])[-1] == "tiny FF"
     assert results["settings"]["fine_tuning"] == {"steps": 1}
+    # another kind is added to what is there
+    folder = run("--shots", "1", "5", "--fine_tune", "full", "adapter", **options)
+    added = results_of(folder)["people"]["ann"]["self"]["1"]
+    assert list(added) == [*ann["1"], "tiny FT adapter"] and added["tiny FT full"] == ann["1"]["tiny FT full"]
+    full, adapter = (added[f"tiny FT {kind}"] for kind in ("full", "adapter"))
+    assert full["seconds"]["fine_tune"] > 0 and adapter["seconds"]["fine_tune"] > 0
+    assert 0 < adapter["megabytes"] < full["megabytes"]
+    text = (folder / "evaluation.md").read_text()
+    assert "--fine_tune full adapter" in text and "tiny FT adapter minus tiny FF, T = 1" in text
 
 
 def test_tables_can_be_made_again_without_measuring(run, tmp_path, capsys):
@@ -242,7 +250,8 @@ def test_what_is_missing_is_said_before_anything_is_measured(run, tmp_path, caps
     with pytest.raises(SystemExit, match="has no place for the tables"):
         run("--shots", "1", write=readme)
     for options, message in (
-        (["--fine_tune"], "vgg must be given"),
+        (["--fine_tune", "full"], "vgg must be given"),
+        (["--fine_tune", "half"], "invalid choice: 'half'"),
         (["--shots", "0"], "must be at least 1"),
         (["--model", "nameless"], "NAME=FOLDER_OR_ID"),
     ):

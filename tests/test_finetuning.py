@@ -14,8 +14,10 @@ from test_pipeline import make_pipeline
 from torch import nn
 
 from fsth_hub import finetuning
+from fsth_hub.adapter import merge
+from fsth_hub.episodes import deform, make_episodes
 from fsth_hub.errors import FsthError
-from fsth_hub.finetuning import PixelLoss, default_steps, deform, fine_tune, load_content, make_episodes
+from fsth_hub.finetuning import KINDS, PixelLoss, default_steps, fine_tune, load_content
 from fsth_hub.identity import FsthIdentity
 from training import fine_tune as script
 
@@ -101,24 +103,25 @@ def test_default_steps():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("source_skips", [True, False])
-def test_given_networks_stay_as_they_are(dtype, source_skips):
+@pytest.mark.parametrize("kind, source_skips", [("full", True), ("full", False), ("adapter", True)])
+def test_given_networks_stay_as_they_are(dtype, kind, source_skips):
     given = [network.to(dtype) for network in networks(source_skips=source_skips)]
     before = [{name: tensor.clone() for name, tensor in network.state_dict().items()} for network in given]
     grads = [[parameter.requires_grad for parameter in network.parameters()] for network in given]
-    tuned = tune(2, given, steps=3, generator_lr=1e-3)
+    tuned = tune(2, given, kind=kind, steps=3, generator_lr=1e-3)
     for network, state, grad in zip(given, before, grads, strict=True):
         assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
         assert [parameter.requires_grad for parameter in network.parameters()] == grad
         assert not network.training and network.dtype == dtype
     assert tuned.generator.dtype == tuned.adain_parameters.dtype == torch.float32
     assert not tuned.generator.training and len(tuned.history) == 4
+    assert not any(parameter.requires_grad for parameter in tuned.generator.parameters())
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_what_is_held_out_comes_nearer(count):
+@pytest.mark.parametrize("count, kind, rate", [(1, "full", 2e-3), (3, "full", 2e-3), (3, "adapter", 1e-2)])
+def test_what_is_held_out_comes_nearer(count, kind, rate):
     given = networks()
-    tuned = tune(count, given, steps=20, generator_lr=2e-3, adversarial_weight=0.0)
+    tuned = tune(count, given, kind=kind, steps=20, generator_lr=rate, adversarial_weight=0.0)
     scores = [entry["held_out"] for entry in tuned.history if "held_out" in entry]
     assert tuned.best_step > 0 and min(scores) < 0.98 * scores[0]
     start = given[1].project(given[0](*portraits(count)[:2]).embedding)
@@ -135,9 +138,35 @@ def test_discriminator_learns_to_tell_them_apart():
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
 
-def test_same_seed_same_weights():
-    first, again, other = (tune(3, steps=10, seed=seed).adain_parameters for seed in (0, 0, 1))
-    assert torch.equal(first, again) and not torch.equal(first, other)
+@pytest.mark.parametrize("count, kind", [(3, "full"), (1, "adapter")])
+def test_same_seed_same_weights(count, kind):
+    first, again, other = (tune(count, kind=kind, steps=10, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first.adain_parameters, again.adain_parameters)
+    assert torch.equal(first.generator.head.weight, again.generator.head.weight)
+    assert not torch.equal(first.adain_parameters, other.adain_parameters)
+
+
+def test_of_the_adapter_only_low_ranks_and_psi_are_tuned(monkeypatch):
+    scripted(monkeypatch, [3, 2, 1])
+    given = networks()
+    tuned = tune(kind="adapter", given=given, steps=2)
+    assert tuned.best_step == 2
+    before, after = given[1].fused().state_dict(), tuned.generator.state_dict()
+    changed = {name.removesuffix(".weight") for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name.rpartition(".")[0] for name in tuned.adapter}
+    start = given[1].project(given[0](*portraits(1)[:2]).embedding)
+    assert not torch.equal(tuned.adain_parameters, start)
+    # what is kept is what draws
+    kept = merge(given[1], tuned.adapter).state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in kept.items())
+
+
+@pytest.mark.filterwarnings("ignore:Portrait")
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_portraits(kind):
+    given = networks()
+    held_out = [entry["held_out"] for entry in tune(64, given, kind=kind, steps=1).history if "held_out" in entry]
+    assert len(held_out) == 2 and all(map(np.isfinite, held_out))
 
 
 def scripted(monkeypatch, scores):
@@ -154,19 +183,21 @@ def scripted(monkeypatch, scores):
     return seen
 
 
-def test_best_weights_are_kept_and_no_steps_wasted(monkeypatch):
+@pytest.mark.parametrize("kind", KINDS)
+def test_best_weights_are_kept_and_no_steps_wasted(monkeypatch, kind):
     seen = scripted(monkeypatch, [5, 4, 3, 2, 3, 3, 3, 1])
-    tuned = tune(steps=7)
+    tuned = tune(kind=kind, steps=7)
     assert tuned.best_step == 3 and len(seen) == 1 + 6  # three looks without improvement
     assert torch.equal(tuned.adain_parameters, seen[3]) and not torch.equal(seen[3], seen[6])
 
 
-def test_where_nothing_helps_the_start_is_kept(monkeypatch):
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_nothing_helps_the_start_is_kept(monkeypatch, kind):
     seen = scripted(monkeypatch, [1, 2, 3, 4, 5])
     given = networks()
-    tuned = tune(given=given, steps=10)
+    tuned = tune(kind=kind, given=given, steps=10)
     assert tuned.best_step == 0 and torch.equal(tuned.adain_parameters, seen[0])
-    state = given[1].state_dict()
+    state = (given[1].fused() if kind == "adapter" else given[1]).state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in tuned.generator.state_dict().items())
 
 
@@ -179,15 +210,16 @@ def test_callback_sees_every_step_and_some_previews():
     assert all(losses["pixel"] > 0 for _, _, _, losses in calls)
 
 
-def test_callback_ends_it():
+@pytest.mark.parametrize("kind", KINDS)
+def test_callback_ends_it(kind):
     with pytest.raises(FsthError, match="cancelled"):
-        tune(steps=100, callback=lambda step, *_: step < 2)
+        tune(kind=kind, steps=100, callback=lambda step, *_: step < 2)
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(steps=100, callback=interrupted)
+        tune(kind=kind, steps=100, callback=interrupted)
 
 
 class BrokenLoss(PixelLoss):
@@ -200,8 +232,11 @@ class BrokenLoss(PixelLoss):
     [
         (0, {}, "1 to 64 portraits, not 0"),
         (65, {}, "1 to 64 portraits, not 65"),
+        (65, {"kind": "adapter"}, "1 to 64 portraits, not 65"),
         (1, {"steps": 0}, "at least one step"),
+        (1, {"kind": "half"}, "full or adapter, not 'half'"),
         (1, {"content": BrokenLoss()}, "not finite at step 1"),
+        (1, {"content": BrokenLoss(), "kind": "adapter"}, "not finite at step 1"),
     ],
 )
 def test_what_cannot_work_is_one_sentence(count, options, message):
@@ -212,8 +247,8 @@ def test_what_cannot_work_is_one_sentence(count, options, message):
         fine_tune(*networks(), *given, content, **options)
 
 
-@pytest.mark.parametrize("fits", [2, 1])
-def test_too_little_memory_is_tried_once_more_with_half(monkeypatch, fits):
+@pytest.mark.parametrize("fits, kind", [(2, "full"), (1, "full"), (2, "adapter"), (1, "adapter")])
+def test_too_little_memory_is_tried_once_more_with_half(monkeypatch, fits, kind):
     sizes, draw_targets = [], finetuning.draw_targets
 
     def crowded(generator, adain_parameters, episodes):
@@ -225,11 +260,11 @@ def test_too_little_memory_is_tried_once_more_with_half(monkeypatch, fits):
 
     monkeypatch.setattr(finetuning, "draw_targets", crowded)
     if fits == 2:
-        assert len(tune(4, batch_size=4).history) == 3
+        assert len(tune(4, kind=kind, batch_size=4).history) == 3
         assert sizes == [4, 2, 2]
     else:
         with pytest.raises(FsthError, match="more memory, even with 2 frames"):
-            tune(4, batch_size=4)
+            tune(4, kind=kind, batch_size=4)
         assert sizes == [4, 2]
 
 
@@ -297,13 +332,15 @@ def test_script_makes_an_identity_of_every_person_once(run, shards, tmp_path, mo
     assert [path.name for path in (tmp_path / "identities").iterdir()] == ["ann"]
     before = (tmp_path / "identities" / "ann" / "identity.json").stat().st_mtime_ns
     made.clear()
-    summary = run(shards, shots=3)
+    summary = run(shards, shots=3, kind="adapter")
     assert made == ["bob"] and summary.keys() == {"ann", "bob"}
     assert (tmp_path / "identities" / "ann" / "identity.json").stat().st_mtime_ns == before
     for row in summary.values():
         assert row["num_portraits"] == 3 and row["held_out_after"] <= row["held_out_before"]
     pipe = make_pipeline()
-    assert FsthIdentity.from_pretrained(tmp_path / "identities" / "bob", pipe).num_portraits == 3
+    loaded = FsthIdentity.from_pretrained(tmp_path / "identities" / "bob", pipe)
+    assert loaded.num_portraits == 3 and loaded.kind == "adapter"
+    assert [summary[name]["kind"] for name in ("ann", "bob")] == ["full", "adapter"]
 
 
 def test_script_goes_on_after_a_person_without_a_face(run, tmp_path, astronaut):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from test_pipeline import arrays, clip, make_pipeline, picture
 
 from fsth_hub import FsthIdentity, cli, identity
 from fsth_hub.errors import FsthError, NoFaceError
-from fsth_hub.finetuning import PixelLoss
+from fsth_hub.finetuning import KINDS, PixelLoss
 from fsth_hub.identity import CONFIG_NAME, WEIGHTS_NAME, fingerprint
 from fsth_hub.pipeline_fsth import FsthPipeline
 
@@ -57,11 +58,18 @@ def saved(pipe, tmp_path) -> Path:
     return tmp_path / "ada"
 
 
+@pytest.fixture
+def saved_adapter(pipe, tmp_path) -> Path:
+    tuned(pipe, kind="adapter").save_pretrained(tmp_path / "ada")
+    return tmp_path / "ada"
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("source_skips", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_saved_identity_draws_the_same_bits(dtype, source_skips, tmp_path):
+def test_saved_identity_draws_the_same_bits(dtype, source_skips, kind, tmp_path):
     pipe = make_pipeline(source_skips=source_skips).to(dtype=dtype)
-    made = tuned(pipe, picture(), negative(picture(9)))
+    made = tuned(pipe, picture(), negative(picture(9)), kind=kind)
     made.save_pretrained(tmp_path / "ada")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ada"]
     assert {path.name for path in (tmp_path / "ada").iterdir()} == {CONFIG_NAME, WEIGHTS_NAME}
@@ -69,19 +77,47 @@ def test_saved_identity_draws_the_same_bits(dtype, source_skips, tmp_path):
     drawn = [frames(pipe, person) for person in (made, loaded, [picture(), negative(picture(9))])]
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])  # tuning has done something
-    for name in ("base_model", "fingerprint", "steps", "num_portraits", "boxes", "history"):
+    for name in ("base_model", "fingerprint", "steps", "num_portraits", "boxes", "history", "kind"):
         assert getattr(made, name) == getattr(loaded, name)
     assert (made.steps, made.num_portraits, made.base_model) == (2, 2, "unnamed")
-    assert loaded.generator.dtype == loaded.adain_parameters.dtype == dtype
+    assert loaded.kind == kind
+    assert loaded.tuned_generator(pipe.generator).dtype == loaded.adain_parameters.dtype == dtype
 
 
-def test_two_identities_share_a_pipeline(pipe):
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_identities_share_a_pipeline(pipe, kind):
     before = frames(pipe, picture())
-    persons = [tuned(pipe, picture()), tuned(pipe, negative(picture()))]
+    persons = [tuned(pipe, picture(), kind=kind), tuned(pipe, negative(picture()), kind=kind)]
     first, second = (frames(pipe, person) for person in persons)
     assert not np.array_equal(first, second)
     assert np.array_equal(frames(pipe, persons[0]), first)
     assert np.array_equal(frames(pipe, picture()), before)
+
+
+def test_adapters_draw_at_the_same_time(pipe):
+    persons = [tuned(pipe, kind="adapter"), tuned(pipe, negative(picture()), kind="adapter")]
+    alone = [frames(pipe, person) for person in persons]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda person: frames(pipe, person), persons * 3))
+    assert all(np.array_equal(drawn, alone[index % 2]) for index, drawn in enumerate(together))
+
+
+def test_adapter_is_small_in_memory_and_on_disk(pipe, saved, tmp_path):
+    made = tuned(pipe, kind="adapter")
+    made.save_pretrained(tmp_path / "adapter")
+    assert made.generator is None  # the pipeline's weights are shared
+    tensors = load_file(tmp_path / "adapter" / WEIGHTS_NAME)
+    kept = {name for name in tensors if not name.startswith("adapter.")}
+    assert kept == {"adain_parameters", "crops", "crop_landmarks"}
+    assert all(tensors[name].dtype == torch.float16 for name in tensors.keys() - kept)
+
+
+def test_adapter_does_not_go_with_another_model(pipe):
+    other = make_pipeline()
+    with torch.no_grad():
+        other.generator.head.bias += 0.1
+    with pytest.raises(FsthError, match=r"another model \('unnamed'\)"):
+        frames(other, tuned(pipe, kind="adapter"))
 
 
 def test_crops_are_tuned_like_portraits(pipe):
@@ -188,6 +224,44 @@ def test_damaged_identities_are_one_sentence(pipe, saved, damage, message):
     damage(saved)
     with pytest.raises(FsthError, match=message):
         FsthIdentity.from_pretrained(saved, pipe)
+
+
+def change_tensor(name: str, change):
+    def damage(folder: Path):
+        tensors = load_file(folder / WEIGHTS_NAME)
+        save_file(tensors | {name: change(tensors.get(name)).contiguous()}, folder / WEIGHTS_NAME)
+
+    return damage
+
+
+def change_kind(kind):
+    def damage(folder: Path):
+        config = json.loads((folder / CONFIG_NAME).read_text())
+        (folder / CONFIG_NAME).write_text(json.dumps(config | {"kind": kind}))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (drop("adapter.head.lora_A"), "do not fit"),
+        (drop("adain_parameters"), "do not fit"),
+        (change_tensor("adapter.head.lora_A", lambda a: a[:1]), "do not fit"),  # of another rank than the others
+        (change_tensor("adapter.encoder.0.conv1.lora_A", lambda a: a[:1]), "do not fit"),
+        (change_tensor("adapter.encoder.0.conv1.lora_A", lambda a: a[0, 0, 0, 0]), "do not fit"),
+        (change_tensor("adapter.head.lora_B", lambda b: b[:-1]), "do not fit"),
+        (change_tensor("adapter.tail.lora_A", lambda _: torch.zeros(1)), "do not fit"),
+        (change_tensor("adapter.head.lora_A", lambda a: a.to(torch.int32)), "do not fit"),
+        (change_kind("full"), "do not fit"),
+        (change_kind("half"), "damaged"),
+        (change_kind(["adapter"]), "damaged"),
+    ],
+)
+def test_damaged_adapters_are_one_sentence(pipe, saved_adapter, damage, message):
+    damage(saved_adapter)
+    with pytest.raises(FsthError, match=message):
+        FsthIdentity.from_pretrained(saved_adapter, pipe)
 
 
 def test_saving_again_replaces_and_saves_whole_or_not_at_all(pipe, saved, monkeypatch):

@@ -17,7 +17,8 @@ def person(warp: float, model: float, tuned: float | None = None, many: float | 
     ones = {"unmoved portrait": measured(0.9), "warp by landmarks": measured(warp)}
     ones["own FF"] = measured(model, akd, embed=0.25)
     if tuned is not None:
-        ones["own FT"] = measured(tuned, fine_tune=60.0)
+        ones["own FT full"] = measured(tuned, fine_tune=60.0) | {"megabytes": 20.14}
+        ones["own FT adapter"] = measured(tuned - 0.05, fine_tune=70.0) | {"megabytes": 1.16}
     own = {"1": ones} if many is None else {"1": ones, "8": {"own FF": measured(many, embed=0.5)}}
     frames = {"frames": 64, "left_out": []} if many is not None else {"frames": 10, "left_out": [8]}
     cross = {"frames": 4, "frames_without_face": 0, "csim": 0.6, "pose": 1.5, "expression": None, "seconds": {}}
@@ -58,10 +59,11 @@ def test_interval_holds_the_mean_of_people_and_narrows_with_their_number():
 def test_rows_say_over_how_many_people_they_are(report):
     quality = rows(report.quality())
     assert quality["1", "own FF"][:2] == ["3", "0.3100 [0.2000, 0.4800]"]
-    assert quality["1", "own FT"][:2] == ["2", "0.2000 [0.1000, 0.3000]"]
+    assert quality["1", "own FT full"][:2] == ["2", "0.2000 [0.1000, 0.3000]"]
     assert quality["8", "own FF"][0] == "2"
     assert list(quality) == [
-        ("1", "unmoved portrait"), ("1", "warp by landmarks"), ("1", "own FF"), ("1", "own FT"), ("8", "own FF")
+        ("1", "unmoved portrait"), ("1", "warp by landmarks"),
+        ("1", "own FF"), ("1", "own FT full"), ("1", "own FT adapter"), ("8", "own FF"),
     ]  # fmt: skip
 
 
@@ -76,15 +78,16 @@ def test_differences_are_paired_and_tell_what_is_not_significant(report):
     assert everybody[0] == "-0.0900 [-0.1500, -0.0200]" and everybody[1] == "0.000 [0.000, 0.000] n.s."
     assert everybody[3].endswith("(2 of the people)")
     # of those who were fine-tuned alone; one gains and one loses
-    assert differences["own FT minus own FF, T = 1", "2"][0] == "-0.0250 [-0.1000, 0.0500] n.s."
+    assert differences["own FT full minus own FF, T = 1", "2"][0] == "-0.0250 [-0.1000, 0.0500] n.s."
+    assert differences["own FT adapter minus own FF, T = 1", "2"][0] == "-0.0750 [-0.1500, 0.0000] n.s."
     assert differences["own FF, T = 8 minus T = 1", "2"][0] == "-0.1000 [-0.1500, -0.0500]"
-    assert len(differences) == 3
+    assert len(differences) == 4
 
 
 def test_one_person_has_no_interval_and_no_significance(report):
     report.people = {"ann": report.people["ann"]}
     assert rows(report.quality())["1", "own FF"][1] == "0.2000"
-    assert rows(report.differences())["own FT minus own FF, T = 1", "1"][0] == "-0.1000 n.s."
+    assert rows(report.differences())["own FT full minus own FF, T = 1", "1"][0] == "-0.1000 n.s."
 
 
 def test_cross_reenactment_compares_with_the_same_persons_own(report):
@@ -94,7 +97,7 @@ def test_cross_reenactment_compares_with_the_same_persons_own(report):
 
 def test_markdown_names_times_people_left_out_command_and_weights(report):
     text = report.markdown()
-    assert "| 1 | own FT | – | 60.00 | 100 |" in text and "| 8 | own FF | 0.50 | – | 100 |" in text
+    assert "| 1 | own FT full | – | 60.00 | 100 | 20.1 |" in text and "| 8 | own FF | 0.50 | – | 100 | – |" in text
     assert "Left out at T = 8, too few frames: cid (10 frames)." in text
     assert "```bash\npython training/evaluate.py SHARDS/val\n```" in text
     assert "own 0123456789ab" in text and "LPIPS alex.safetensors" in text

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that 
 
 from fsth_hub.errors import FsthError
 from fsth_hub.feature_networks import load_weights
+from fsth_hub.finetuning import KINDS
 from fsth_hub.landmark_drawing import draw_landmarks
 from fsth_hub.landmarks import get_detector
 from fsth_hub.losses import ContentLoss
@@ -64,7 +65,9 @@ def parse_args(argv=None):
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 8, 32], help="numbers of portraits, T")
     parser.add_argument("--num_frames", type=int, default=32, help="frames drawn per clip, at most")
     parser.add_argument("--people", type=int, help="no more than so many people")
-    parser.add_argument("--fine_tune", action="store_true", help="also fine-tune each model on each person")
+    parser.add_argument(
+        "--fine_tune", nargs="+", default=[], choices=KINDS, help="also fine-tune each model on each person"
+    )
     parser.add_argument("--people_fine_tuned", type=int, help="no more than so many people for each T")
     parser.add_argument("--fine_tune_steps", type=int, help="by default what the pipeline takes for T")
     parser.add_argument("--vgg", help="for fine-tuning: ImageNet VGG, safetensors file or hub repository")
@@ -76,7 +79,7 @@ def parse_args(argv=None):
     parser.add_argument("--render_only", action="store_true", help="tables and grids of OUTPUT_DIR/evaluation.json")
     args = parser.parse_args(argv)
     if not args.render_only:
-        needed = ["shards", "lpips", "identity_network"] + ["vgg"] * args.fine_tune
+        needed = ["shards", "lpips", "identity_network"] + ["vgg"] * bool(args.fine_tune)
         missing = [name for name in needed if getattr(args, name) is None]
         if missing:
             parser.error(f"{', '.join(missing)} must be given, except with --render_only")
@@ -177,7 +180,7 @@ def command_line(args) -> str:
     for name in ("people", "people_fine_tuned", "fine_tune_steps"):
         if getattr(args, name) is not None:
             parts += [f"--{name}", str(getattr(args, name))]
-    parts += [f"--{name}" for name in ("fine_tune", "cross") if getattr(args, name)]
+    parts += ["--fine_tune", *args.fine_tune] * bool(args.fine_tune) + ["--cross"] * args.cross
     return shlex.join([*parts, "--output_dir", "RUN/evaluation"])
 
 
@@ -203,10 +206,14 @@ def measure(args):
     methods = {UNMOVED: unmoved_portrait, WARP: warped_portrait}
     for name, pipe in pipes.items():
         methods[f"{name} FF"] = feed_forward(pipe, pipe.generator.fused())
+    tuned = {}
     if args.fine_tune:
         content = ContentLoss(args.vgg, args.face_network)
-        for name, pipe in pipes.items():
-            methods[f"{name} FT"] = fine_tuned(pipe, content, args.fine_tune_steps)
+        tuned = {
+            f"{name} FT {kind}": fine_tuned(pipe, kind, content, args.fine_tune_steps)
+            for name, pipe in pipes.items()
+            for kind in args.fine_tune
+        }
 
     path = args.output_dir / "evaluation.json"
     results = open_results(path, describe_settings(args, clips, pipes))
@@ -231,20 +238,21 @@ def measure(args):
             crops, landmarks = [np.asarray(clip.image(index)) for index in sources], clip.landmarks[sources]
             num_fine_tuned[shots] += 1
             beyond_limit = args.people_fine_tuned is not None and num_fine_tuned[shots] > args.people_fine_tuned
-            for method, prepare in methods.items():
-                if method == UNMOVED and shots > args.shots[0] or method.endswith(" FT") and beyond_limit:
+            for method, prepare in (methods if beyond_limit else methods | tuned).items():
+                if method == UNMOVED and shots > args.shots[0]:
                     continue
                 wanted = tasks if shots == args.shots[0] else tasks[:1]
                 wanted = [task for task in wanted if method not in person[task.name].get(str(shots), {})]
                 if not wanted:
                     continue
-                draw, seconds = prepare(crops, landmarks)
+                draw, costs = prepare(crops, landmarks)
                 for task in wanted:
                     drawn, times = zip(*(timed(draw, points) for points in task.targets), strict=True)
                     measured = task.measure(drawn)
                     numbers = {key: round(value, 4) for key, value in measured.items() if value is not None}
                     print(f"{name}, T = {shots}, {task.name}, {method}: {numbers}", flush=True)
-                    measured["seconds"] = seconds | {"draw": float(np.median(times))}
+                    seconds = costs.get("seconds", {}) | {"draw": float(np.median(times))}
+                    measured |= costs | {"seconds": seconds}
                     person[task.name].setdefault(str(shots), {})[method] = measured
                     save_pictures(args.output_dir, name, task, shots, method, crops[0], drawn)
                     save_results(path, results)

@@ -3,13 +3,16 @@
 Pictures are S x S x 3 uint8 RGB, landmarks 78 x 2 float32 pixels of them.
 """
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from fsth_hub.identity import FsthIdentity
 from fsth_hub.landmarks import LandmarkDetector, MotionAdapter, pick_reference
 from fsth_hub.losses import ContentLoss
 from fsth_hub.modeling_fsth import FsthGenerator
@@ -155,8 +158,8 @@ def mean_of_seen(distance: Callable, found: list, *against) -> float | None:
     return float(np.mean(distances)) if distances else None
 
 
-# Who draws: each takes T portraits and their landmarks, and returns what draws a frame, and the seconds it took to
-# prepare.
+# Who draws: each takes T portraits and their landmarks, and returns what draws a frame, and what it cost: the seconds
+# it took to prepare, and the megabytes of an identity.
 
 
 def unmoved_portrait(crops: list[np.ndarray], landmarks: np.ndarray) -> tuple[Draw, dict]:
@@ -182,18 +185,26 @@ def warped_portrait(crops: list[np.ndarray], landmarks: np.ndarray) -> tuple[Dra
 def feed_forward(pipe: FsthPipeline, fused: FsthGenerator):
     def prepare(crops, landmarks) -> tuple[Draw, dict]:
         person, seconds = timed(pipe.embed_crops, crops, landmarks)
-        return lambda points: pipe.draw_frame(fused, person, points), {"embed": seconds}
+        return lambda points: pipe.draw_frame(fused, person, points), {"seconds": {"embed": seconds}}
 
     return prepare
 
 
-def fine_tuned(pipe: FsthPipeline, content: ContentLoss, steps: int | None):
+def fine_tuned(pipe: FsthPipeline, kind: str, content: ContentLoss, steps: int | None):
     def prepare(crops, landmarks) -> tuple[Draw, dict]:
-        person, seconds = timed(pipe.fine_tune_crops, crops, landmarks, content=content, steps=steps, seed=0)
-        fused = (person.generator or pipe.generator).fused()
-        return lambda points: pipe.draw_frame(fused, person, points), {"fine_tune": seconds}
+        options = {"kind": kind, "content": content, "steps": steps, "seed": 0}
+        person, seconds = timed(pipe.fine_tune_crops, crops, landmarks, **options)
+        fused = person.tuned_generator(pipe.generator).fused()
+        costs = {"seconds": {"fine_tune": seconds}, "megabytes": saved_megabytes(person)}
+        return lambda points: pipe.draw_frame(fused, person, points), costs
 
     return prepare
+
+
+def saved_megabytes(identity: FsthIdentity) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        identity.save_pretrained(folder)
+        return sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6
 
 
 def timed(function, *args, **kwargs):

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fsth_hub.errors import FsthError
+from fsth_hub.finetuning import KINDS
 
 
 UNMOVED, WARP = "unmoved portrait", "warp by landmarks"
@@ -76,7 +77,7 @@ class Report:
         found = {method for person in self.people.values() for method in person[task].get(shots, {})}
         order = [UNMOVED, WARP]
         for name in self.results["settings"]["models"]:
-            order += [f"{name} FF", f"{name} FT"]
+            order += variants(name)
         return [method for method in order if method in found]
 
     def rows(self, task: str):
@@ -99,9 +100,10 @@ class Report:
         shots = self.shots("self")
         for name in self.results["settings"]["models"]:
             for t in shots:
-                pairs += [((t, f"{name} FF"), (t, WARP)), ((t, f"{name} FT"), (t, f"{name} FF"))]
+                feed_forward, *tuned = variants(name)
+                pairs += [((t, feed_forward), (t, WARP))] + [((t, method), (t, feed_forward)) for method in tuned]
             for t in shots[1:]:
-                pairs += [((t, f"{name} {kind}"), (shots[0], f"{name} {kind}")) for kind in ("FF", "FT")]
+                pairs += [((t, method), (shots[0], method)) for method in variants(name)]
         rows = []
         for (t, method), (other_t, other) in pairs:
             left, right = self.of("self", t, method), self.of("self", other_t, other)
@@ -129,8 +131,10 @@ class Report:
                 for key in ("embed", "fine_tune", "draw")
             }
             embed, fine_tune = ("–" if seconds[k] is None else f"{seconds[k]:.2f}" for k in ("embed", "fine_tune"))
-            rows.append([shots, method, embed, fine_tune, f"{1000 * seconds['draw']:.0f}"])
-        return table(["T", "method", "embed, s", "fine-tune, s", "draw a frame, ms"], rows)
+            sizes = [p["megabytes"] for p in people.values() if "megabytes" in p]
+            size = f"{np.median(sizes):.1f}" if sizes else "–"
+            rows.append([shots, method, embed, fine_tune, f"{1000 * seconds['draw']:.0f}", size])
+        return table(["T", "method", "embed, s", "fine-tune, s", "draw a frame, ms", "identity, MB"], rows)
 
     def cross(self) -> str:
         rows = []
@@ -163,14 +167,15 @@ class Report:
             f"Self-reenactment of {len(self.people)} people whom the models have not seen, one clip each: the T "
             "portraits come from the first half of the clip, up to "
             f"{data['num_frames']} frames of the second half are drawn from their landmarks. FF is feed-forward, FT "
-            "fine-tuned. Means over people, with 95 % intervals bootstrapped over people. AKD is over the frames in "
-            f"which a face was found; the others are counted under *no face*.{self.left_out()}",
+            "fine-tuned, in full or by an adapter. Means over people, with 95 % intervals bootstrapped over people. "
+            "AKD is over the frames in which a face was found; the others are counted under *no face*."
+            f"{self.left_out()}",
             self.quality(),
             "Differences, paired over the people that both have; *n.s.*: zero lies within the interval, so the "
             "difference is not significant. Minus is better for LPIPS and AKD, plus for SSIM and CSIM.",
             self.differences(),
-            f"Time, median over people, on {machine['hardware']} ({machine['threads']} threads, {machine['dtype']}, "
-            f"PyTorch {machine['torch']}):",
+            "Time, and size of what is saved of a person, median over people, on "
+            f"{machine['hardware']} ({machine['threads']} threads, {machine['dtype']}, PyTorch {machine['torch']}):",
             self.times(),
         ]
         if self.shots("cross"):
@@ -186,6 +191,11 @@ class Report:
             f"```bash\n{self.results['command']}\n```",
         ]
         return "\n\n".join(parts) + "\n"
+
+
+def variants(model: str) -> list[str]:
+    """What is measured of a model: feed-forward, and each kind of fine-tuning."""
+    return [f"{model} FF", *(f"{model} FT {kind}" for kind in KINDS)]
 
 
 def all_have(people: dict[str, dict], key: str) -> bool:
