@@ -37,7 +37,7 @@ def report():
         "data": {"num_frames": 4}, "machine": machine, "fine_tuning": {},
         "models": {"own": {"sha256": "0123456789abcdef"}}, "networks": {"LPIPS": {"file": "alex.safetensors"}},
     }  # fmt: skip
-    return Report({"settings": settings, "people": people, "command": "python training/evaluate.py SHARDS/val"})
+    return Report({"settings": settings, "people": people, "commands": ["python training/evaluate.py SHARDS/val"]})
 
 
 def rows(table: str) -> dict[tuple, list[str]]:

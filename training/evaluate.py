@@ -149,7 +149,7 @@ def describe_settings(args, clips: list[Clip], pipes: dict[str, FsthPipeline]) -
 def open_results(path: Path, settings: dict) -> dict:
     """What was measured before with these settings, to go on from; an `FsthError` where it was with others."""
     if not path.exists():
-        return {"settings": settings, "people": {}}
+        return {"settings": settings, "commands": [], "people": {}}
     results = json.loads(path.read_text())
     before = results["settings"]
     other = [
@@ -217,7 +217,8 @@ def measure(args):
 
     path = args.output_dir / "evaluation.json"
     results = open_results(path, describe_settings(args, clips, pipes))
-    results["command"] = command_line(args)
+    if command_line(args) not in results["commands"]:
+        results["commands"].append(command_line(args))
     args.output_dir.mkdir(parents=True, exist_ok=True)
     num_fine_tuned = dict.fromkeys(args.shots, 0)
     for number, clip in enumerate(clips[: args.people]):

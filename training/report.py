@@ -186,10 +186,8 @@ class Report:
                 "as the change from the portrait or from the driver's reference frame.",
                 self.cross(),
             ]
-        parts += [
-            f"Weights (SHA-256): {models}. Networks: {networks}.",
-            f"```bash\n{self.results['command']}\n```",
-        ]
+        commands = "\n".join(self.results["commands"])
+        parts += [f"Weights (SHA-256): {models}. Networks: {networks}.", f"```bash\n{commands}\n```"]
         return "\n\n".join(parts) + "\n"
 
 
