@@ -1,8 +1,8 @@
 """Makes transformers' Auto classes know those of this package, without importing transformers before it is needed.
 
-Importing transformers and PyTorch takes seconds, and neither `fsth --help` nor the landmarks need them. So each kind of
-class is registered right after the module of transformers that defines its Auto class has been imported, or at once
-where that has happened already.
+Importing transformers and PyTorch takes seconds, and neither `fsth --help` nor the landmarks need them. So each kind
+of class is registered right after the module of transformers that defines its Auto class has been imported, or at
+once where that has happened already.
 """
 
 import sys

@@ -14,7 +14,7 @@ from .modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 
 NETWORKS = {"embedder": FsthEmbedder, "generator": FsthGenerator, "discriminator": FsthDiscriminator}
 
-# What diffusers executes instead of the classes that model_index.json names. It looks for import statements and refuses
+# What diffusers executes to find the classes that model_index.json names. It looks for import statements, and refuses
 # the file with a list of modules where one is missing; `import_module` lets the file say itself what to install.
 # diffusers copies these files of a local folder into one place, so they are all the same.
 SHIM = '''"""Leads diffusers to the classes of fsth_hub."""
