@@ -2,6 +2,8 @@
 
 from importlib import import_module
 
+from .auto import register
+
 
 __version__ = "0.1.0"
 
@@ -30,3 +32,6 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return [*globals(), *__all__]
+
+
+register()

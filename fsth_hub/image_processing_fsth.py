@@ -8,7 +8,6 @@ from typing import Annotated, Literal, TypedDict
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from pillow_heif import register_heif_opener
 
 # diffusers finds out how to load a component by looking for its base class in the component's own module
 from transformers import ImageProcessingMixin  # noqa: F401
@@ -65,9 +64,15 @@ def _open(path: str | os.PathLike) -> Image.Image:
     if not Path(path).is_file():
         hint = "download it first and give the file" if "://" in str(path) else "check the path"
         raise FsthError(f"There is no picture at {path}: {hint}.")
-    register_heif_opener()
     try:
-        return Image.open(path, formats=FORMATS)
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+        formats = FORMATS
+    except ImportError:  # where only networks are trained, or this file was loaded without its package
+        formats = [name for name in FORMATS if name != "HEIF"]
+    try:
+        return Image.open(path, formats=formats)
     except Image.DecompressionBombError as error:
         raise FsthError(f"{Path(path).name} is too large: give a picture below 64 megapixels.") from error
     except Exception as error:  # Pillow raises nearly anything for damaged files
@@ -194,6 +199,13 @@ class FsthImageProcessor(PilBackend):
         pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         arrays = list(pixels.permute(0, 2, 3, 1).cpu().numpy())
         return [Image.fromarray(array) for array in arrays] if output_type == "pil" else arrays
+
+    def to_dict(self) -> dict:
+        """As in transformers, but without a map to code that is not saved along."""
+        values = super().to_dict()
+        if self._auto_class is None:
+            values.pop("auto_map", None)
+        return values
 
     # What PilBackend calls.
 

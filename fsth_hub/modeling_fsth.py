@@ -214,7 +214,15 @@ class FsthPreTrainedModel(PreTrainedModel):
         # would differ in their last bits from those of the model that was saved.
         for tensor in [*model.parameters(), *model.buffers()]:
             tensor.data = tensor.data.clone()
+        if cls._auto_class is None and hasattr(model.config, "auto_map"):
+            del model.config.auto_map  # saved again, it would name code that is not saved along
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoModel"):
+        """As in transformers, and the configuration with it: a network is not found without its configuration."""
+        super().register_for_auto_class(auto_class)
+        cls.config_class.register_for_auto_class()
 
     def fused(self):
         """A copy for inference with spectral norm folded into plain weights: the same output, no power iteration."""

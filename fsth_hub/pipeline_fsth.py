@@ -26,6 +26,7 @@ from .person import FsthPerson, FsthPersonMixin, Portrait
 from .video import Clip, open_clip, write_clip
 
 
+NETWORKS = {"embedder": FsthEmbedder, "generator": FsthGenerator, "discriminator": FsthDiscriminator}
 BUNDLED_MODEL = Path(__file__).parent / "checkpoints" / "small"
 # The mark that a generated clip carries in its container, whoever passes it on.
 OUTPUT_METADATA = {"title": "AI-generated talking head", "comment": "AI-generated with fsth_hub; not a recording."}
@@ -157,7 +158,13 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, DiffusionPipeline):
         if not (folder / "model_index.json").is_file():
             raise FsthError(f"{name} holds no pipeline (no model_index.json).")
         try:
-            pipe = super().from_pretrained(folder, dtype=dtype, use_safetensors=True)
+            # not by diffusers, which would execute the code that a folder may carry for people without this package
+            networks = {
+                name: network.from_pretrained(folder / name, dtype=dtype, use_safetensors=True)
+                for name, network in NETWORKS.items()
+            }
+            processor = FsthImageProcessor.from_pretrained(folder / "image_processor")
+            pipe = cls(**networks, image_processor=processor)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise FsthError(f"The pipeline in {name} cannot be loaded: {error}") from error
         # a folder's name and not its path, for identities that are made from it carry it along
