@@ -148,7 +148,7 @@ def explain(error: Exception, revision: str | None = None) -> str:
         )
     if isinstance(error, RevisionNotFoundError):
         return f"the repository has no revision '{revision}'"
-    if isinstance(error, LocalTokenNotFoundError) or status == 401:
+    if isinstance(error, (LocalTokenNotFoundError, UnicodeError)) or status == 401:
         return f"it needs a login that the hub accepts; {LOG_IN}"
     if status == 403:
         return "this login may not write there; use a token of its owner with permission to write"

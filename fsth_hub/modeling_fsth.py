@@ -213,9 +213,8 @@ class FsthPreTrainedModel(PreTrainedModel):
         wrong = sorted({*info["missing_keys"], *info["unexpected_keys"], *misshapen})
         if wrong:
             raise ValueError(
-                f"The weights in {pretrained_model_name_or_path} do not fit {cls.__name__} ({len(wrong)} are missing, "
-                f"unexpected or of another shape, the first is {wrong[0]}); load a checkpoint made with this version of "
-                "fsth_hub."
+                f"The weights in {pretrained_model_name_or_path} do not fit {cls.__name__} ({len(wrong)} missing, "
+                f"unexpected or of another shape, first {wrong[0]}); load a checkpoint of this version of fsth_hub."
             )
         # Loaded tensors lie in the mapped file, at any address; vector units sum in another order there, and frames
         # would differ in their last bits from those of the model that was saved.

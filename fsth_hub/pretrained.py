@@ -16,6 +16,14 @@ from .hub import fetch, publish
 BUNDLED_MODEL = Path(__file__).parent / "checkpoints" / "small"
 
 
+def is_pipeline(folder: Path) -> bool:
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+        return "FsthPipeline" in index["_class_name"]  # a name, or a list with it where the code was included
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 class FsthPretrainedMixin:
     """Goes before `DiffusionPipeline`, whose loading and saving it narrows to folders of safetensors."""
 
@@ -54,15 +62,20 @@ class FsthPretrainedMixin:
         # a repository as a folder: diffusers cannot import the classes of another package from the hub itself
         options = {"revision": revision, "token": token, "cache_dir": cache_dir}
         folder = fetch(name, local_files_only=local_files_only, **options)
-        if not (folder / "model_index.json").is_file():
-            raise FsthError(f"{name} holds no pipeline: it has no model_index.json.")
+        if not is_pipeline(folder):
+            raise FsthError(f"{name} holds no pipeline of fsth_hub: its model_index.json is missing or names another.")
         try:
             pipe = super().from_pretrained(folder, dtype=dtype, variant=variant, use_safetensors=True)
         except SafetensorError as error:
             raise FsthError(
                 f"The pipeline in {name} cannot be loaded: its weights are cut off or no safetensors."
             ) from error
-        except (OSError, ValueError, RuntimeError) as error:
+        except OSError as error:
+            raise FsthError(
+                f"The pipeline in {name} cannot be loaded: a network's config.json or model.safetensors is missing "
+                "or damaged (pickled weights such as .bin and .ckpt are never read)."
+            ) from error
+        except (ValueError, RuntimeError) as error:
             raise FsthError(f"The pipeline in {name} cannot be loaded: {error}") from error
         # a folder's name and not its path, for identities that are made from it carry it along
         if folder == BUNDLED_MODEL:

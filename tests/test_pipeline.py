@@ -158,7 +158,7 @@ def test_weights_of_another_shape_or_another_pipeline_are_refused(pipe, tmp_path
     with pytest.raises(FsthError, match="cannot be loaded"):
         FsthPipeline.from_pretrained(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}')
-    with pytest.raises(FsthError, match="cannot be loaded"):
+    with pytest.raises(FsthError, match="holds no pipeline"):
         FsthPipeline.from_pretrained(tmp_path)
 
 
