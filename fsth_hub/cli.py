@@ -216,7 +216,7 @@ def landmarks(
 def info(model: ModelOption = None, device: DeviceOption = "auto", dtype: DtypeOption = "auto") -> None:
     """Show versions, device, the model's size and the detectors."""
     pipe = load_pipeline(model, device, dtype)
-    from .pipeline_fsth import BUNDLED_MODEL
+    from .pretrained import BUNDLED_MODEL
 
     rows = versions()
     rows |= {"device": pipe.device, "dtype": str(pipe.dtype).removeprefix("torch."), "model": model or BUNDLED_MODEL}

@@ -5,12 +5,13 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -19,6 +20,8 @@ from .adapter import Adapter, add_lora, lora_parameters, merge, rank_of
 from .cropping import CropBox
 from .errors import FsthError
 from .finetuning import default_steps, fine_tune, load_content
+from .hub import fetch, publish
+from .image_processing_fsth import load_image
 from .landmark_layout import NUM_POINTS
 from .modeling_fsth import FsthGenerator
 from .person import FsthPerson, Portrait
@@ -45,6 +48,8 @@ class FsthIdentity(FsthPerson):
         adapter (`dict[str, torch.Tensor]`, *optional*):
             Low-rank updates of the pipeline's generator ([`merge`]), kept instead of a generator of their own, in
             memory too: several such identities share the pipeline's weights.
+        base_revision (`str`, *optional*): the commit of that model, if it came from the hub.
+        consent (`str`, *optional*): what was stated when the identity was published.
     """
 
     crops: np.ndarray
@@ -54,6 +59,8 @@ class FsthIdentity(FsthPerson):
     steps: int
     history: list[dict[str, float]] = field(default_factory=list)
     adapter: Adapter | None = None
+    base_revision: str | None = None
+    consent: str | None = None
 
     @property
     def num_portraits(self) -> int:
@@ -89,11 +96,13 @@ class FsthIdentity(FsthPerson):
         config = {
             "kind": self.kind,
             "base_model": self.base_model,
+            "base_revision": self.base_revision,
             "fingerprint": self.fingerprint,
             "num_portraits": self.num_portraits,
             "steps": self.steps,
             "boxes": [list(box) for box in self.boxes],
             "history": self.history,
+            "consent": self.consent,
         }
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -109,14 +118,29 @@ class FsthIdentity(FsthPerson):
             raise FsthError(f"The identity cannot be written to {folder}: {error}.") from error
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, pipe: "FsthPipeline") -> "FsthIdentity":
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        pipe: "FsthPipeline",
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> "FsthIdentity":
         """
         Load an identity for the pipeline whose model was tuned; several can share one pipeline.
 
+        Args:
+            name (`str` or `Path`): A folder of [`~FsthIdentity.save_pretrained`] or the id of a hub repository.
+            pipe ([`FsthPipeline`]): With the model that was tuned.
+            revision, token, cache_dir, local_files_only: as in `huggingface_hub.snapshot_download`.
+
         Raises:
-            FsthError: The folder holds no identity, or a damaged one, or that of another model.
+            FsthError: There is no identity of that name, or a damaged one, or that of another model.
         """
-        folder = Path(folder)
+        options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        folder = fetch(name, local_files_only=local_files_only, **options)
         try:
             config = json.loads((folder / CONFIG_NAME).read_text())
             tensors = load_file(folder / WEIGHTS_NAME)
@@ -124,16 +148,19 @@ class FsthIdentity(FsthPerson):
             prefix = WEIGHTS_PREFIXES[config["kind"]]
             boxes = [CropBox(*box) for box in config["boxes"]]
             count, steps, history = config["num_portraits"], config["steps"], config["history"]
+            base_revision, consent = config.get("base_revision"), config.get("consent")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FsthError(
-                f"{folder} holds no identity: it needs {CONFIG_NAME} and {WEIGHTS_NAME}, as fine-tuning writes them."
+                f"{name} holds no identity: it needs {CONFIG_NAME} and {WEIGHTS_NAME}, as fine-tuning writes them "
+                "(pickled weights such as .bin and .ckpt are never read)."
             ) from error
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise FsthError(f"The identity in {folder} is damaged; make or fetch it again.") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise FsthError(f"The identity in {name} is damaged; make or fetch it again.") from error
         if own != fingerprint(pipe.generator):
             raise FsthError(
-                f"The identity in {folder} was fine-tuned from another model ('{base_model}') than the one that is "
-                f"loaded ('{pipe.model_name}'); load that model, or fine-tune again."
+                f"The identity in {name} was fine-tuned from another model ({describe(base_model, base_revision)}) "
+                f"than the one that is loaded ({describe(pipe.model_name, pipe.model_revision)}); load that model, or "
+                "fine-tune again."
             )
         weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         expected = pipe.generator.state_dict()
@@ -151,7 +178,7 @@ class FsthIdentity(FsthPerson):
             or tensors["crops"].dtype != torch.uint8
             or not all(tensor.is_floating_point() for tensor in weights.values())
         ):
-            raise FsthError(f"The identity in {folder} is damaged: its weights do not fit the model's.")
+            raise FsthError(f"The identity in {name} is damaged: its weights do not fit the model's.")
 
         # Copies, for the same reason as in `FsthPreTrainedModel.from_pretrained`.
         adapter = None
@@ -176,7 +203,58 @@ class FsthIdentity(FsthPerson):
             steps=steps,
             history=history,
             adapter=adapter,
+            base_revision=base_revision,
+            consent=consent,
         )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        consent: bool = False,
+        private: bool = True,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload identity",
+        photographs: Sequence[str | Path] = (),
+    ) -> str:
+        """
+        Publish the identity on the hub, with a card, for `pipe.load_identity(repo_id)`.
+
+        An identity made with source skips holds the portraits' head crops; of the photographs themselves only those
+        are uploaded that are named.
+
+        Args:
+            repo_id, private, revision, token, commit_message: as in [`~hub.publish`].
+            consent (`bool`): Whether you make the statement `CONSENT` of `model_card.py`; nothing happens otherwise.
+            photographs (`Sequence` of paths, *optional*): Pictures to add, without their metadata and file names.
+
+        Returns:
+            `str`: The address of the commit.
+
+        Raises:
+            FsthError: There is no consent, a photograph cannot be read, or the repository cannot be written to.
+        """
+        from .model_card import CONSENT, write_identity_card
+
+        if consent is not True:
+            raise FsthError(f"Nothing was published: it takes consent=True, by which you state that {CONSENT}.")
+        pictures = [Image.fromarray(load_image(photograph)) for photograph in photographs]
+        published = replace(self, consent=CONSENT)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary, "identity")
+            published.save_pretrained(folder)
+            for number, picture in enumerate(pictures, start=1):
+                path = folder / "photographs" / f"{number}.jpg"
+                path.parent.mkdir(exist_ok=True)
+                picture.save(path, quality=95)
+            write_identity_card(published, folder, repo_id)
+            options = {"revision": revision, "token": token, "commit_message": commit_message}
+            return publish(folder, repo_id, private=private, **options)
+
+
+def describe(model: str, revision: str | None) -> str:
+    return f"'{model}'" if revision is None else f"'{model}' at revision {revision[:12]}"
 
 
 def check_folder(folder: str | Path) -> Path:
@@ -207,6 +285,19 @@ def fingerprint(generator: FsthGenerator) -> str:
 class FsthIdentityMixin:
     """How a pipeline makes identities by fine-tuning, and loads those that were made."""
 
+    def load_identity(
+        self,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> FsthIdentity:
+        """[`FsthIdentity.from_pretrained`] for this pipeline; its networks stay as they are."""
+        options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        return FsthIdentity.from_pretrained(name, self, local_files_only=local_files_only, **options)
+
     def fine_tune(
         self,
         portraits: Portrait | Sequence[Portrait],
@@ -225,7 +316,7 @@ class FsthIdentityMixin:
         ```python
         identity = pipe.fine_tune(["one.jpg", "two.jpg"])
         identity.save_pretrained("ada")
-        pipe(FsthIdentity.from_pretrained("ada", pipe), "driver.mp4").save("result.mp4")
+        pipe(pipe.load_identity("ada"), "driver.mp4").save("result.mp4")
         ```
 
         Args:
@@ -299,6 +390,7 @@ class FsthIdentityMixin:
             crops=seen,
             crop_landmarks=crop_landmarks,
             base_model=self.model_name,
+            base_revision=self.model_revision,
             fingerprint=fingerprint(self.generator),
             steps=tuned.best_step,
             history=tuned.history,

@@ -16,6 +16,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_fsth import FsthConfig
+from .hub import FETCH_OPTIONS, fetch
 from .source_skips import FsthSources, SkipFusion, SourceSkips, ZeroConv2d
 
 
@@ -202,13 +203,18 @@ class FsthPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
-        """As in transformers, but a checkpoint that lacks a weight is refused: an unset one would be noise."""
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
+        """As in transformers, but refuses pickles, and checkpoints that lack a weight: an unset one would be noise."""
+        # As a folder: of a repository with pickled weights transformers would have a third party make safetensors, and
+        # give it the token.
+        options = {key: kwargs.pop(key) for key in FETCH_OPTIONS if key in kwargs}
+        kwargs |= {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
+        model, info = super().from_pretrained(fetch(pretrained_model_name_or_path, **options), *args, **kwargs)
+        misshapen = {name for name, *_ in info["mismatched_keys"]}
+        wrong = sorted({*info["missing_keys"], *info["unexpected_keys"], *misshapen})
         if wrong:
             raise ValueError(
-                f"The weights in {pretrained_model_name_or_path} do not fit {cls.__name__} ({len(wrong)} missing or "
-                f"unexpected, the first is {wrong[0]}); load a checkpoint made with this version of fsth_hub."
+                f"The weights in {pretrained_model_name_or_path} do not fit {cls.__name__} ({len(wrong)} missing, "
+                f"unexpected or of another shape, first {wrong[0]}); load a checkpoint of this version of fsth_hub."
             )
         # Loaded tensors lie in the mapped file, at any address; vector units sum in another order there, and frames
         # would differ in their last bits from those of the model that was saved.
@@ -223,6 +229,10 @@ class FsthPreTrainedModel(PreTrainedModel):
         """As in transformers, and the configuration with it: a network is not found without its configuration."""
         super().register_for_auto_class(auto_class)
         cls.config_class.register_for_auto_class()
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs) -> str:
+        """As in transformers, but a new repository is private unless it is to be public."""
+        return super().push_to_hub(repo_id, private=private, **kwargs)
 
     def fused(self):
         """A copy for inference with spectral norm folded into plain weights: the same output, no power iteration."""

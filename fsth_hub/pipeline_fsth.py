@@ -9,13 +9,9 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from PIL import Image
-from safetensors import SafetensorError
 
 from .cropping import CropBox, crop_box, to_crop, whole_frame
-from .device import default_device, default_dtype
 from .errors import FsthError, NoFaceError
 from .identity import FsthIdentityMixin
 from .image_processing_fsth import FsthImageProcessor
@@ -23,11 +19,10 @@ from .landmarks import LandmarkDetector, MotionAdapter, get_detector, pick_refer
 from .landmarks.motion import MotionMode
 from .modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from .person import FsthPerson, FsthPersonMixin, Portrait
+from .pretrained import FsthPretrainedMixin
 from .video import Clip, open_clip, write_clip
 
 
-NETWORKS = {"embedder": FsthEmbedder, "generator": FsthGenerator, "discriminator": FsthDiscriminator}
-BUNDLED_MODEL = Path(__file__).parent / "checkpoints" / "small"
 # The mark that a generated clip carries in its container, whoever passes it on.
 OUTPUT_METADATA = {"title": "AI-generated talking head", "comment": "AI-generated with fsth_hub; not a recording."}
 
@@ -78,7 +73,7 @@ class FsthPipelineOutput(BaseOutput):
         return write_clip(path, self.frames, self.fps, self.audio_path, OUTPUT_METADATA)
 
 
-class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, DiffusionPipeline):
+class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, DiffusionPipeline):
     """
     Few-shot talking heads (arXiv 1905.08233): one or more portraits of a person, driven by somebody else's clip.
 
@@ -112,67 +107,8 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, DiffusionPipeline):
             network.eval().to(memory_format=torch.channels_last)
         self.size = generator.config.image_size
         self.model_name = "unnamed"
+        self.model_revision: str | None = None  # the commit, of a model from the hub
         self._detector: LandmarkDetector | None = None
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path | None = None,
-        *,
-        device: str | torch.device = "auto",
-        dtype: torch.dtype | str = "auto",
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-    ) -> "FsthPipeline":
-        """
-        Load a pipeline and put it where it runs fastest.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `Path`, *optional*):
-                A folder of [`~FsthPipeline.save_pretrained`] or the id of a hub repository; by default the small model
-                that ships with the package, which needs no network.
-            device (`str` or `torch.device`, *optional*, defaults to `"auto"`): CUDA, then Apple's MPS, then the CPU.
-            dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`):
-                bfloat16 where the device computes with it, float32 elsewhere.
-            revision, token, cache_dir, local_files_only: as in `huggingface_hub.snapshot_download`.
-
-        Raises:
-            FsthError: There is no such folder or repository, or it holds no pipeline that can be loaded.
-        """
-        device = default_device() if device == "auto" else torch.device(device)
-        dtype = default_dtype(device) if dtype == "auto" else dtype
-        name = pretrained_model_name_or_path or BUNDLED_MODEL
-        folder = Path(name)
-        if not folder.is_dir():
-            # diffusers cannot import the classes of another package from a repository, only from a folder
-            options = {"revision": revision, "token": token, "cache_dir": cache_dir}
-            try:
-                folder = Path(snapshot_download(str(name), local_files_only=local_files_only, **options))
-            except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-                raise FsthError(
-                    f"There is neither a folder nor a reachable hub repository '{name}'; check its name, and your "
-                    "network and login if it is on the hub."
-                ) from error
-        if not (folder / "model_index.json").is_file():
-            raise FsthError(f"{name} holds no pipeline (no model_index.json).")
-        try:
-            # not by diffusers, which would execute the code that a folder may carry for people without this package
-            networks = {
-                name: network.from_pretrained(folder / name, dtype=dtype, use_safetensors=True)
-                for name, network in NETWORKS.items()
-            }
-            processor = FsthImageProcessor.from_pretrained(folder / "image_processor")
-            pipe = cls(**networks, image_processor=processor)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise FsthError(f"The pipeline in {name} cannot be loaded: {error}") from error
-        # a folder's name and not its path, for identities that are made from it carry it along
-        if folder == BUNDLED_MODEL:
-            pipe.model_name = "bundled"
-        else:
-            pipe.model_name = folder.resolve().name if Path(name).is_dir() else str(name)
-        return pipe.to(device)
 
     @property
     def detector(self) -> LandmarkDetector:

@@ -9,10 +9,8 @@ from transformers.dynamic_module_utils import custom_object_save
 from .configuration_fsth import FsthConfig
 from .errors import FsthError
 from .image_processing_fsth import FsthImageProcessor
-from .modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from .pretrained import NETWORKS
 
-
-NETWORKS = {"embedder": FsthEmbedder, "generator": FsthGenerator, "discriminator": FsthDiscriminator}
 
 # What diffusers executes to find the classes that model_index.json names. It looks for import statements, and refuses
 # the file with a list of modules where one is missing; `import_module` lets the file say itself what to install.

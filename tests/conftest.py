@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from hub_server import hub, running_hub  # noqa: F401 (fixtures; before huggingface_hub, see there)
 from meta_training import train  # noqa: F401 (a fixture)
 from safetensors.torch import save_file
 from shards import NETWORKS, NUM_FRAMES, grey, write_shards

@@ -12,13 +12,12 @@ import torch
 from test_pipeline import make_pipeline
 
 from fsth_hub import FsthError
-from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
-from fsth_hub.pipeline_fsth import BUNDLED_MODEL, FsthPipeline
+from fsth_hub.pipeline_fsth import FsthPipeline
+from fsth_hub.pretrained import BUNDLED_MODEL, NETWORKS
 from fsth_hub.remote_code import add_code
 
 
 ROOT = Path(__file__).parents[1]
-NETWORKS = {"embedder": FsthEmbedder, "generator": FsthGenerator, "discriminator": FsthDiscriminator}
 WITHOUT_PACKAGE = "sys.modules['fsth_hub'] = None\n"
 
 # Every outcome is what `answers` holds in the end, an exception's name and message where one was raised.

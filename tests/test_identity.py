@@ -208,7 +208,7 @@ def forget_the_model(folder: Path):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (shutil.rmtree, "holds no identity"),
+        (shutil.rmtree, "There is no folder"),
         (lambda folder: (folder / WEIGHTS_NAME).unlink(), "holds no identity"),
         (lambda folder: (folder / CONFIG_NAME).unlink(), "holds no identity"),
         (lambda folder: truncate(folder / WEIGHTS_NAME), "damaged"),

@@ -4,12 +4,12 @@ import hashlib
 import json
 import subprocess
 import sys
-from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import tracking
+from hub_server import ANN_READS
 from meta_training import checkpoints, log_of, weights_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -17,7 +17,6 @@ from shards import NETWORKS, ROOT
 from test_modeling import SIZE, tiny_config
 
 from fsth_hub.errors import FsthError
-from training import publishing
 
 
 def test_two_steps_leave_a_model_a_checkpoint_a_log_and_samples(train, shards, vgg):
@@ -202,41 +201,19 @@ def test_missing_tracker_is_named(train, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """Stands in for the hub's client: whom it knows, and what it was asked."""
-    calls = {}
-
-    class Api:
-        login = "ann"
-
-        def whoami(self):
-            if not Api.login:
-                raise OSError("Illegal header value b'Bearer hf_secret'")
-
-        def create_repo(self, repo, private, exist_ok):
-            calls["create"] = repo, private, exist_ok, sorted(calls)
-
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            calls["upload"] = repo_id, {path.relative_to(folder_path).as_posix() for path in folder_path.rglob("*")}
-            return Namespace(commit_url="https://hub/commit")
-
-    monkeypatch.setattr(publishing, "HfApi", Api)
-    return Namespace(calls=calls, api=Api)
-
-
 def test_model_is_pushed_and_private(train, hub, capsys):
     train(max_steps=1, push_to_hub="ann/heads")
-    assert hub.calls["create"] == ("ann/heads", True, True, [])
-    repo, files = hub.calls["upload"]
-    assert repo == "ann/heads"
+    repository = hub.repositories["ann/heads"]
+    files = repository.files().keys()
+    assert repository.private
     assert {f"{name}/{file}" for name in NETWORKS for file in ("config.json", "model.safetensors")} < files
-    assert "https://hub/commit" in capsys.readouterr().out
+    assert f"/ann/heads/commit/{repository.sha('main')}" in capsys.readouterr().out
 
 
-def test_push_without_a_login_is_refused_before_training(train, hub, tmp_path):
-    hub.api.login = None
-    with pytest.raises(FsthError, match="hf auth login") as error:
+@pytest.mark.parametrize("token, message", [(None, "hf auth login"), (ANN_READS, "may not write")])
+def test_push_without_permission_is_refused_before_training(train, hub, tmp_path, monkeypatch, token, message):
+    hub.add("ann/heads", {})
+    monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(FsthError, match=message):
         train(push_to_hub="ann/heads")
-    assert "secret" not in str(error.value)
-    assert not (tmp_path / "run").exists() and not hub.calls
+    assert not (tmp_path / "run").exists()

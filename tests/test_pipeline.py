@@ -13,7 +13,7 @@ from PIL import Image
 from test_modeling import SIZE, tiny
 from test_video import make_clip
 
-from fsth_hub import pipeline_fsth
+from fsth_hub import hub, pipeline_fsth
 from fsth_hub.cropping import crop_box, from_crop, to_crop
 from fsth_hub.device import default_dtype
 from fsth_hub.errors import FsthError, NoFaceError, VideoError
@@ -100,7 +100,7 @@ def test_bundled_model_loads_without_network(monkeypatch):
         raise AssertionError("the bundled model must not reach for the network")
 
     monkeypatch.setattr(socket.socket, "connect", no_network)
-    monkeypatch.setattr(pipeline_fsth, "snapshot_download", no_network)
+    monkeypatch.setattr(hub, "snapshot_download", no_network)
     pipe = FsthPipeline.from_pretrained(device="cpu")
     assert pipe.generator.dtype == pipe.embedder.dtype == default_dtype(torch.device("cpu"))
     assert not any(network.training for network in (pipe.embedder, pipe.generator, pipe.discriminator))
@@ -158,14 +158,14 @@ def test_weights_of_another_shape_or_another_pipeline_are_refused(pipe, tmp_path
     with pytest.raises(FsthError, match="cannot be loaded"):
         FsthPipeline.from_pretrained(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}')
-    with pytest.raises(FsthError, match="cannot be loaded"):
+    with pytest.raises(FsthError, match="holds no pipeline"):
         FsthPipeline.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["no/such-model", "/no/such/folder", "no such name"])
 def test_unknown_model_is_one_sentence(name, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(FsthError, match=f"neither a folder nor a reachable hub repository '{name}'"):
+    with pytest.raises(FsthError, match=f"There is no folder '{name}', and the hub does not give it either"):
         FsthPipeline.from_pretrained(name, cache_dir=tmp_path)
 
 

@@ -35,12 +35,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that 
 from fsth_hub import losses
 from fsth_hub.configuration_fsth import FsthConfig
 from fsth_hub.errors import FsthError
+from fsth_hub.hub import create_repository, publish
 from fsth_hub.losses import ContentLoss
 from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from training.checkpoints import last_checkpoint, load_checkpoint, rewind_log, save_checkpoint, save_networks
 from training.dataset import EpisodeDataset, EpisodeKey, draw_batches, read_index
 from training.options import parse_args
-from training.publishing import prepare_repository, push_model
 
 
 POWER_ITERATIONS = 15
@@ -189,7 +189,7 @@ def main(argv=None):
     device = accelerator.device
     if accelerator.is_main_process:
         if args.push_to_hub:
-            prepare_repository(args.push_to_hub, args.hub_public)
+            create_repository(args.push_to_hub, private=not args.hub_public)  # before training, not after
         args.output_dir.mkdir(parents=True, exist_ok=True)
     accelerator.init_trackers("fsth_hub", {name: str(value) for name, value in vars(args).items()})
 
@@ -370,7 +370,14 @@ def main(argv=None):
 
     accelerator.wait_for_everyone()
     if args.push_to_hub and accelerator.is_main_process:
-        accelerator.print(push_model(args.output_dir / "model", args.push_to_hub))
+        accelerator.print(f"the model is in {args.output_dir / 'model'}")
+        address = publish(
+            args.output_dir / "model",
+            args.push_to_hub,
+            private=not args.hub_public,
+            commit_message="Upload the trained networks",
+        )
+        accelerator.print(address)
     accelerator.end_training()
 
 
