@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from test_identity import tuned
 from test_pipeline import make_pipeline, picture
+from test_report import BUNDLED_CARD
 
 from fsth_hub.landmark_layout import FACE, INNER_LIPS, JAW, LEFT_EYE, NOSE_BRIDGE, RIGHT_EYE
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
@@ -23,7 +24,7 @@ from fsth_hub.model_card import (
     write_identity_card,
     write_pipeline_card,
 )
-from fsth_hub.pipeline_fsth import BUNDLED_MODEL, FsthPipeline
+from fsth_hub.pipeline_fsth import FsthPipeline
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Portrait")
@@ -102,7 +103,7 @@ def test_base_model_is_named_where_the_hub_has_it(card_of, kind, relation):
 
 def test_identity_inherits_the_licence_of_its_base(card_of, pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "base")
-    (tmp_path / "base" / "README.md").write_bytes((BUNDLED_MODEL / "README.md").read_bytes())
+    (tmp_path / "base" / "README.md").write_bytes(BUNDLED_CARD.read_bytes())
     card = card_of(base_model="bundled", generator=FsthPipeline.from_pretrained(tmp_path / "base").generator)
     assert (card.data.license, card.data.license_name) == ("other", "research-and-non-commercial")
     assert "for research and non-commercial use" in card.text and "comes with the package" in card.text
@@ -178,7 +179,7 @@ def test_preview_is_generated(identity, pipe, tmp_path):
 def test_a_pipeline_keeps_the_card_it_came_with(tmp_path):
     bundled = FsthPipeline.from_pretrained(device="cpu", dtype=torch.float32)
     write_pipeline_card(bundled, tmp_path, "ann/model")
-    assert (tmp_path / "README.md").read_bytes() == (BUNDLED_MODEL / "README.md").read_bytes()
+    assert (tmp_path / "README.md").read_bytes() == BUNDLED_CARD.read_bytes()
 
 
 def test_a_pipeline_without_a_card_gets_one(pipe, tmp_path):
