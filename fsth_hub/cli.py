@@ -159,7 +159,7 @@ def fine_tune(
     ] = None,
     kind: Annotated[
         Literal["full", "adapter"] | None,
-        typer.Option(help="Keep all weights (21 MB), or low-rank updates (a few MB)."),
+        typer.Option(help="Keep all weights (21 MB), or low-rank updates (1 MB)."),
     ] = None,
     vgg: Annotated[str | None, typer.Option(help="VGG of the content loss: safetensors file or hub id.")] = None,
     face_network: Annotated[str | None, typer.Option(help="The same of a face network; without it left out.")] = None,
@@ -203,7 +203,7 @@ def fine_tune(
     pipe = load_pipeline(model, device, dtype)
     pipe.detector = found_detector
     pipe.set_progress_bar_config(disable=None, leave=False, unit=" steps")
-    options = {} if kind is None else {"adapter": kind == "adapter"}
+    options = {} if kind is None else {"kind": kind}
     options |= {"steps": steps, "content": content, "seed": seed, "face_index": face, "crop": crop}
     identity = pipe.fine_tune(portraits, **options)
     identity.save_pretrained(output)
@@ -249,7 +249,10 @@ def publish(
         model, model_revision = model_of(folder)
     # All that is drawn is the preview's four frames, for which every machine has a processor.
     pipe = load_pipeline(model, "cpu", precision_of(folder), model_revision)
-    push(pipe.load_identity(folder), repo, private, photographs, revision)
+    identity = pipe.load_identity(folder)
+    from .hub import create_repository
+
+    push(identity, create_repository(repo, private=private), private, photographs, revision)
 
 
 @app.command()

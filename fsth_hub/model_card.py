@@ -14,6 +14,7 @@ from PIL import Image
 from .image_processing_fsth import FsthImageProcessor
 from .landmark_layout import INNER_LIPS, JAW, OUTER_LIPS
 from .landmarks.pose import Pose
+from .modeling_fsth import FsthGenerator
 
 
 if TYPE_CHECKING:
@@ -41,26 +42,31 @@ CHIN = JAW[3:-3]
 CHIN_SHARES = JAW_SHARE * np.sin(np.linspace(0, np.pi, len(CHIN)))
 
 
-def write_identity_card(identity: "FsthIdentity", folder: str | Path, repo_id: str) -> None:
+def write_identity_card(
+    identity: "FsthIdentity", folder: str | Path, repo_id: str, generator: FsthGenerator | None = None
+) -> None:
     """
     Write README.md and preview.jpg for a person who is to be published.
 
     Args:
-        identity ([`FsthIdentity`]): its `generator` draws the preview.
+        identity ([`FsthIdentity`]): who is shown; drawn for the preview.
         folder (`str` or `Path`): with all else that is uploaded: the card says whether photographs are among it.
         repo_id (`str`): `owner/name`.
+        generator ([`FsthGenerator`], *optional*): of the model that was tuned, which an adapter cannot do without.
     """
-    write_card(identity_card(identity, Path(folder), repo_id), Path(folder))
+    # until the adapter lands: identity.tuned_generator(generator)
+    generator = identity.tuned_generator(generator) if hasattr(identity, "tuned_generator") else identity.generator
+    write_card(identity_card(identity, Path(folder), repo_id, generator.name_or_path), Path(folder))
     # The mark is for those who meet the picture without the card.
     comment = "AI-generated with fsth_hub; not a photograph."
-    draw_preview(identity).save(Path(folder, PREVIEW_NAME), quality=90, comment=comment)
+    draw_preview(identity, generator).save(Path(folder, PREVIEW_NAME), quality=90, comment=comment)
 
 
-def identity_card(identity: "FsthIdentity", folder: Path, repo_id: str) -> ModelCard:
-    """What [`write_identity_card`] writes."""
+def identity_card(identity: "FsthIdentity", folder: Path, repo_id: str, generator_folder: str) -> ModelCard:
+    """What [`write_identity_card`] writes; the folder is that of the model's generator, for the card beside it."""
     kind = getattr(identity, "kind", "full")  # until the adapter lands
     base_model = hub_id(identity.base_model)
-    licence = licence_of(Path(identity.generator.name_or_path).parent)
+    licence = licence_of(Path(generator_folder).parent)
     results = held_out_results(identity)
     data = ModelCardData(
         # Absent where the base is not on the hub, as the bundled model is not: the key must name a repository.
@@ -82,6 +88,8 @@ def identity_card(identity: "FsthIdentity", folder: Path, repo_id: str) -> Model
         repo_id=repo_id,
         kind=kind,
         base_name=identity.base_model,
+        # what to load: the bundled one needs no name; where one is that is not on the hub, readers have to know
+        model=base_model or (None if identity.base_model == "bundled" else f"path/to/{identity.base_model}"),
         base_revision=getattr(identity, "base_revision", None),
         fingerprint=identity.fingerprint[:12],
         num_portraits=identity.num_portraits,
@@ -195,9 +203,9 @@ def preview_landmarks(points: np.ndarray) -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def draw_preview(identity: "FsthIdentity") -> Image.Image:
+def draw_preview(identity: "FsthIdentity", generator: FsthGenerator) -> Image.Image:
     """Four frames side by side that the identity's generator draws; no photograph is among them."""
-    generator = identity.generator.fused()
+    generator = generator.fused()
     processor = FsthImageProcessor(size=generator.config.image_size)
     frames = []
     for points in preview_landmarks(identity.landmarks):

@@ -214,8 +214,8 @@ def test_upload_that_fails_leaves_the_person_and_says_how_to_try_again(tmp_path,
     sent.clear()
     result = run(*again[1:3], "ada", *again[4:], "--revision", "next", "--include-photograph", PORTRAIT)
     assert result.exit_code == 0, result.output
-    assert result.stdout == "https://hub/ada\n"
-    assert sent == [("push", "ada", True, "next", [PORTRAIT], 1)]
+    assert result.stdout == "https://hub/ann/ada\n"
+    assert sent == [("create", "ada", True), ("push", "ann/ada", True, "next", [PORTRAIT], 1)]
 
 
 def test_nothing_is_loaded_or_sent_that_may_not_be_published(tmp_path, sent, no_loading):
@@ -245,11 +245,11 @@ def test_hub_is_asked_before_the_model_is_loaded(tmp_path, sent, no_loading, mon
     assert sent == [] and not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("kind, options", [(None, {}), ("full", {"adapter": False}), ("adapter", {"adapter": True})])
+@pytest.mark.parametrize("kind, options", [(None, {}), ("full", {"kind": "full"}), ("adapter", {"kind": "adapter"})])
 def test_kind_is_what_the_pipeline_is_asked_for(tmp_path, vgg, monkeypatch, kind, options):
     # until the adapter lands: then the identity's own kind tells
     def fine_tune(portraits, **kwargs):
-        raise cli.FsthError(f"asked for { {name: kwargs[name] for name in kwargs if name == 'adapter'} }")
+        raise cli.FsthError(f"asked for { {name: kwargs[name] for name in kwargs if name == 'kind'} }")
 
     pipe = SimpleNamespace(fine_tune=fine_tune, set_progress_bar_config=lambda **_: None)
     monkeypatch.setattr(cli, "load_pipeline", lambda *_: pipe)
