@@ -49,7 +49,8 @@ def card_of(identity, tmp_path):
     def card_of(generator_folder="", **changes) -> ModelCard:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in changes.items():
-                patch.setattr(identity, name, value, raising=False)
+                target = type(identity) if name == "kind" else identity  # a property
+                patch.setattr(target, name, value, raising=False)
             return identity_card(identity, tmp_path, "ann/portrait", generator_folder)
 
     return card_of
