@@ -1,34 +1,43 @@
-"""The `fsth` command: animate a portrait, fine-tune a person, look at landmarks, see what is installed.
+"""The `fsth` command: animate a portrait, fine-tune and publish a person, look at landmarks, see what is installed.
 
 PyTorch and diffusers are imported by the commands that need them, so that `fsth --help` answers at once.
 """
 
 import json
 import os
+import shlex
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
-from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from typer.core import TyperGroup
 
+from .cli_checks import check_consent, check_inputs, check_output, check_photographs, model_of, precision_of
+from .cli_options import (
+    PUBLISHING,
+    ConsentOption,
+    DetectorOption,
+    DeviceOption,
+    DtypeOption,
+    FaceOption,
+    ModelOption,
+    PhotographsOption,
+    PrivateOption,
+)
 from .errors import FsthError, NoFaceError
 
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from .landmarks import LandmarkDetector
+    from .identity import FsthIdentity
     from .pipeline_fsth import FsthPipeline
 
 PACKAGES = ("fsth-hub", "torch", "transformers", "diffusers", "opencv-python", "av", "gradio")
 CLIPS = (".mp4", ".gif")
-OPACITY = 0.75  # of landmarks over a picture: the eye's own iris must show through the drawn one
-MAX_DRAWING = 1024  # pixels; landmarks are drawn four times as large and then reduced, which takes memory
 
 
 class OneLineErrors(TyperGroup):
@@ -49,12 +58,6 @@ app = typer.Typer(
     help="Few-shot talking heads: a portrait moves as the person in a driving clip does.",
 )
 
-ModelOption = Annotated[str | None, typer.Option(help="Folder or hub id; by default the model in the package.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
-DtypeOption = Annotated[Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Numbers to compute in.")]
-DetectorOption = Annotated[str, typer.Option(help="mediapipe (offline) or face-alignment (fetches its weights).")]
-FaceOption = Annotated[int, typer.Option(min=0, help="Which face of the picture, counted from 0, the largest.")]
-
 
 @app.command()
 def animate(
@@ -65,7 +68,7 @@ def animate(
     driving: Annotated[Path, typer.Option(help="The clip whose motion to take.")],
     output: Annotated[Path, typer.Option(help="The clip to write: .mp4, with the driver's sound, or .gif.")],
     identity: Annotated[
-        Path | None, typer.Option(help="Folder of a fine-tuned person (fsth fine-tune), instead of portraits.")
+        str | None, typer.Option(help="A fine-tuned person instead of portraits: folder or hub id.")
     ] = None,
     model: ModelOption = None,
     motion: Annotated[
@@ -77,8 +80,10 @@ def animate(
     ] = True,
     detector: DetectorOption = "mediapipe",
     face: FaceOption = 0,
-    driving_face: Annotated[int, typer.Option(min=0, help="The same for the first frame of the clip.")] = 0,
-    frames: Annotated[int | None, typer.Option(min=1, help="Make no more than so many frames.")] = None,
+    driving_face: Annotated[
+        int, typer.Option(min=0, metavar="N", help="The same for the first frame of the clip.")
+    ] = 0,
+    frames: Annotated[int | None, typer.Option(min=1, metavar="N", help="Make no more than so many frames.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     seed: Annotated[int, typer.Option(help="For PyTorch's random numbers.")] = 0,
@@ -86,7 +91,7 @@ def animate(
         Path | None, typer.Option("--json", metavar="REPORT", help="Write a report here; - prints it.")
     ] = None,
 ) -> None:
-    """Animate a person of whom there are one or more portraits, or who was fine-tuned.
+    """Animate a person: portraits, or one who was fine-tuned.
 
     For example: fsth animate portrait.jpg --driving driver.mp4 --output result.mp4
     """
@@ -95,8 +100,6 @@ def animate(
     portraits = portraits or []
     if bool(portraits) == (identity is not None):
         raise FsthError("Give either portraits or the --identity of a fine-tuned person.")
-    if identity is not None:
-        check_inputs(identity / "identity.json")
     check_inputs(*portraits, driving)
     check_output(output, CLIPS, inputs=[*portraits, driving])
     if report_path is not None and not to_stdout:
@@ -104,15 +107,20 @@ def animate(
     from .landmarks import get_detector
 
     found_detector = get_detector(detector)
-    pipe = load_pipeline(model, device, dtype)
+    model_revision = None
+    if identity is not None:
+        from .hub import fetch
+
+        identity = fetch(identity)
+        if model is None:
+            model, model_revision = model_of(identity)
+    pipe = load_pipeline(model, device, dtype, model_revision)
     pipe.detector = found_detector
     import torch
 
-    from .identity import FsthIdentity
-
     torch.manual_seed(seed)
     result = pipe(
-        portraits if identity is None else FsthIdentity.from_pretrained(identity, pipe),
+        portraits if identity is None else pipe.load_identity(identity),
         driving,
         motion=motion,
         crop=crop,
@@ -146,7 +154,12 @@ def fine_tune(
     output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write, for animate --identity.")],
     model: ModelOption = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="At most so many; by default 50 for one picture to 230 for thirty.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="At most so many; by default 50 for one picture to 230 for thirty."),
+    ] = None,
+    kind: Annotated[
+        Literal["full", "adapter"] | None,
+        typer.Option(help="Keep all weights (21 MB), or low-rank updates (1 MB)."),
     ] = None,
     vgg: Annotated[str | None, typer.Option(help="VGG of the content loss: safetensors file or hub id.")] = None,
     face_network: Annotated[str | None, typer.Option(help="The same of a face network; without it left out.")] = None,
@@ -158,25 +171,88 @@ def fine_tune(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     seed: Annotated[int, typer.Option(help="Of the pictures' order and deformations.")] = 0,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(metavar="REPO", help="Publish the result as fsth publish does.", rich_help_panel=PUBLISHING),
+    ] = None,
+    private: PrivateOption = True,
+    consent: ConsentOption = False,
+    photographs: PhotographsOption = None,
 ) -> None:
-    """Fine-tune the model to a person, for a better likeness; takes minutes.
+    """Fine-tune the model to a person; takes minutes.
 
     For example: fsth fine-tune one.jpg two.jpg --output ada
     """
+    photographs = photographs or []
     check_inputs(*portraits)
+    if push_to_hub is not None:
+        check_consent(consent)
+        check_photographs(photographs)
+    elif photographs:
+        raise FsthError("--include-photograph is for publishing: give --push-to-hub too, or leave it out.")
     from .finetuning import load_content
     from .identity import check_folder
     from .landmarks import get_detector
 
     check_folder(output)
     found_detector, content = get_detector(detector), load_content(vgg, face_network)
+    if push_to_hub is not None:
+        from .hub import create_repository
+
+        push_to_hub = create_repository(push_to_hub, private=private)
     pipe = load_pipeline(model, device, dtype)
     pipe.detector = found_detector
     pipe.set_progress_bar_config(disable=None, leave=False, unit=" steps")
-    identity = pipe.fine_tune(portraits, steps=steps, content=content, seed=seed, face_index=face, crop=crop)
+    options = {} if kind is None else {"kind": kind}
+    options |= {"steps": steps, "content": content, "seed": seed, "face_index": face, "crop": crop}
+    identity = pipe.fine_tune(portraits, **options)
     identity.save_pretrained(output)
     count = f"{identity.num_portraits} portrait{'s' if identity.num_portraits > 1 else ''}"
     typer.echo(f"{output}: {count}, best after {identity.steps} of {len(identity.history) - 1} steps")
+    if push_to_hub is None:
+        return
+    try:
+        push(identity, push_to_hub, private, photographs)
+    except FsthError as error:
+        again = ["fsth", "publish", output, push_to_hub, "--i-have-consent"] + ["--public"] * (not private)
+        again += ["--model", model] if model else []
+        again += [word for photograph in photographs for word in ("--include-photograph", photograph)]
+        raise FsthError(
+            f"{str(error).rstrip('.')}; the identity is in {output}, try again with: {shlex.join(map(str, again))}"
+        ) from error
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A person that fsth fine-tune has written.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="On the hub, like ada/portrait; made if there is none.")],
+    model: Annotated[str | None, typer.Option(help="What was tuned, if it is neither bundled nor on the hub.")] = None,
+    private: PrivateOption = True,
+    revision: Annotated[
+        str | None, typer.Option(help="The branch to write; by default main.", rich_help_panel=PUBLISHING)
+    ] = None,
+    consent: ConsentOption = False,
+    photographs: PhotographsOption = None,
+) -> None:
+    """Publish a fine-tuned person on the Hugging Face hub.
+
+    Log in first: hf auth login
+
+    For example: fsth publish ada ada/portrait --i-have-consent
+    """
+    photographs = photographs or []
+    check_consent(consent)
+    check_inputs(folder / "identity.json")
+    check_photographs(photographs)
+    model_revision = None
+    if model is None:
+        model, model_revision = model_of(folder)
+    # All that is drawn is the preview's four frames, for which every machine has a processor.
+    pipe = load_pipeline(model, "cpu", precision_of(folder), model_revision)
+    identity = pipe.load_identity(folder)
+    from .hub import create_repository
+
+    push(identity, create_repository(repo, private=private), private, photographs, revision)
 
 
 @app.command()
@@ -186,12 +262,13 @@ def landmarks(
     detector: DetectorOption = "mediapipe",
     face: FaceOption = 0,
 ) -> None:
-    """Draw the landmarks over a picture or clip, to see whether they fit."""
+    """Draw the landmarks over a picture or clip: do they fit?"""
     check_inputs(file)
     check_output(output, (".png", *CLIPS), inputs=[file])
     from PIL import Image
 
     from .image_processing_fsth import load_image
+    from .landmark_overlay import overlaid, overlaid_clip
     from .landmarks import get_detector
     from .video import open_clip, write_clip
 
@@ -232,32 +309,15 @@ def info(model: ModelOption = None, device: DeviceOption = "auto", dtype: DtypeO
         typer.echo(f"{name:14} {value}")
 
 
-def check_inputs(*paths: Path) -> None:
-    """Refuse files that do not exist."""
-    for path in paths:
-        if not path.is_file():
-            raise FsthError(f"There is no file {path}: check the path.")
+def push(
+    identity: "FsthIdentity", repo: str, private: bool, photographs: list[Path], revision: str | None = None
+) -> None:
+    """Publish a person, to whose publication there is consent, and say where."""
+    address = identity.push_to_hub(repo, consent=True, private=private, revision=revision, photographs=photographs)
+    typer.echo(address.partition("/commit/")[0])
 
 
-def check_output(path: Path, suffixes: tuple[str, ...], inputs: list[Path]) -> None:
-    """Refuse a file that could not be written, or that would replace one of the inputs."""
-    if path.suffix.lower() not in suffixes:
-        raise FsthError(f"{path.name} cannot be written: its name must end in {' or '.join(suffixes)}.")
-    if path.is_dir():
-        raise FsthError(f"{path} is a folder: give the name of a file to write.")
-    if path.resolve() in [other.resolve() for other in inputs]:
-        raise FsthError(f"{path} would replace a file that is needed: give another name.")
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise FsthError(f"There is no folder {folder} to write {path.name} into: make it first.")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise FsthError(f"{path.name} cannot be written into {folder}: {error.strerror}.") from error
-
-
-def load_pipeline(model: str | None, device: str, dtype: str) -> "FsthPipeline":
+def load_pipeline(model: str | None, device: str, dtype: str, revision: str | None = None) -> "FsthPipeline":
     """Load a model, and set its progress bars up for a terminal."""
     import torch
 
@@ -270,7 +330,7 @@ def load_pipeline(model: str | None, device: str, dtype: str) -> "FsthPipeline":
         except (RuntimeError, AssertionError) as error:  # no such name; built without it; no such GPU
             raise FsthError(f"The device '{device}' cannot be used here: try --device auto.") from error
     torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
-    pipe = FsthPipeline.from_pretrained(model, device=device, dtype=torch_dtype)
+    pipe = FsthPipeline.from_pretrained(model, device=device, dtype=torch_dtype, revision=revision)
     # None: no bar where stderr is not a terminal.
     pipe.set_progress_bar_config(disable=None, leave=False, unit=" frames")
     return pipe
@@ -296,48 +356,6 @@ def show_progress(frames: Iterable["np.ndarray"], count: int | None) -> Iterator
 def versions() -> dict[str, str]:
     """Of Python and of the packages that matter for a result."""
     return {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES}
-
-
-def overlaid_clip(
-    frames: Iterable["np.ndarray"], detector: "LandmarkDetector", face_index: int, name: str
-) -> Iterator["np.ndarray"]:
-    """A clip's frames with the landmarks of one face drawn over them; where it is gone the frame is left as it is."""
-    from .landmarks import track_clip
-
-    found = False
-    frames, tracked = tee(frames)
-    for image, face in zip(frames, track_clip(tracked, detector, face_index), strict=True):
-        found = found or face is not None
-        yield image if face is None else overlaid(image, face.points)
-    if not found:
-        raise NoFaceError(f"No face was found in {name}; use a clip in which the face is seen clearly.")
-
-
-def overlaid(image: "np.ndarray", points: "np.ndarray") -> "np.ndarray":
-    """A picture with landmarks drawn over it, in its own resolution.
-
-    Args:
-        image: H x W x 3 uint8.
-        points: 78 x 2, pixels of the picture.
-
-    Returns:
-        H x W x 3 uint8.
-    """
-    import numpy as np
-    from PIL import Image
-
-    from .cropping import crop_box, to_crop
-    from .landmark_drawing import draw_landmarks
-
-    box = crop_box(points)
-    side = min(round(box.side), MAX_DRAWING)
-    drawing = draw_landmarks(to_crop(points, box, side), side)
-    size = (round(box.side), round(box.side))
-    colours = Image.fromarray(drawing).resize(size)
-    opacity = Image.fromarray((drawing.max(axis=2) * OPACITY).astype(np.uint8)).resize(size)
-    picture = Image.fromarray(image)
-    picture.paste(colours, (round(box.left), round(box.top)), opacity)
-    return np.asarray(picture)
 
 
 def main() -> None:

@@ -1,18 +1,25 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
+from test_pipeline import make_pipeline
 from typer.testing import CliRunner
 
-from fsth_hub import cli
+from fsth_hub import FsthIdentity, cli
 from fsth_hub.cropping import crop_box
 from fsth_hub.landmarks import get_detector
+from fsth_hub.model_card import CONSENT
 from fsth_hub.pipeline_fsth import FsthPipeline
 from fsth_hub.video import open_clip, write_clip
 
@@ -149,6 +156,140 @@ def test_interrupt_leaves_nothing(tmp_path, monkeypatch):
 def test_usage_error(no_loading):
     assert run("animate", PORTRAIT, "--driving", DRIVER, "--output", "out.mp4", "--motion", "wild").exit_code == 2
     assert run("animate", PORTRAIT).exit_code == 2
+
+
+# Publishing a person.
+
+
+@pytest.fixture
+def sent(monkeypatch) -> list[tuple]:
+    """What reached the hub: repositories made, identities pushed."""
+    # until the hub methods land
+    calls = []
+
+    def create_repository(repo_id, *, private=True):
+        calls.append(("create", repo_id, private))
+        return f"ann/{repo_id.rpartition('/')[2]}"
+
+    def push_to_hub(identity, repo_id, *, consent=False, private=True, revision=None, photographs=()):
+        assert consent is True
+        calls.append(("push", repo_id, private, revision, list(photographs), identity.num_portraits))
+        if repo_id.endswith("unreachable"):
+            raise cli.FsthError("The upload broke off: the connection failed.")
+        return f"https://hub/{repo_id}/commit/0123"
+
+    monkeypatch.setattr(import_module("fsth_hub.hub"), "create_repository", create_repository, raising=False)
+    monkeypatch.setattr(FsthIdentity, "push_to_hub", push_to_hub, raising=False)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    make_pipeline().save_pretrained(folder)
+    return folder
+
+
+def tune(folder, model, vgg, *arguments):
+    options = ["--steps", 1, "--vgg", vgg, "--device", "cpu", "--dtype", "float32"]
+    return run("fine-tune", PORTRAIT, "--output", folder, "--model", model, *options, *arguments)
+
+
+def test_fine_tune_publishes_and_says_where(tmp_path, sent, model, vgg):
+    arguments = ["--push-to-hub", "ada", "--i-have-consent", "--include-photograph", PORTRAIT, "--public"]
+    result = tune(tmp_path / "ada", model, vgg, *arguments)
+    assert result.exit_code == 0, result.output
+    made, published = result.stdout.splitlines()
+    assert made.startswith(f"{tmp_path / 'ada'}: 1 portrait") and published == "https://hub/ann/ada"
+    assert sent == [("create", "ada", False), ("push", "ann/ada", False, None, [PORTRAIT], 1)]
+
+
+def test_upload_that_fails_leaves_the_person_and_says_how_to_try_again(tmp_path, sent, model, vgg):
+    folder = tmp_path / "ada's"
+    result = tune(folder, model, vgg, "--push-to-hub", "unreachable", "--i-have-consent")
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert "the connection failed; the identity is in" in result.stderr and str(folder) in result.stderr
+    again = shlex.split(result.stderr.partition("try again with: ")[2])
+    assert again == ["fsth", "publish", str(folder), "ann/unreachable", "--i-have-consent", "--model", str(model)]
+    sent.clear()
+    result = run(*again[1:3], "ada", *again[4:], "--revision", "next", "--include-photograph", PORTRAIT)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "https://hub/ann/ada\n"
+    assert sent == [("create", "ada", True), ("push", "ann/ada", True, "next", [PORTRAIT], 1)]
+
+
+def test_nothing_is_loaded_or_sent_that_may_not_be_published(tmp_path, sent, no_loading):
+    folder, wall = tmp_path / "ada", tmp_path / "wall.txt"
+    folder.mkdir()
+    wall.write_text("not a picture")
+    (folder / "identity.json").write_text("{}")
+    tuning = ["fine-tune", PORTRAIT, "--output", tmp_path / "new"]
+    for command in ([*tuning, "--push-to-hub", "ann/ada"], ["publish", folder, "ann/ada"]):
+        assert_one_line_error(run(*command), "--i-have-consent", CONSENT)
+        command.append("--i-have-consent")
+        assert_one_line_error(run(*command, "--include-photograph", tmp_path / "missing.jpg"), "missing.jpg")
+        assert_one_line_error(run(*command, "--include-photograph", wall), "wall.txt", "not a picture")
+    assert_one_line_error(run(*tuning, "--include-photograph", PORTRAIT), "--push-to-hub")
+    assert_one_line_error(run("publish", tmp_path / "nobody", "ann/ada", "--i-have-consent"), "nobody")
+    assert_one_line_error(run("publish", folder, "ann/ada", "--i-have-consent"), "holds no identity")
+    assert sent == [] and not (tmp_path / "new").exists()
+
+
+def test_hub_is_asked_before_the_model_is_loaded(tmp_path, sent, no_loading, monkeypatch, vgg):
+    def refuse(*_, **__):
+        raise cli.FsthError("'ada' cannot be published to: it needs a login.")
+
+    # until the hub methods land
+    monkeypatch.setattr(import_module("fsth_hub.hub"), "create_repository", refuse)
+    assert_one_line_error(tune(tmp_path / "new", tmp_path, vgg, "--push-to-hub", "ada", "--i-have-consent"), "login")
+    assert sent == [] and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind, options", [(None, {}), ("full", {"kind": "full"}), ("adapter", {"kind": "adapter"})])
+def test_kind_is_what_the_pipeline_is_asked_for(tmp_path, vgg, monkeypatch, kind, options):
+    # until the adapter lands: then the identity's own kind tells
+    def fine_tune(portraits, **kwargs):
+        raise cli.FsthError(f"asked for { {name: kwargs[name] for name in kwargs if name == 'kind'} }")
+
+    pipe = SimpleNamespace(fine_tune=fine_tune, set_progress_bar_config=lambda **_: None)
+    monkeypatch.setattr(cli, "load_pipeline", lambda *_: pipe)
+    arguments = [] if kind is None else ["--kind", kind]
+    assert_one_line_error(tune(tmp_path / "ada", tmp_path, vgg, *arguments), f"asked for {options}")
+
+
+@pytest.mark.parametrize(
+    "command, base, revision, loaded",
+    [
+        ("publish", "ann/base", "0123", ("ann/base", "cpu", "bfloat16", "0123")),
+        ("publish", "bundled", None, (None, "cpu", "bfloat16", None)),
+        ("animate", "ann/base", "0123", ("ann/base", "auto", "auto", "0123")),
+        ("animate", "tiny", None, (None, "auto", "auto", None)),
+    ],
+)
+def test_a_person_brings_their_model(tmp_path, monkeypatch, sent, command, base, revision, loaded):
+    """Loaded is what was tuned, of the same revision; and for publishing in the numbers of the file."""
+    (tmp_path / "identity.json").write_text(json.dumps({"base_model": base, "base_revision": revision}))
+    save_file({"adain_parameters": torch.zeros(1, 2, dtype=torch.bfloat16)}, tmp_path / "identity.safetensors")
+
+    def load(*arguments):
+        raise cli.FsthError(f"asked for {arguments}")
+
+    monkeypatch.setattr(cli, "load_pipeline", load)
+    if command == "publish":
+        result = run("publish", tmp_path, "ann/ada", "--i-have-consent")
+    else:
+        result = run("animate", "--identity", tmp_path, "--driving", DRIVER, "--output", tmp_path / "out.mp4")
+    assert_one_line_error(result, f"asked for {loaded}")
+
+
+def test_help_is_whole_at_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in ([], ["animate"], ["fine-tune"], ["publish"], ["landmarks"], ["info"]):
+        text = run(*command, "--help").output
+        assert "…" not in text and max(map(len, text.splitlines())) <= 80
+        if "--i-have-consent" in text:  # in the words that are published
+            column = text[text.index("--i-have-consent") :].partition("--include")[0]
+            assert CONSENT in " ".join(column.replace("│", " ").split())
 
 
 def test_landmarks_over_picture(tmp_path):

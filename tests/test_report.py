@@ -1,10 +1,18 @@
 """Tables of an evaluation: numbers of a few invented people."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 
+import fsth_hub
 from fsth_hub.errors import FsthError
-from training.report import BEGIN, END, Report, interval, write_between_markers
+from training.report import BEGIN, END, Report, interval, render, write_between_markers, write_model_index
+
+
+BUNDLED_CARD = Path(fsth_hub.__file__).parent / "checkpoints" / "small" / "README.md"
 
 
 def measured(lpips: float, akd: float | None = 2.0, **seconds) -> dict:
@@ -120,3 +128,33 @@ def test_file_without_a_place_for_tables_is_refused(tmp_path, text):
     assert path.read_text() == text
     with pytest.raises(FsthError, match="no file"):
         write_between_markers(tmp_path / "absent.md", "new")
+
+
+def test_cards_get_tables_and_model_index_and_keep_the_rest(report, tmp_path):
+    card, readme = tmp_path / "card.md", tmp_path / "README.md"
+    card.write_bytes(BUNDLED_CARD.read_bytes())
+    before = ModelCard.load(card)
+    readme.write_text(f"# no front matter\n{BEGIN}\n{END}\n")
+    (tmp_path / "evaluation.json").write_text(json.dumps(report.results))
+    render(tmp_path, [card, readme])
+
+    after = ModelCard.load(card)
+    found = {(r.dataset_config, r.metric_name): r.metric_value for r in after.data.eval_results}
+    assert found == {
+        ("T = 1", "LPIPS"): 0.31, ("T = 1", "SSIM"): 0.5, ("T = 1", "CSIM"): 0.8, ("T = 1", "AKD, %"): 2.0,
+        ("T = 8", "LPIPS"): 0.125, ("T = 8", "SSIM"): 0.5, ("T = 8", "CSIM"): 0.8, ("T = 8", "AKD, %"): 2.0,
+    }  # fmt: skip
+    assert [r.dataset_name.split(" people")[0].split()[-1] for r in after.data.eval_results[::4]] == ["3", "2"]
+    known, fresh = before.data.to_dict(), after.data.to_dict()
+    assert [group["dataset"]["config"] for group in fresh["model-index"][0]["results"]] == ["T = 1", "T = 8"]
+    assert fresh["model-index"][0]["name"] == "own"
+    for data in (known, fresh):
+        data.pop("model-index", None)
+    assert known == fresh
+    assert after.text.split(BEGIN)[0] == before.text.split(BEGIN)[0]
+    assert after.text.split(END)[1] == before.text.split(END)[1]
+    assert readme.read_text() == f"# no front matter\n{BEGIN}\n{report.markdown()}{END}\n"
+
+    text = card.read_text()
+    write_model_index(card, report)  # again: nothing more
+    assert card.read_text() == text

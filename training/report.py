@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+from huggingface_hub import EvalResult, ModelCard
 from PIL import Image, ImageDraw, ImageFont
 
 from fsth_hub.errors import FsthError
@@ -150,6 +151,28 @@ class Report:
         header = ["T", "method", "people", csim, "CSIM in self-reenactment", "ratio ↑", *others, "no face"]
         return table(header, rows)
 
+    def model_index(self) -> tuple[str, list[EvalResult]]:
+        """The first model and its feed-forward means as the front matter of a model card has them."""
+        name = next(iter(self.results["settings"]["models"]))
+        results = []
+        for shots in self.shots("self"):
+            people = self.of("self", shots, f"{name} FF")
+            for key, (title, decimals) in MEASURES.items():
+                values = [p[key] for p in people.values() if p[key] is not None]
+                if values:
+                    result = EvalResult(
+                        task_type="image-to-video",
+                        task_name="self-reenactment",
+                        dataset_type="held-out-clips",  # nowhere on the hub; the card's text says what they are
+                        dataset_name=f"One clip each of {len(people)} people who are not in the training data",
+                        dataset_config=f"T = {shots}",  # numbers of one configuration stand together
+                        metric_type=key,
+                        metric_name=title.rstrip(" ↓↑"),
+                        metric_value=round(float(np.mean(values)), decimals),
+                    )
+                    results.append(result)
+        return name, results
+
     def left_out(self) -> str:
         """Who has too few frames for which number of shots; empty where nobody."""
         short = {}
@@ -222,6 +245,15 @@ def write_between_markers(path: Path, markdown: str):
     path.write_text(f"{before}\n{markdown}{after}")
 
 
+def write_model_index(path: Path, report: Report):
+    """Bring the front matter of a model card up to date; a file without front matter stays as it is."""
+    if not path.read_text().startswith("---\n"):
+        return
+    card = ModelCard.load(path)
+    card.data.model_name, card.data.eval_results = report.model_index()
+    card.save(path)
+
+
 def strip_path(folder: Path, identity: str, task: str, shots: str, column: str) -> Path:
     """Where the shown frames of a person in one column of a grid lie, below each other in one picture."""
     return folder / "pictures" / quote(identity, safe="") / f"{task}-{shots}-{quote(column, safe='')}.jpg"
@@ -252,7 +284,7 @@ def save_grid(folder: Path, task: str, shots: str, identities: list[str], column
 
 
 def render(folder: Path, write: list[Path]):
-    """evaluation.md and the grids from FOLDER/evaluation.json, and the tables between the markers of `write`."""
+    """evaluation.md and the grids from FOLDER/evaluation.json; the tables and `model-index` into the files `write`."""
     path = folder / "evaluation.json"
     if not path.is_file():
         raise FsthError(f"There is no evaluation.json in {folder}; measure first.")
@@ -265,4 +297,5 @@ def render(folder: Path, write: list[Path]):
             save_grid(folder, task, shots, list(report.people), [ends[0], "landmarks", *methods, ends[1]])
     for target in write:
         write_between_markers(target, markdown)
+        write_model_index(target, report)
     print(markdown)

@@ -1,0 +1,45 @@
+"""The options of `fsth` that several commands have."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+PUBLISHING = "Publishing"  # a heading in the help
+
+ModelOption = Annotated[str | None, typer.Option(help="Folder or hub id; by default the model in the package.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
+DtypeOption = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(metavar="TYPE", help="Numbers to compute in: auto, float32, bfloat16 or float16."),
+]
+DetectorOption = Annotated[str, typer.Option(help="mediapipe (offline) or face-alignment (fetches its weights).")]
+FaceOption = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Which face of the picture, counted from 0, the largest.")
+]
+
+PrivateOption = Annotated[
+    bool,
+    typer.Option("--private/--public", help="Who can see a repository that is new.", rich_help_panel=PUBLISHING),
+]
+ConsentOption = Annotated[
+    bool,
+    typer.Option(
+        "--i-have-consent",
+        help="You state that the person shown has agreed to the fine-tuning and to its publication, or that what is "
+        "shown is a work in the public domain.",
+        rich_help_panel=PUBLISHING,
+    ),
+]
+PhotographsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--include-photograph",
+        metavar="FILE",
+        help="Publish this photograph too, without its metadata; can be repeated. Others stay here, but not the "
+        "crops of the head that the model draws from.",
+        show_default=False,
+        rich_help_panel=PUBLISHING,
+    ),
+]

@@ -1,0 +1,203 @@
+"""Cards: what they say, that the hub can read it, and the preview."""
+
+import copy
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+from test_identity import tuned
+from test_pipeline import make_pipeline, picture
+from test_report import BUNDLED_CARD
+
+from fsth_hub.landmark_layout import FACE, INNER_LIPS, JAW, LEFT_EYE, NOSE_BRIDGE, RIGHT_EYE
+from fsth_hub.landmarks.pose import MEAN_FACE, Pose
+from fsth_hub.model_card import (
+    CONSENT,
+    draw_preview,
+    identity_card,
+    licence_of,
+    preview_landmarks,
+    write_identity_card,
+    write_pipeline_card,
+)
+from fsth_hub.pipeline_fsth import FsthPipeline
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:Portrait")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make_pipeline()
+
+
+@pytest.fixture(scope="module")
+def identity(pipe):
+    identity = tuned(pipe)
+    identity.history[0]["held_out"], identity.history[2]["held_out"] = 5.25, 4.123456
+    identity.steps = 2
+    return identity
+
+
+@pytest.fixture
+def card_of(identity, tmp_path):
+    def card_of(generator_folder="", **changes) -> ModelCard:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in changes.items():
+                target = type(identity) if name == "kind" else identity  # a property
+                patch.setattr(target, name, value, raising=False)
+            return identity_card(identity, tmp_path, "ann/portrait", generator_folder)
+
+    return card_of
+
+
+def front_matter(path: Path) -> dict:
+    return yaml.safe_load(path.read_text().split("---\n")[1])
+
+
+def test_front_matter_is_what_the_hub_reads(identity, tmp_path):
+    write_identity_card(identity, tmp_path, "ann/portrait")
+    card = ModelCard.load(tmp_path / "README.md")
+    data = front_matter(tmp_path / "README.md")
+    assert data == card.data.to_dict()  # ModelCardData understands all of it
+    ModelCard(str(card)).save(tmp_path / "again.md")
+    assert (tmp_path / "again.md").read_text() == (tmp_path / "README.md").read_text()
+    assert (data["pipeline_tag"], data["library_name"], data["license"]) == ("image-to-video", "fsth_hub", "unknown")
+    assert "talking-head" in data["tags"]
+    before, after = card.data.eval_results
+    assert (before.metric_value, after.metric_value) == (5.25, 4.1235)
+    assert "before" in before.metric_name and "after 2 steps" in after.metric_name
+    assert "deformations" in before.dataset_name and card.data.model_name == "portrait"
+
+
+def test_card_says_what_people_need_to_know(card_of):
+    text = card_of().text
+    assert f"states that {CONSENT}." in text
+    assert "one photograph" in text and "Steps: 2." in text and "Kind: full" in text and "5.25 and 4.12" in text
+    assert "No original photographs." in text and "Crops of the head, 64 x 64 pixels" in text
+    for words in ("Must not be used for", "AI-generated", "arxiv.org/abs/1905.08233", "(preview.jpg)", "`unnamed`"):
+        assert words in text
+    assert not re.search(r"{{|{%|None|\n\n\n", text)
+
+
+def test_what_the_card_tells_to_run_is_python(card_of):
+    for revision, loaded in ((None, '"ann/base"'), ("abc", '"ann/base", revision="abc"')):
+        code = re.search(r"```python\n(.*?)```", card_of(base_model="ann/base", base_revision=revision).text, re.S)[1]
+        compile(code, "card", "exec")
+        assert f"FsthPipeline.from_pretrained({loaded})" in code and 'load_identity("ann/portrait")' in code
+        assert len(code.split("\n\n")[1].splitlines()) == 3
+    assert "FsthPipeline.from_pretrained()\n" in card_of(base_model="bundled").text
+    text = card_of(base_model="a-folder").text
+    assert 'from_pretrained("path/to/a-folder")' in text and "result.mp4 --model path/to/a-folder\n" in text
+
+
+@pytest.mark.parametrize("kind, relation", [("full", "finetune"), ("adapter", "adapter")])
+def test_base_model_is_named_where_the_hub_has_it(card_of, kind, relation):
+    data = card_of(base_model="ann/base", kind=kind).data
+    assert (data.base_model, data.base_model_relation) == ("ann/base", relation)
+    for name in ("bundled", "a-folder"):
+        data = card_of(base_model=name, kind=kind).data.to_dict()
+        assert "base_model" not in data and "base_model_relation" not in data
+
+
+def test_identity_inherits_the_licence_of_its_base(card_of, pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_bytes(BUNDLED_CARD.read_bytes())
+    generator = copy.deepcopy(FsthPipeline.from_pretrained(tmp_path / "base").generator)  # as fine-tuning does
+    card = card_of(generator.name_or_path, base_model="bundled")
+    assert (card.data.license, card.data.license_name) == ("other", "research-and-non-commercial")
+    assert "for research and non-commercial use" in card.text and "comes with the package" in card.text
+
+
+@pytest.mark.parametrize(
+    "card, found",
+    [
+        (None, {"license": "unknown"}),
+        ("no front matter", {"license": "unknown"}),
+        ("---\n[broken\n---\n", {"license": "unknown"}),
+        ("---\nlicense: [mit]\n---\n", {"license": "unknown"}),
+        ("---\nlicense: mit\ntags: [x]\n---\n", {"license": "mit"}),
+        ("---\nlicense_name: own\nlicense_link: LICENSE\n---\n", {"license": "unknown", "license_name": "own"}),
+        ("---\nlicense: other\nlicense_link: https://a.b\n---\n", {"license": "other", "license_link": "https://a.b"}),
+    ],
+)  # fmt: skip
+def test_licence_is_what_the_models_card_says(card, found, tmp_path):
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    assert licence_of(tmp_path) == found
+
+
+def test_added_photographs_are_counted(card_of, tmp_path):
+    (tmp_path / "photographs").mkdir()
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / "photographs" / name).touch()
+    text = card_of().text
+    assert "In `photographs/`, 2 that the owner chose to add" in text and "No original photographs" not in text
+
+
+def test_tuning_that_did_not_help_is_said(card_of, identity):
+    card = card_of(steps=0)
+    assert len(card.data.eval_results) == 1 and "no step was better than none" in card.text
+    assert card_of(history=[]).data.eval_results is None
+
+
+def test_preview_moves_head_and_mouth():
+    points = Pose(np.eye(3), 0.8, np.array([128.0, 120.0])).project(MEAN_FACE).astype(np.float32)
+    own, left, right, opened = preview_landmarks(points)
+    assert np.array_equal(own, points)
+
+    def nose(points):  # its tip, from the middle between the eyes, pixels to the right
+        return points[NOSE_BRIDGE[-1], 0] - points[np.r_[RIGHT_EYE, LEFT_EYE], 0].mean()
+
+    assert nose(left) < -5 and abs(nose(own)) < 1 and nose(right) > 5
+    moved = opened - own
+    assert (moved[INNER_LIPS[5:], 1] > 5).all() and moved[JAW[8], 1] > 5
+    still = np.setdiff1d(FACE, np.r_[JAW, 55:60, 65:68])
+    assert np.abs(moved[still]).max() < 1e-3
+
+
+def test_preview_is_generated(identity, pipe, tmp_path):
+    """Frames of the identity's own generator, the first in the portrait's pose; none is a photograph."""
+    strip = np.asarray(draw_preview(identity, identity.generator))
+    assert strip.shape == (pipe.size, 4 * pipe.size, 3)
+    frames = np.split(strip, 4, axis=1)
+    assert np.array_equal(frames[0], pipe.draw_frame(identity.generator.fused(), identity, identity.landmarks))
+    assert len({frame.tobytes() for frame in frames}) == 4
+    with torch.no_grad():
+        other = pipe.embed(picture())
+    assert not np.array_equal(frames[0], pipe.draw_frame(pipe.generator.fused(), other, identity.landmarks))
+    write_identity_card(identity, tmp_path, "ann/portrait")
+    with Image.open(tmp_path / "preview.jpg") as saved:
+        assert saved.size == (4 * pipe.size, pipe.size) and b"AI-generated" in saved.info["comment"]
+        assert np.abs(np.asarray(saved).astype(int) - strip).mean() < 12
+        assert not saved.getexif()
+
+
+# Pipelines.
+
+
+def test_a_pipeline_keeps_the_card_it_came_with(tmp_path):
+    bundled = FsthPipeline.from_pretrained(device="cpu", dtype=torch.float32)
+    write_pipeline_card(bundled, tmp_path, "ann/model")
+    assert (tmp_path / "README.md").read_bytes() == BUNDLED_CARD.read_bytes()
+
+
+def test_a_pipeline_without_a_card_gets_one(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    write_pipeline_card(pipe, tmp_path, "ann/model")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert front_matter(tmp_path / "README.md") == card.data.to_dict()
+    assert (card.data.pipeline_tag, card.data.library_name) == ("image-to-video", "diffusers")
+    count = sum(p.numel() for p in pipe.generator.parameters()) / 1e6
+    assert f"generator: {count:.2f} M parameters" in card.text and 'from_pretrained("ann/model")' in card.text
+    assert not re.search(r"{{|{%|None", card.text)
+    # and what is then written by hand stays
+    (tmp_path / "README.md").write_text("by hand")
+    loaded = FsthPipeline.from_pretrained(tmp_path)
+    write_pipeline_card(loaded, tmp_path, "ann/model")
+    assert (tmp_path / "README.md").read_text() == "by hand"
