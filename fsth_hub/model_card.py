@@ -14,7 +14,6 @@ from PIL import Image
 from .image_processing_fsth import FsthImageProcessor
 from .landmark_layout import INNER_LIPS, JAW, OUTER_LIPS
 from .landmarks.pose import Pose
-from .modeling_fsth import FsthGenerator
 
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ CONSENT = (
     "public domain"
 )
 
+UNKNOWN_LICENCE = {"license": "unknown"}  # the hub's word
 TASK = "image-to-video"  # of those that the hub knows the nearest
 TAGS = ["talking-head", "few-shot", "portrait-animation", "face-reenactment"]
 
@@ -42,9 +42,7 @@ CHIN = JAW[3:-3]
 CHIN_SHARES = JAW_SHARE * np.sin(np.linspace(0, np.pi, len(CHIN)))
 
 
-def write_identity_card(
-    identity: "FsthIdentity", folder: str | Path, repo_id: str, generator: FsthGenerator | None = None
-) -> None:
+def write_identity_card(identity: "FsthIdentity", folder: str | Path, repo_id: str) -> None:
     """
     Write README.md and preview.jpg for a person who is to be published.
 
@@ -52,26 +50,23 @@ def write_identity_card(
         identity ([`FsthIdentity`]): who is shown; drawn for the preview.
         folder (`str` or `Path`): with all else that is uploaded: the card says whether photographs are among it.
         repo_id (`str`): `owner/name`.
-        generator ([`FsthGenerator`], *optional*): of the model that was tuned, which an adapter cannot do without.
     """
-    # until the adapter lands: identity.tuned_generator(generator)
-    generator = identity.tuned_generator(generator) if hasattr(identity, "tuned_generator") else identity.generator
-    write_card(identity_card(identity, Path(folder), repo_id, generator.name_or_path), Path(folder))
+    write_card(identity_card(identity, Path(folder), repo_id), Path(folder))
     # The mark is for those who meet the picture without the card.
     comment = "AI-generated with fsth_hub; not a photograph."
-    draw_preview(identity, generator).save(Path(folder, PREVIEW_NAME), quality=90, comment=comment)
+    draw_preview(identity).save(Path(folder, PREVIEW_NAME), quality=90, comment=comment)
 
 
-def identity_card(identity: "FsthIdentity", folder: Path, repo_id: str, generator_folder: str) -> ModelCard:
-    """What [`write_identity_card`] writes; the folder is that of the model's generator, for the card beside it."""
-    kind = getattr(identity, "kind", "full")  # until the adapter lands
+def identity_card(identity: "FsthIdentity", folder: Path, repo_id: str) -> ModelCard:
+    """What [`write_identity_card`] writes."""
     base_model = hub_id(identity.base_model)
-    licence = licence_of(Path(generator_folder).parent)
+    loaded_from = identity.base_generator.name_or_path
+    licence = licence_of(Path(loaded_from).parent) if loaded_from else UNKNOWN_LICENCE
     results = held_out_results(identity)
     data = ModelCardData(
         # Absent where the base is not on the hub, as the bundled model is not: the key must name a repository.
         base_model=base_model,
-        base_model_relation=base_model and {"full": "finetune", "adapter": "adapter"}[kind],
+        base_model_relation=base_model and {"full": "finetune", "adapter": "adapter"}[identity.kind],
         pipeline_tag=TASK,
         # Any name is allowed. Of "diffusers" the page would show a snippet that loads a pipeline, which an identity is
         # not, and fails; of a name that the hub does not know it shows none, and the card's own is what people find.
@@ -86,11 +81,11 @@ def identity_card(identity: "FsthIdentity", folder: Path, repo_id: str, generato
         data,
         template_path=TEMPLATES / "identity_card.md",
         repo_id=repo_id,
-        kind=kind,
+        kind=identity.kind,
         base_name=identity.base_model,
         # what to load: the bundled one needs no name; where one is that is not on the hub, readers have to know
         model=base_model or (None if identity.base_model == "bundled" else f"path/to/{identity.base_model}"),
-        base_revision=getattr(identity, "base_revision", None),
+        base_revision=identity.base_revision,
         fingerprint=identity.fingerprint[:12],
         num_portraits=identity.num_portraits,
         num_photographs=len(list(photographs.iterdir())) if photographs.is_dir() else 0,
@@ -147,7 +142,7 @@ def licence_of(model: Path) -> dict[str, str]:
     """
     What a model's own card says of its licence, for what is made from the model inherits it.
 
-    `unknown`, which is the hub's word, where there is no card or it does not say. A link to a file of the model's
+    Unknown where there is no card or it does not say. A link to a file of the model's
     repository would lead nowhere from another one and is left out.
     """
     try:
@@ -157,7 +152,7 @@ def licence_of(model: Path) -> dict[str, str]:
     found = {key: data[key] for key in ("license", "license_name", "license_link") if isinstance(data.get(key), str)}
     if "://" not in found.get("license_link", ""):
         found.pop("license_link", None)
-    return {"license": "unknown"} | found
+    return UNKNOWN_LICENCE | found
 
 
 def held_out_results(identity: "FsthIdentity") -> list[EvalResult]:
@@ -203,9 +198,9 @@ def preview_landmarks(points: np.ndarray) -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def draw_preview(identity: "FsthIdentity", generator: FsthGenerator) -> Image.Image:
+def draw_preview(identity: "FsthIdentity") -> Image.Image:
     """Four frames side by side that the identity's generator draws; no photograph is among them."""
-    generator = generator.fused()
+    generator = identity.tuned_generator().fused()
     processor = FsthImageProcessor(size=generator.config.image_size)
     frames = []
     for points in preview_landmarks(identity.landmarks):

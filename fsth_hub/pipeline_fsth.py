@@ -13,7 +13,7 @@ from PIL import Image
 
 from .cropping import CropBox, crop_box, to_crop, whole_frame
 from .errors import FsthError, NoFaceError
-from .identity import FsthIdentityMixin
+from .identity_mixin import FsthIdentityMixin
 from .image_processing_fsth import FsthImageProcessor
 from .landmarks import LandmarkDetector, MotionAdapter, get_detector, pick_reference, track_clip
 from .landmarks.motion import MotionMode

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from .device import default_device, default_dtype
 from .errors import FsthError
-from .hub import fetch, publish
+from .hub import create_repository, fetch, publish
 from .image_processing_fsth import FsthImageProcessor
 from .modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 
@@ -79,9 +79,10 @@ class FsthPretrainedMixin:
                 f"The pipeline in {name} cannot be loaded: its weights are cut off or no safetensors."
             ) from error
         except OSError as error:
+            weights = "model.safetensors" if variant is None else f"model.{variant}.safetensors"
             raise FsthError(
-                f"The pipeline in {name} cannot be loaded: a network's config.json or model.safetensors is missing "
-                "or damaged (pickled weights such as .bin and .ckpt are never read)."
+                f"The pipeline in {name} cannot be loaded: a network's config.json or {weights} is missing or damaged "
+                "(pickled weights such as .bin and .ckpt are never read)."
             ) from error
         except (ValueError, RuntimeError) as error:
             raise FsthError(f"The pipeline in {name} cannot be loaded: {error}") from error
@@ -149,6 +150,7 @@ class FsthPretrainedMixin:
                 from .remote_code import add_code
 
                 add_code(folder)
+            repo_id = create_repository(repo_id, private=private, token=token)  # with its owner, for the card
             write_pipeline_card(self, folder, repo_id)
             options = {"revision": revision, "token": token, "commit_message": commit_message}
             return publish(folder, repo_id, private=private, **options)

@@ -1,7 +1,4 @@
-import sys
-from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,25 +10,6 @@ from safetensors.torch import save_file
 from shards import NETWORKS, NUM_FRAMES, grey, write_shards
 from test_losses import vgg_weights
 from test_modeling import tiny
-
-
-@pytest.fixture(autouse=True)
-def hub_methods(monkeypatch):  # until the hub methods land
-    """Stands in for fsth_hub.hub and the methods that use it, of local folders alone."""
-    if find_spec("fsth_hub.hub") is not None:
-        return
-    from fsth_hub.errors import FsthError
-    from fsth_hub.identity import FsthIdentity
-    from fsth_hub.pipeline_fsth import FsthPipeline
-
-    def fetch(name):
-        if not Path(name).is_dir():
-            raise FsthError(f"There is no folder '{name}', and the hub does not give it either: no network.")
-        return Path(name)
-
-    monkeypatch.setitem(sys.modules, "fsth_hub.hub", SimpleNamespace(fetch=fetch))
-    load = lambda pipe, name: FsthIdentity.from_pretrained(name, pipe)  # noqa: E731
-    monkeypatch.setattr(FsthPipeline, "load_identity", load, raising=False)
 
 
 @pytest.fixture(scope="session")

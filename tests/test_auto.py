@@ -179,8 +179,11 @@ outputs = {"drawings": drawings.numpy(), "frames": frames.numpy(), "scores": sco
 def test_carried_code_needs_no_more_than_the_networks(carrying):
     names = {path.name for path in (carrying / "generator").glob("*.py")}
     assert names == {
+        "blocks.py",
         "component.py",
         "configuration_fsth.py",
+        "errors.py",
+        "hub.py",
         "landmark_layout.py",
         "modeling_fsth.py",
         "source_skips.py",

@@ -164,7 +164,6 @@ def test_usage_error(no_loading):
 @pytest.fixture
 def sent(monkeypatch) -> list[tuple]:
     """What reached the hub: repositories made, identities pushed."""
-    # until the hub methods land
     calls = []
 
     def create_repository(repo_id, *, private=True):
@@ -178,8 +177,8 @@ def sent(monkeypatch) -> list[tuple]:
             raise cli.FsthError("The upload broke off: the connection failed.")
         return f"https://hub/{repo_id}/commit/0123"
 
-    monkeypatch.setattr(import_module("fsth_hub.hub"), "create_repository", create_repository, raising=False)
-    monkeypatch.setattr(FsthIdentity, "push_to_hub", push_to_hub, raising=False)
+    monkeypatch.setattr(import_module("fsth_hub.hub"), "create_repository", create_repository)
+    monkeypatch.setattr(FsthIdentity, "push_to_hub", push_to_hub)
     return calls
 
 
@@ -239,7 +238,6 @@ def test_hub_is_asked_before_the_model_is_loaded(tmp_path, sent, no_loading, mon
     def refuse(*_, **__):
         raise cli.FsthError("'ada' cannot be published to: it needs a login.")
 
-    # until the hub methods land
     monkeypatch.setattr(import_module("fsth_hub.hub"), "create_repository", refuse)
     assert_one_line_error(tune(tmp_path / "new", tmp_path, vgg, "--push-to-hub", "ada", "--i-have-consent"), "login")
     assert sent == [] and not (tmp_path / "new").exists()
@@ -247,7 +245,6 @@ def test_hub_is_asked_before_the_model_is_loaded(tmp_path, sent, no_loading, mon
 
 @pytest.mark.parametrize("kind, options", [(None, {}), ("full", {"kind": "full"}), ("adapter", {"kind": "adapter"})])
 def test_kind_is_what_the_pipeline_is_asked_for(tmp_path, vgg, monkeypatch, kind, options):
-    # until the adapter lands: then the identity's own kind tells
     def fine_tune(portraits, **kwargs):
         raise cli.FsthError(f"asked for { {name: kwargs[name] for name in kwargs if name == 'kind'} }")
 

@@ -1,6 +1,5 @@
 """Cards: what they say, that the hub can read it, and the preview."""
 
-import copy
 import re
 from pathlib import Path
 
@@ -46,12 +45,12 @@ def identity(pipe):
 
 @pytest.fixture
 def card_of(identity, tmp_path):
-    def card_of(generator_folder="", **changes) -> ModelCard:
+    def card_of(**changes) -> ModelCard:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in changes.items():
                 target = type(identity) if name == "kind" else identity  # a property
                 patch.setattr(target, name, value, raising=False)
-            return identity_card(identity, tmp_path, "ann/portrait", generator_folder)
+            return identity_card(identity, tmp_path, "ann/portrait")
 
     return card_of
 
@@ -108,8 +107,8 @@ def test_base_model_is_named_where_the_hub_has_it(card_of, kind, relation):
 def test_identity_inherits_the_licence_of_its_base(card_of, pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "base")
     (tmp_path / "base" / "README.md").write_bytes(BUNDLED_CARD.read_bytes())
-    generator = copy.deepcopy(FsthPipeline.from_pretrained(tmp_path / "base").generator)  # as fine-tuning does
-    card = card_of(generator.name_or_path, base_model="bundled")
+    generator = FsthPipeline.from_pretrained(tmp_path / "base").generator
+    card = card_of(base_generator=generator, base_model="bundled")
     assert (card.data.license, card.data.license_name) == ("other", "research-and-non-commercial")
     assert "for research and non-commercial use" in card.text and "comes with the package" in card.text
 
@@ -163,7 +162,7 @@ def test_preview_moves_head_and_mouth():
 
 def test_preview_is_generated(identity, pipe, tmp_path):
     """Frames of the identity's own generator, the first in the portrait's pose; none is a photograph."""
-    strip = np.asarray(draw_preview(identity, identity.generator))
+    strip = np.asarray(draw_preview(identity))
     assert strip.shape == (pipe.size, 4 * pipe.size, 3)
     frames = np.split(strip, 4, axis=1)
     assert np.array_equal(frames[0], pipe.draw_frame(identity.generator.fused(), identity, identity.landmarks))

@@ -5,10 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fsth_hub.blocks import NORM_EPS, instance_norm
 from fsth_hub.configuration_fsth import FsthConfig
 from fsth_hub.landmark_layout import LEFT_EYE
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
-from fsth_hub.modeling_fsth import NORM_EPS, FsthDiscriminator, FsthEmbedder, FsthGenerator, instance_norm
+from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from fsth_hub.source_skips import (
     LIKENESS_WIDTH,
     MAX_FUSED,
