@@ -40,6 +40,7 @@ class FsthIdentity(FsthPerson):
         fingerprint (`str`): of its generator, [`fingerprint`].
         steps (`int`): after how many steps the weights are these.
         history (`list[dict]`): loss terms and held-out score by step, see [`FineTuned`].
+        name (`str`): of the folder from which it was loaded.
     """
 
     crops: np.ndarray
@@ -48,6 +49,7 @@ class FsthIdentity(FsthPerson):
     fingerprint: str
     steps: int
     history: list[dict[str, float]] = field(default_factory=list)
+    name: str = "unnamed"
 
     @property
     def num_portraits(self) -> int:
@@ -141,6 +143,7 @@ class FsthIdentity(FsthPerson):
             fingerprint=own,
             steps=steps,
             history=history,
+            name=folder.resolve().name,
         )
 
 
