@@ -59,7 +59,7 @@ def add_mark(frame: np.ndarray) -> np.ndarray:
 def _badge(height: int, width: int) -> tuple[np.ndarray, np.ndarray, int]:
     """What share of a frame's corner stays and what is added to it (h x w x 1, in 0 to 255), and the margin."""
     unit = min(height, width) / 256
-    font = ImageFont.load_default(max(1.0, 12 * unit))  # Pillow's own (Aileron, CC0)
+    font = ImageFont.load_default(max(1.0, 12 * unit))  # Pillow's own: nothing to ship
     box_width, box_height = round(font.getlength(MARK) + 10 * unit), round(19 * unit)
     box_width, box_height = min(max(1, box_width), width), min(max(1, box_height), height)
     # Pillow's shapes have jagged edges: drawn four times as large.
