@@ -49,6 +49,7 @@ class FsthIdentity(FsthPerson):
             identities share the pipeline's weights.
         base_revision (`str`, *optional*): the commit of that model, if it came from the hub.
         consent (`str`, *optional*): what was stated when the identity was published.
+        name (`str`): of the folder or the hub repository that it was loaded from.
     """
 
     crops: np.ndarray
@@ -61,6 +62,7 @@ class FsthIdentity(FsthPerson):
     adapter: Adapter | None = None
     base_revision: str | None = None
     consent: str | None = None
+    name: str = "unnamed"
 
     @property
     def num_portraits(self) -> int:
@@ -202,6 +204,7 @@ class FsthIdentity(FsthPerson):
             adapter=adapter,
             base_revision=base_revision,
             consent=consent,
+            name=folder.resolve().name if Path(name).is_dir() else str(name),
         )
 
     def push_to_hub(

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,9 @@ from .landmarks.motion import MotionMode
 from .modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from .person import FsthPerson, FsthPersonMixin, Portrait
 from .pretrained import FsthPretrainedMixin
+from .provenance import OUTPUT_METADATA, Origin, add_mark, check_credentials, sign
 from .video import Clip, open_clip, write_clip
 
-
-# The mark that a generated clip carries in its container, whoever passes it on.
-OUTPUT_METADATA = {"title": "AI-generated talking head", "comment": "AI-generated with fsth_hub; not a recording."}
 
 Driving = str | Path | np.ndarray | Sequence[np.ndarray | Image.Image]
 
@@ -59,18 +58,21 @@ class FsthPipelineOutput(BaseOutput):
         fps (`float`): frames per second.
         audio_path (`Path`, *optional*): the file that holds the driver's sound.
         report (`dict`): number of frames, crop boxes, seconds per stage, and the frames without a face.
+        origin ([`Origin`], *optional*): what the Content Credentials of a saved clip tell; `None` for none.
     """
 
     frames: list[Image.Image] | None
     fps: float
     audio_path: Path | None
     report: dict = field(default_factory=dict)
+    origin: Origin | None = None
 
     def save(self, path: str | Path) -> int:
         """Write the clip as mp4, with the driver's sound, or gif; returns the number of frames."""
         if self.frames is None:
             raise FsthError("The clip has already been written, to the `output_path` that was given.")
-        return write_clip(path, self.frames, self.fps, self.audio_path, OUTPUT_METADATA)
+        finish = None if self.origin is None else partial(sign, origin=self.origin)
+        return write_clip(path, self.frames, self.fps, self.audio_path, OUTPUT_METADATA, finish)
 
 
 class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, DiffusionPipeline):
@@ -165,7 +167,7 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         reference_frame: int | None = None,
     ) -> Iterator[np.ndarray]:
         """
-        Draw the person frame by frame as the driver moves; each frame is 256 x 256 x 3 uint8 RGB.
+        Draw the person frame by frame as the driver moves; each frame is 256 x 256 x 3 uint8 RGB, without a mark.
 
         Args:
             person ([`FsthPerson`]): of [`~FsthPipeline.embed`] or [`~FsthPipeline.fine_tune`].
@@ -220,6 +222,8 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         fps: float | None = None,
         reference_frame: int | None = None,
         output_path: str | Path | None = None,
+        mark: bool = True,
+        credentials: bool = True,
         callback: Callable[[int, int, np.ndarray], None] | None = None,
         return_dict: bool = True,
     ) -> FsthPipelineOutput | tuple:
@@ -234,6 +238,9 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
                 as in [`~FsthPipeline.embed`] and [`~FsthPipeline.read_driving`].
             output_path (`str` or `Path`, *optional*):
                 Stream the clip into this .mp4 or .gif instead of keeping its frames, whatever its length.
+            mark (`bool`, *optional*, defaults to `True`): Draw "AI-generated" into a corner of every frame.
+            credentials (`bool`, *optional*, defaults to `True`):
+                Sign the written clip with Content Credentials ([`sign`]), where c2pa-python is installed.
             callback (`Callable`, *optional*): Called after each frame with its index, the number of frames, the frame.
             return_dict (`bool`, *optional*, defaults to `True`): an [`FsthPipelineOutput`] or a plain tuple.
 
@@ -247,15 +254,19 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
             seconds[name] = round(time.perf_counter() - started, 3)
             started = time.perf_counter()
 
+        signed = credentials and check_credentials()
         person = portraits if isinstance(portraits, FsthPerson) else self.embed(portraits, face_index, crop)
         stage("embed")
+        driver_file = driving if isinstance(driving, (str, Path)) else getattr(driving, "audio_path", None)
         if not isinstance(driving, DrivingMotion):
             driving = self.read_driving(driving, driving_face_index, crop, num_frames, fps)
         stage("landmarks")
+        origin = Origin.of(self.model_name, person, portraits, driver_file) if signed else None
 
         def frames_with_progress():
             with self.progress_bar(total=len(driving.landmarks)) as progress:
                 for index, frame in enumerate(self.drive(person, driving, motion, reference_frame)):
+                    frame = add_mark(frame) if mark else frame
                     if callback is not None:
                         callback(index, len(driving.landmarks), frame)
                     yield frame
@@ -265,7 +276,8 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         if output_path is None:
             frames = [Image.fromarray(frame) for frame in frames_with_progress()]
         else:
-            write_clip(output_path, frames_with_progress(), driving.fps, driving.audio_path, OUTPUT_METADATA)
+            finish = partial(sign, origin=origin) if signed else None
+            write_clip(output_path, frames_with_progress(), driving.fps, driving.audio_path, OUTPUT_METADATA, finish)
         stage("frames")
         report = {
             "frames": len(driving.landmarks),
@@ -274,8 +286,10 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
             "driving_box": list(driving.box),
             "frames_without_face": driving.missing,
             "sound": driving.audio_path is not None,
+            "mark": mark,
+            "credentials": signed,
             "seconds": seconds,
         }
         # `to_tuple` would leave out what is None, and the rest would move up
         output = (frames, driving.fps, driving.audio_path, report)
-        return FsthPipelineOutput(*output) if return_dict else output
+        return FsthPipelineOutput(*output, origin) if return_dict else output

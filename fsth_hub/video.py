@@ -137,6 +137,7 @@ def write_clip(
     fps: float,
     audio_from: str | os.PathLike | None = None,
     metadata: dict[str, str] | None = None,
+    finish: Callable[[Path], object] | None = None,
 ) -> int:
     """Write frames as they come: .mp4 (H.264, with sound) or .gif. Nothing is left behind if something fails.
 
@@ -147,6 +148,7 @@ def write_clip(
         fps: Frames per second.
         audio_from: The video whose sound to keep, from its first picture on and no longer than the frames last.
         metadata: Container fields such as `title` and `comment` (a gif keeps the comment alone).
+        finish: Called with the complete file before it takes its place, to sign it.
 
     Returns:
         The number of frames written.
@@ -173,8 +175,16 @@ def write_clip(
             count = writers[path.suffix.lower()](unfinished, _pictures(frames), rate, audio_from, metadata or {})
         except av.FFmpegError as error:  # the disk is full, or the sound to keep is damaged
             raise VideoError(f"Cannot write {path.name}: {error.strerror}.") from error
+        if finish is not None:
+            finish(unfinished)
         unfinished.replace(path)
     return count
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """The container's fields, as `write_clip` wrote them; `VideoError` for what is no clip."""
+    with _open(Path(path)) as container:
+        return dict(container.metadata)
 
 
 def _open_file(path: Path, fps: float | None, max_frames: int | None) -> Clip:

@@ -12,6 +12,16 @@ from test_losses import vgg_weights
 from test_modeling import tiny
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_settings(tmp_path_factory):
+    """Tests sign what they generate with keys of their own, not with the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("settings")))
+        patch.delenv("FSTH_C2PA_CERT", raising=False)
+        patch.delenv("FSTH_C2PA_KEY", raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def astronaut() -> np.ndarray:
     """A photograph that is in the public domain and comes with scikit-image: 512 x 512 x 3 uint8, one face."""

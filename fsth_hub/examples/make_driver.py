@@ -14,7 +14,8 @@ import numpy as np
 
 from fsth_hub.landmark_layout import IRISES, JAW, LEFT_BROW, RIGHT_BROW
 from fsth_hub.landmarks.pose import Pose
-from fsth_hub.pipeline_fsth import OUTPUT_METADATA, FsthPipeline
+from fsth_hub.pipeline_fsth import FsthPipeline
+from fsth_hub.provenance import OUTPUT_METADATA
 from fsth_hub.video import write_clip
 
 
