@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 PACKAGES = ("fsth-hub", "torch", "transformers", "diffusers", "opencv-python", "av", "gradio")
 CLIPS = (".mp4", ".gif")
-OPACITY = 0.75  # of landmarks over a picture: the eye's own iris must show through the drawn one
-MAX_DRAWING = 1024  # pixels; landmarks are drawn four times as large and then reduced, which takes memory
 
 
 class OneLineErrors(TyperGroup):
@@ -192,6 +190,7 @@ def landmarks(
     from PIL import Image
 
     from .image_processing_fsth import load_image
+    from .landmark_drawing import overlaid
     from .landmarks import get_detector
     from .video import open_clip, write_clip
 
@@ -302,6 +301,7 @@ def overlaid_clip(
     frames: Iterable["np.ndarray"], detector: "LandmarkDetector", face_index: int, name: str
 ) -> Iterator["np.ndarray"]:
     """A clip's frames with the landmarks of one face drawn over them; where it is gone the frame is left as it is."""
+    from .landmark_drawing import overlaid
     from .landmarks import track_clip
 
     found = False
@@ -311,33 +311,6 @@ def overlaid_clip(
         yield image if face is None else overlaid(image, face.points)
     if not found:
         raise NoFaceError(f"No face was found in {name}; use a clip in which the face is seen clearly.")
-
-
-def overlaid(image: "np.ndarray", points: "np.ndarray") -> "np.ndarray":
-    """A picture with landmarks drawn over it, in its own resolution.
-
-    Args:
-        image: H x W x 3 uint8.
-        points: 78 x 2, pixels of the picture.
-
-    Returns:
-        H x W x 3 uint8.
-    """
-    import numpy as np
-    from PIL import Image
-
-    from .cropping import crop_box, to_crop
-    from .landmark_drawing import draw_landmarks
-
-    box = crop_box(points)
-    side = min(round(box.side), MAX_DRAWING)
-    drawing = draw_landmarks(to_crop(points, box, side), side)
-    size = (round(box.side), round(box.side))
-    colours = Image.fromarray(drawing).resize(size)
-    opacity = Image.fromarray((drawing.max(axis=2) * OPACITY).astype(np.uint8)).resize(size)
-    picture = Image.fromarray(image)
-    picture.paste(colours, (round(box.left), round(box.top)), opacity)
-    return np.asarray(picture)
 
 
 def main() -> None:

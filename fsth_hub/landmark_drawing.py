@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
+from .cropping import crop_box, to_crop
 from .landmark_layout import (
     INNER_LIPS,
     JAW,
@@ -36,6 +37,8 @@ IRISES = ((RIGHT_EYE, RIGHT_IRIS, (0, 255, 0)), (LEFT_EYE, LEFT_IRIS, (255, 0, 0
 
 LINE_WIDTH = 2 / 256  # of the drawing's side
 SUPERSAMPLING = 4  # the lines of a face that moves by less than a pixel must move too
+OPACITY = 0.75  # of landmarks over a picture: the eye's own iris must show through the drawn one
+MAX_DRAWING = 1024  # pixels; landmarks over a picture are drawn supersampled, which takes memory
 
 
 def draw_landmarks(points: np.ndarray, size: int) -> np.ndarray:
@@ -64,6 +67,27 @@ def draw_landmarks(points: np.ndarray, size: int) -> np.ndarray:
         if np.isfinite(points[eye]).all() and np.isfinite(points[iris]).all():
             _draw_iris(canvas, points[eye], points[iris], colour)
     return np.asarray(canvas.reduce(SUPERSAMPLING))
+
+
+def overlaid(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """A picture with landmarks drawn over it, in its own resolution.
+
+    Args:
+        image: H x W x 3 uint8.
+        points: 78 x 2, pixels of the picture.
+
+    Returns:
+        H x W x 3 uint8.
+    """
+    box = crop_box(points)
+    side = min(round(box.side), MAX_DRAWING)
+    drawing = draw_landmarks(to_crop(points, box, side), side)
+    size = (round(box.side), round(box.side))
+    colours = Image.fromarray(drawing).resize(size)
+    opacity = Image.fromarray((drawing.max(axis=2) * OPACITY).astype(np.uint8)).resize(size)
+    picture = Image.fromarray(image)
+    picture.paste(colours, (round(box.left), round(box.top)), opacity)
+    return np.asarray(picture)
 
 
 def _draw_iris(canvas: Image.Image, eye: np.ndarray, iris: np.ndarray, colour: tuple[int, int, int]) -> None:

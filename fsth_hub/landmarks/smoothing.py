@@ -1,9 +1,9 @@
 """Landmarks without their detector's tremble.
 
 A One Euro filter (Casiez et al., CHI 2012; MediaPipe smooths its own landmarks with it): a low-pass filter whose
-cutoff rises with speed, so that what rests is quiet and what moves is not held back. The head and the face's expression
-are filtered apart, for the skull moves slowly where lids, irises and lips are quick, and most of the tremble is the
-head's: a blink survives what the head needs.
+cutoff rises with speed, so that what rests is quiet and what moves is not held back. The head and the face's
+expression are filtered apart, for the skull moves slowly where lids, irises and lips are quick, and most of the
+tremble is the head's: a blink survives what the head needs.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from .pose import UNITS_BETWEEN_EYES, Pose
 DEFAULT_SMOOTHING = 0.05  # s
 MAX_SMOOTHING = 1.0  # s; a head that lags longer than that follows nobody
 
-# Of the head and of the expression: by how many Hz the cutoff rises for each distance between the eyes per second, and
-# the cutoff in Hz of the speed itself. The best of a sweep over six clips: for the same quiet they keep most of a blink.
+# Of the head and of the expression: by how many Hz the cutoff rises for each distance between the eyes per second,
+# and the cutoff in Hz of the speed itself. The best of a sweep over six clips: quiet, and nearly all of a blink left.
 HEAD = (5.0, 1.0)
 EXPRESSION = (80.0, 5.0)
 
