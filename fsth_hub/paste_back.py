@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .cropping import CropBox
+from .cropping import CropBox, crop_image
 from .errors import FsthError
 from .image_processing_fsth import Picture, load_image
 from .person import FsthPerson, Portrait
@@ -16,13 +16,19 @@ MAX_SIZE = (1920, 1080)  # pixels, the longer and the shorter side: what every p
 # Of the crop's side: the photograph alone is seen at its border, the drawn head alone from here inwards. A wider one
 # would show the top of a moving head twice, and a narrower one an edge where the shoulders follow it.
 FEATHER = 0.05
+# Of the crop's side: so far above its lower border the body is drawn back to where the photograph goes on with it, and
+# its smoothing. At the other borders is background, and pulling that would dent the head.
+JOIN = 0.25
+FLOW_BLUR = 0.025
 
 
 class PasteBack:
     """Puts drawn frames into a photograph, one at a time.
 
-    The border of the square stays the photograph's own, and the frame comes in softly, so that no edge is seen. Where
-    the square reaches the photograph's border or beyond it, the frame goes up to the border.
+    The border of the square stays the photograph's own, and the frame comes in softly, so that no edge is seen. A head
+    that moves takes its shoulders along; towards the lower border they are led back (by the optical flow from the
+    photograph to the frame), so that collars and necklaces go on unbroken. Where the square reaches the photograph's
+    border or beyond it, the frame goes up to that border.
 
     Args:
         photograph: The picture of which the portrait was cut, all that `load_image` takes. What is larger than 1920 x
@@ -44,8 +50,10 @@ class PasteBack:
         else:
             image = image[: max(1, height - height % 2), : max(1, width - width % 2)]
         self.photograph = image
-        columns, self.across, x_share = _span(box.left * scale, box.side * scale, image.shape[1])
-        rows, self.down, y_share = _span(box.top * scale, box.side * scale, image.shape[0])
+        self.box = CropBox(*(scale * value for value in box))
+        self.still: np.ndarray | None = None
+        columns, self.across, x_share = _span(self.box.left, self.box.side, image.shape[1])
+        rows, self.down, y_share = _span(self.box.top, self.box.side, image.shape[0])
         if not (x_share.size and y_share.size):
             raise FsthError("The head's square lies outside the photograph: give the photograph it was cut from.")
         self.region = rows, columns
@@ -57,10 +65,28 @@ class PasteBack:
         height, width = self.share.shape[:2]
         side = frame.shape[0]
         window = (side * self.across[0], side * self.down[0], side * self.across[1], side * self.down[1])
+        if self.box.top + self.box.side < len(self.photograph):
+            frame = self._join(frame)
         patch = Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS, box=window)
         result = self.photograph.copy()
         result[self.region] = np.rint(self.kept + self.share * np.asarray(patch)).astype(np.uint8)
         return result
+
+    def _join(self, frame: np.ndarray) -> np.ndarray:
+        """Lead what the frame moved near its lower border back to where it is in the photograph."""
+        import cv2  # here, so that pictures can be cropped and drawn without it
+
+        side = len(frame)
+        if self.still is None or len(self.still) != side:
+            self.still = cv2.cvtColor(crop_image(self.photograph, self.box, side), cv2.COLOR_RGB2GRAY)
+        optical_flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        flow = optical_flow.calc(self.still, cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), None)  # S x S x 2, pixels
+        flow = cv2.GaussianBlur(flow, (0, 0), FLOW_BLUR * side)
+        y, x = np.mgrid[:side, :side].astype(np.float32)
+        share = 1 - _smoothstep(((side - 0.5 - y) / side - FEATHER) / (JOIN - FEATHER))
+        return cv2.remap(
+            frame, x + share * flow[..., 0], y + share * flow[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+        )
 
 
 def _span(start: float, side: float, limit: int) -> tuple[slice, tuple[float, float], np.ndarray]:

@@ -41,6 +41,17 @@ def test_border_is_the_photographs_and_the_middle_the_frames():
     assert line[30] < 5 and line[31] < 40 and np.abs(np.diff(line)).max() < 1.6 * 255 / (FEATHER * BOX.side)
 
 
+def test_moved_shoulders_are_led_back_to_the_photograph(astronaut):
+    box = CropBox(120.0, 10.0, 256.0)
+    moved = np.roll(crop_image(astronaut, box, 256), 8, axis=1)  # 8 pixels to the right
+    result = PasteBack(astronaut, box)(moved).astype(int)
+    above, below = slice(10 + 30, 10 + 150), slice(10 + 225, 10 + 240)
+    inside = slice(120 + 40, 120 + 216)
+    there = np.roll(astronaut, 8, axis=1).astype(int)
+    assert np.abs(result - there)[above, inside].mean() < 1 < 5 < np.abs(astronaut - there)[below, inside].mean()
+    assert np.abs(result - astronaut)[below, inside].mean() < 0.4 * np.abs(astronaut - there)[below, inside].mean()
+
+
 def test_no_feather_where_the_square_reaches_beyond_the_photograph():
     result = PasteBack(black(100, 120), CropBox(-10, -5, 90))(WHITE)
     assert (result[:70, :60] == 255).all()
