@@ -16,9 +16,11 @@ from .cropping import CropBox, crop_box, to_crop, whole_frame
 from .errors import FsthError, NoFaceError
 from .identity_mixin import FsthIdentityMixin
 from .image_processing_fsth import FsthImageProcessor
-from .landmarks import LandmarkDetector, MotionAdapter, get_detector, pick_reference, track_clip
+from .landmarks import LandmarkDetector, MotionAdapter, get_detector, pick_reference, smooth_clip, track_clip
 from .landmarks.motion import MotionMode
+from .landmarks.smoothing import DEFAULT_SMOOTHING
 from .modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from .paste_back import paste_back as ready_canvas
 from .person import FsthPerson, FsthPersonMixin, Portrait
 from .pretrained import FsthPretrainedMixin
 from .provenance import OUTPUT_METADATA, Origin, add_mark, check_credentials, sign
@@ -165,6 +167,8 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         driving: DrivingMotion,
         motion: MotionMode = "relative",
         reference_frame: int | None = None,
+        motion_strength: float = 1.0,
+        smoothing: float = DEFAULT_SMOOTHING,
     ) -> Iterator[np.ndarray]:
         """
         Draw the person frame by frame as the driver moves; each frame is 256 x 256 x 3 uint8 RGB, without a mark.
@@ -177,14 +181,20 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
                 over the driver's landmarks, and with them the shape of the driver's face (the paper's way).
             reference_frame (`int`, *optional*):
                 The driver's frame that counts as the portrait's own pose; by default the one most like the portrait.
+            motion_strength (`float`, *optional*, defaults to 1):
+                How much of the driver's change to take over, 0 (the portrait stays still) to 2; relative motion only.
+            smoothing (`float`, *optional*, defaults to 0.05):
+                Seconds, 0 to 1, over which the detector's tremble is averaged out while the driver's head rests; 0
+                takes the landmarks as they were found. What moves is smoothed less, and nothing lags.
         """
+        landmarks = smooth_clip(driving.landmarks, driving.fps, smoothing)
         if reference_frame is None:
-            reference_frame = pick_reference(person.landmarks, driving.landmarks)
-        elif not 0 <= reference_frame < len(driving.landmarks) or driving.landmarks[reference_frame] is None:
+            reference_frame = pick_reference(person.landmarks, landmarks)
+        elif not 0 <= reference_frame < len(landmarks) or landmarks[reference_frame] is None:
             raise FsthError(f"Frame {reference_frame} of the driving clip does not exist or shows no face.")
-        adapt = MotionAdapter(person.landmarks, driving.landmarks[reference_frame], motion)
+        adapt = MotionAdapter(person.landmarks, landmarks[reference_frame], motion, motion_strength)
         generator = person.tuned_generator(self.generator).fused()
-        for points in driving.landmarks:
+        for points in landmarks:
             yield self.draw_frame(generator, person, adapt(points))
 
     @torch.no_grad()
@@ -221,6 +231,9 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         num_frames: int | None = None,
         fps: float | None = None,
         reference_frame: int | None = None,
+        motion_strength: float = 1.0,
+        smoothing: float = DEFAULT_SMOOTHING,
+        paste_back: bool = False,
         output_path: str | Path | None = None,
         mark: bool = True,
         credentials: bool = True,
@@ -233,7 +246,9 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         Args:
             portraits: Pictures of one person, or an [`FsthPerson`], such as an [`FsthIdentity`].
             driving: A clip or its frames, or a [`DrivingMotion`] of [`~FsthPipeline.read_driving`].
-            motion, reference_frame: as in [`~FsthPipeline.drive`].
+            motion, reference_frame, motion_strength, smoothing: as in [`~FsthPipeline.drive`].
+            paste_back (`bool`, *optional*, defaults to `False`):
+                Put the moving head back into the first portrait, reduced to fit 1920 x 1080 or 1080 x 1920 pixels.
             crop, face_index, driving_face_index, num_frames, fps:
                 as in [`~FsthPipeline.embed`] and [`~FsthPipeline.read_driving`].
             output_path (`str` or `Path`, *optional*):
@@ -256,6 +271,7 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
 
         signed = credentials and check_credentials()
         person = portraits if isinstance(portraits, FsthPerson) else self.embed(portraits, face_index, crop)
+        canvas = ready_canvas(portraits, person) if paste_back else None
         stage("embed")
         driver_file = driving if isinstance(driving, (str, Path)) else getattr(driving, "audio_path", None)
         if not isinstance(driving, DrivingMotion):
@@ -265,7 +281,8 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
 
         def frames_with_progress():
             with self.progress_bar(total=len(driving.landmarks)) as progress:
-                for index, frame in enumerate(self.drive(person, driving, motion, reference_frame)):
+                drawn = self.drive(person, driving, motion, reference_frame, motion_strength, smoothing)
+                for index, frame in enumerate(drawn if canvas is None else map(canvas, drawn)):
                     frame = add_mark(frame) if mark else frame
                     if callback is not None:
                         callback(index, len(driving.landmarks), frame)

@@ -105,6 +105,47 @@ def test_head_goes_no_further_than_a_portrait_can_follow():
     assert Pose.of(adapter(face(scale=5))).scale <= portrait.scale * np.exp(MAX_ZOOM) + 1e-3
 
 
+def test_strength_scales_what_moves():
+    active = face(mouth=14, yaw=6, gaze=3, centre=(132.0, 141.0), scale=0.51)
+    none, half, full, double = (MotionAdapter(PORTRAIT, face(), strength=s)(active) for s in (0, 0.5, 1, 2))
+    np.testing.assert_allclose(none, PORTRAIT, atol=1e-3)
+    whole = full - PORTRAIT
+    np.testing.assert_allclose(half - PORTRAIT, whole / 2, atol=0.5)
+    np.testing.assert_allclose(double - PORTRAIT, whole * 2, atol=1.8)
+    assert np.abs(whole).max() > 5
+    assert opening(double, MOUTH) - opening(PORTRAIT, MOUTH) == pytest.approx(
+        2 * (opening(full, MOUTH) - opening(PORTRAIT, MOUTH)), rel=0.1
+    )
+
+
+def test_strong_motion_stays_within_the_limits():
+    far = face(yaw=80, centre=(500.0, 140.0), scale=5)
+    moved, still = (Pose.of(MotionAdapter(face(), face(), strength=s)(far)) for s in (2, 0))
+    assert np.arccos((np.trace(moved.rotation @ still.rotation.T) - 1) / 2) <= MAX_TURN + 0.02
+    assert np.linalg.norm(moved.centre - still.centre) <= MAX_MOVE * 50 + 0.5
+    assert moved.scale <= still.scale * np.exp(MAX_ZOOM) + 1e-3
+
+
+@pytest.mark.parametrize("own", [4.0, 8.0, 30.0])
+def test_strong_motion_does_not_close_further_than_shut(own):
+    portrait = face(eyes=own, mouth=own)
+    shut = MotionAdapter(portrait, face(eyes=22, mouth=20), strength=2)(face(eyes=0, mouth=0))
+    assert opening(shut, EYE) == pytest.approx(0, abs=0.005)
+    assert opening(shut, MOUTH) == pytest.approx(0, abs=0.005)
+    half = MotionAdapter(portrait, face(eyes=22), strength=2)(face(eyes=16.5))
+    assert opening(half, EYE) == pytest.approx(opening(portrait, EYE) / 2, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "mode, strength, message",
+    [("relative", -0.1, "from 0 to 2"), ("relative", 2.1, "from 0 to 2"), ("relative", float("nan"), "from 0 to 2"),
+     ("absolute", 0.5, "needs relative motion")],
+)  # fmt: skip
+def test_bad_strength(mode, strength, message):
+    with pytest.raises(FsthError, match=message):
+        MotionAdapter(PORTRAIT, PORTRAIT, mode, strength)
+
+
 def test_turning_head_keeps_its_shape():
     """A difference of flat points would make a portrait that faces the viewer as wide as the driver has become."""
     moved = MotionAdapter(face(), face(yaw=-50))(face(yaw=-44))

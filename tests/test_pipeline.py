@@ -291,7 +291,7 @@ def test_paper_networks_draw_too():
 def test_absolute_motion_keeps_the_drivers_landmarks(pipe, monkeypatch):
     driver = clip(0, 20, 40)
     drawn = spy_on_points(pipe, monkeypatch)
-    pipe(driver[0], driver, motion="absolute", crop=False)
+    pipe(driver[0], driver, motion="absolute", crop=False, smoothing=0)
     assert np.array_equal(drawn, [pipe.detector.points(frame) for frame in driver])
 
 
@@ -299,7 +299,7 @@ def test_relative_motion_starts_from_the_portrait(pipe, monkeypatch):
     drawn = spy_on_points(pipe, monkeypatch)
     portrait = picture(60)
     person = pipe.embed(portrait, crop=False)
-    pipe(person, clip(0, 4, 8), motion="relative", reference_frame=1, crop=False)
+    pipe(person, clip(0, 4, 8), motion="relative", reference_frame=1, crop=False, smoothing=0)
     # the driver moves a pixel a frame, and is smaller than the steps at which motion is softened
     middles = [points[FACE, 0].mean() for points in drawn]
     assert np.allclose(drawn[1], person.landmarks, atol=0.01)
@@ -312,6 +312,51 @@ def test_without_reference_the_frame_most_like_the_portrait_counts(pipe, monkeyp
     monkeypatch.setattr(pipeline_fsth, "pick_reference", lambda portrait, frames: 2)
     list(pipe.drive(person, motion))
     assert np.allclose(drawn[2], person.landmarks, atol=0.01) and not np.allclose(drawn[0], drawn[2], atol=1)
+
+
+def test_motion_strength_of_nothing_is_a_still_portrait(pipe, monkeypatch):
+    drawn = spy_on_points(pipe, monkeypatch)
+    person = pipe.embed(picture())
+    pipe(person, clip(0, 20, 40), motion_strength=0)
+    assert np.allclose(drawn, person.landmarks, atol=0.01)
+
+
+def test_smoothing_is_what_the_driver_is_drawn_with(pipe, monkeypatch):
+    drawn = spy_on_points(pipe, monkeypatch)
+    motion = pipe.read_driving(clip(0, 4, 0, 4, 0, 4))
+    person = pipe.embed(picture())
+    found = motion.landmarks.copy()
+    trembles = []
+    for smoothing in (0, 0.05):
+        drawn.clear()
+        pipe(person, motion, motion="absolute", smoothing=smoothing)
+        trembles.append(np.abs(np.diff(drawn, n=2, axis=0)).mean())
+        assert smoothing or np.array_equal(drawn, found)
+    assert trembles[1] < 0.5 * trembles[0]
+    assert all(map(np.array_equal, motion.landmarks, found))
+
+
+@pytest.mark.parametrize("kind", ["array", "file", "pil", "several"])
+def test_pasted_back_head_moves_in_its_photograph(pipe, tmp_path, kind):
+    photograph = picture(height=151, width=121)
+    path = tmp_path / "portrait.png"
+    Image.fromarray(photograph).save(path)
+    portraits = {"array": photograph, "file": path, "pil": Image.open(path), "several": [path, picture()]}[kind]
+    result = tmp_path / "result.mp4"
+    pipe(portraits, clip(0, 20), paste_back=True, output_path=result)
+    (frame, _) = open_clip(result)
+    assert frame.shape == (150, 120, 3)
+    frames = arrays(pipe(portraits, clip(0, 20), paste_back=True).frames)
+    box = pipe.embed(photograph).boxes[0]
+    outside = np.ones((150, 120), bool)
+    outside[: int(box.top + box.side) + 1, max(0, int(box.left)) : int(box.left + box.side) + 1] = False
+    assert np.array_equal(frames[1][outside], photograph[:150, :120][outside])
+    assert not np.array_equal(frames[1], frames[0])
+
+
+def test_pasting_back_needs_the_photograph(pipe):
+    with pytest.raises(FsthError, match="needs the photograph"):
+        pipe(pipe.embed(picture()), clip(0, 20), paste_back=True)
 
 
 def test_a_frame_without_face_holds_the_last_pose(pipe):
@@ -345,6 +390,8 @@ def test_driving_box_fits_the_clip(pipe):
         (clip(0, 1), {"reference_frame": 2}, FsthError, "Frame 2"),
         (clip(0, NO_FACE), {"reference_frame": 1}, FsthError, "Frame 1"),
         (clip(0, 1), {"motion": "sideways"}, FsthError, "no motion mode 'sideways'"),
+        (clip(0, 1), {"motion_strength": 3}, FsthError, "motion strength must be from 0 to 2"),
+        (clip(0, 1), {"smoothing": -1}, FsthError, "from 0 to 1 s"),
         ([], {}, VideoError, "empty"),
         ("no_such.mp4", {}, VideoError, "no_such.mp4"),
     ],

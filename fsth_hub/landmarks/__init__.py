@@ -6,15 +6,18 @@ What needs OpenCV (the detectors) is imported only when it is asked for, so that
 from ..errors import FsthError
 from .base import Face, LandmarkDetector
 from .motion import MotionAdapter, pick_reference
+from .smoothing import LandmarkSmoother, smooth_clip
 from .tracking import track_clip
 
 
 __all__ = [
     "Face",
     "LandmarkDetector",
+    "LandmarkSmoother",
     "MotionAdapter",
     "get_detector",
     "pick_reference",
+    "smooth_clip",
     "track_clip",
 ]
 

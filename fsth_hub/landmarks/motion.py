@@ -31,6 +31,7 @@ MAX_CLOSING_GAIN = 3.0  # an opening hardly open in the reference frame would bl
 # How far a head can be taken from its portrait's pose before too much is seen that the portrait does not show: turned
 # in radians, moved in distances between the eyes, and as the logarithm of its size.
 MAX_TURN, MAX_MOVE, MAX_ZOOM = 0.3, 0.5, 0.2
+MAX_STRENGTH = 2.0
 
 EYES = ((RIGHT_EYE, RIGHT_IRIS), (LEFT_EYE, LEFT_IRIS))
 
@@ -46,15 +47,27 @@ class MotionAdapter:
         reference: The driver's points in the frame that counts as unmoved: the first one, or `pick_reference`'s.
         mode: "relative" moves the portrait's points by the driver's change; "absolute" takes the driver's points as
             they are (the paper's way), and with them the shape of the driver's face.
+        strength: How much of the driver's change to take over, 0 (the portrait stays still) to 2; relative motion
+            only. However strong, a head goes no further than a portrait can follow, and eyes and mouth shut no
+            further than shut.
 
     Raises:
-        FsthError: There is no such mode.
+        FsthError: There is no such mode, or the strength does not fit.
     """
 
-    def __init__(self, portrait: np.ndarray, reference: np.ndarray, mode: MotionMode = "relative"):
+    def __init__(
+        self, portrait: np.ndarray, reference: np.ndarray, mode: MotionMode = "relative", strength: float = 1.0
+    ):
         if mode not in get_args(MotionMode):
             raise FsthError(f"There is no motion mode '{mode}'; use 'relative' or 'absolute'.")
-        self.mode = mode
+        if not 0 <= strength <= MAX_STRENGTH:
+            raise FsthError(f"The motion strength must be from 0 to {MAX_STRENGTH:g}, not {strength}.")
+        if mode == "absolute" and strength != 1:
+            raise FsthError(
+                "A motion strength other than 1 needs relative motion: absolute motion takes the driver's landmarks "
+                "as they are."
+            )
+        self.mode, self.strength = mode, strength
         self.last = np.asarray(portrait, np.float32)
 
         self.portrait_pose, self.reference_pose = Pose.of(portrait), Pose.of(reference)
@@ -81,16 +94,16 @@ class MotionAdapter:
 
     def _relative(self, points: np.ndarray) -> np.ndarray:
         portrait, reference, driver = self.portrait_pose, self.reference_pose, Pose.of(points)
-        change = driver.lift(points) - self.reference
+        change = self.strength * (driver.lift(points) - self.reference)
         moved = self.portrait + change * self.scale
         self._close(moved, change)
         for eye, iris in EYES:
             self._look(moved, change, eye, iris)
 
-        move = (driver.centre - reference.centre) / (UNITS_BETWEEN_EYES * reference.scale)
-        zoom = np.log(driver.scale / reference.scale)
+        move = self.strength * (driver.centre - reference.centre) / (UNITS_BETWEEN_EYES * reference.scale)
+        zoom = self.strength * np.log(driver.scale / reference.scale)
         pose = Pose(
-            rotation=_soften_turn(driver.rotation @ reference.rotation.T) @ portrait.rotation,
+            rotation=_soften_turn(driver.rotation @ reference.rotation.T, self.strength) @ portrait.rotation,
             scale=portrait.scale * np.exp(_soften(zoom, MAX_ZOOM)),
             centre=portrait.centre + _soften(move, MAX_MOVE) * UNITS_BETWEEN_EYES * portrait.scale,
         )
@@ -99,7 +112,9 @@ class MotionAdapter:
     def _close(self, moved: np.ndarray, change: np.ndarray) -> None:
         """Close eyes and mouth in proportion: what shuts on the driver shuts on the portrait, and no further."""
         closing = np.minimum(change[LOWER, 1] - change[UPPER, 1], 0)
-        excess = closing * (self.closing_gain - self.scale[1])
+        # stronger motion must not take lids and lips through each other
+        wanted = np.maximum(closing, -_openings(self.reference)) if self.strength > 1 else closing
+        excess = wanted * self.closing_gain - closing * self.scale[1]
         for point, opening, share in CLOSING:
             moved[point, 1] += share * excess[opening]
 
@@ -124,13 +139,13 @@ def _soften(change: np.ndarray, limit: float) -> np.ndarray:
     return change if length == 0 else change * (limit * np.tanh(length / limit) / length)
 
 
-def _soften_turn(rotation: np.ndarray) -> np.ndarray:
-    """A rotation (3 x 3) about its axis by the softened angle (Rodrigues' formula)."""
+def _soften_turn(rotation: np.ndarray, strength: float) -> np.ndarray:
+    """A rotation (3 x 3) about its axis by its angle times the strength, softened (Rodrigues' formula)."""
     angle = np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1))
     if angle < 1e-6:
         return rotation
     cross = (rotation - rotation.T) / (2 * np.sin(angle))  # the axis as a cross product
-    softened = _soften(angle, MAX_TURN)
+    softened = _soften(strength * angle, MAX_TURN)
     return np.eye(3) + np.sin(softened) * cross + (1 - np.cos(softened)) * cross @ cross
 
 

@@ -1,6 +1,6 @@
 """Where a head is and which way it faces, from its flat landmarks and a mean face in space."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -52,10 +52,15 @@ class Pose:
         """The pose of the face with these points (78 x 2, pixels)."""
         middle = points[RIGID].mean(axis=0)
         affine = (RIGID_INVERSE @ (points[RIGID] - middle)).T  # 2 x 3
-        left, sizes, right = np.linalg.svd(affine, full_matrices=False)
-        rows = left @ right  # the nearest two rows of a rotation
-        scale = sizes.mean()
-        return cls(np.vstack([rows, np.cross(*rows)]), scale, middle - scale * rows @ RIGID_MEAN)
+        pose = cls.nearest(affine, middle)
+        return replace(pose, centre=2 * middle - pose.project(RIGID_MEAN))
+
+    @classmethod
+    def nearest(cls, axes: np.ndarray, centre: np.ndarray) -> "Pose":
+        """The pose whose scaled axes, the first two rows of its rotation, are nearest to these (2 x 3, pixels)."""
+        left, sizes, right = np.linalg.svd(axes, full_matrices=False)
+        rows = left @ right
+        return cls(np.vstack([rows, np.cross(*rows)]), sizes.mean(), centre)
 
     def lift(self, points: np.ndarray) -> np.ndarray:
         """Points seen in this pose (78 x 2, pixels) on the upright face, in space (78 x 3), with the mean's depth."""

@@ -1,0 +1,68 @@
+"""Portrait, driver and result beside each other, to see what followed what."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from .cropping import crop_image
+from .image_processing_fsth import Picture, load_image
+from .landmark_overlay import overlaid
+from .video import Clip, Frame, open_clip
+
+
+if TYPE_CHECKING:
+    from .pipeline_fsth import DrivingMotion
+
+MAX_HEIGHT = 720  # pixels: three pictures of that height are as wide as a screen
+
+
+def side_by_side(
+    portrait: Picture,
+    driving_clip: str | Path | np.ndarray | Sequence[Frame] | Clip,
+    driving: "DrivingMotion",
+    frames: Iterable[Frame],
+    size: int,
+    height: int | None = None,
+) -> Iterator[np.ndarray]:
+    """
+    Lay out the portrait, the driver's head with its landmarks drawn, and the result, one frame at a time: the clip is
+    read again as the frames come.
+
+    Args:
+        portrait: The photograph or its crop, all that `load_image` takes; shown whole.
+        driving_clip: The clip of which `driving` was read.
+        driving: Of `FsthPipeline.read_driving`.
+        frames: The result, H x W x 3 uint8 RGB or PIL, such as `FsthPipeline.drive` gives, one for each of the clip.
+        size: The side of the crop whose pixels the landmarks of `driving` count (`FsthPipeline.size`).
+        height: Of the pictures in pixels, made even; by default the frames' own, at most 720.
+
+    Yields:
+        height x W x 3 uint8 RGB; W is even and the same for all.
+
+    Raises:
+        FsthError: The portrait or the clip cannot be read.
+    """
+    if not isinstance(driving_clip, Clip):
+        driving_clip = open_clip(driving_clip, fps=driving.fps, max_frames=len(driving.landmarks))
+    portrait, still = load_image(portrait), None
+    # frames come last: zip takes none that it has no driver for
+    for driver, points, frame in zip(driving_clip, driving.landmarks, frames, strict=False):
+        frame = np.asarray(frame)
+        if still is None:
+            height = (height or min(frame.shape[0], MAX_HEIGHT)) // 2 * 2
+            still = _to_height(portrait, height)
+        head = crop_image(driver, driving.box, height)
+        if points is not None:
+            head = overlaid(head, points * (height / size))
+        yield np.hstack([still, head, _to_height(frame, height)])
+
+
+def _to_height(picture: np.ndarray, height: int) -> np.ndarray:
+    """A picture of another height, and of an even width."""
+    width = max(2, 2 * round(picture.shape[1] * height / picture.shape[0] / 2))
+    if picture.shape[:2] == (height, width):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
