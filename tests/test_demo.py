@@ -5,6 +5,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import httpx
@@ -13,7 +14,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
-from test_pipeline import NO_FACE, make_pipeline, picture
+from test_pipeline import NO_FACE, SIZE, make_pipeline, picture
 from test_video import make_clip
 
 from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, inputs
@@ -284,17 +285,21 @@ def test_unknown_failures_are_told_kindly(studio, files, monkeypatch, capsys):
 def test_live(studio, files):
     """Causal: before a face is seen the portrait rests; the first face is the reference; a reset takes a new one."""
     live, gallery = Live(studio), [(files[0], None)]
-    frame, words, session = live.step(picture(NO_FACE), None, gallery, [], False)
-    rest = frame
-    assert "no face is seen" in words and session.adapter is None
-    first, _, session = live.step(picture(0), session, gallery, [], True)
-    moved, _, session = live.step(picture(20), session, gallery, [], True)
+    rest, words = live.step(picture(NO_FACE), gallery, [], False)
+    assert "no face is seen" in words
+    first, _ = live.step(picture(0), gallery, [], True)
+    moved, _ = live.step(picture(20), gallery, [], True)
     assert np.array_equal(first, rest) and not np.array_equal(moved, rest)
-    session.reset_pose()
-    again, _, session = live.step(picture(20), session, gallery, [], False)
-    assert np.array_equal(again, rest) and len(session.recording) == 2
+    live.reset_pose(None)
+    again, _ = live.step(picture(20), gallery, [], False)
+    assert np.array_equal(again, rest) and len(live.session(None).recording) == 2
+    saving = live.save()
+    clip = next(saving)["value"]
+    assert open_clip(clip).width == SIZE
+    with pytest.raises(gr.Error, match="Nothing was recorded"):
+        list(live.save())
     with pytest.raises(gr.Error, match="Add at least one portrait"):
-        live.step(picture(0), session, [], [], False)
+        live.step(picture(0), [], [], False)
 
 
 def test_live_recording_keeps_its_timing(tmp_path):
@@ -304,8 +309,11 @@ def test_live_recording_keeps_its_timing(tmp_path):
     assert [levels.count(level) for level in range(3)] == [10, 20, 1]
 
 
-def test_visitors_have_sessions_of_their_own(studio, files):
+def test_cameras_are_kept_apart_and_forgotten(studio, files):
     live, gallery = Live(studio), [(files[0], None)]
-    _, _, one = live.step(picture(0), None, gallery, [], True)
-    _, _, other = live.step(picture(0), None, gallery, [], False)
-    assert one is not other and other.recording == []
+    anna, bob = (SimpleNamespace(session_hash=name) for name in ("anna", "bob"))
+    live.step(picture(0), gallery, [], True, anna)
+    live.step(picture(20), gallery, [], False, bob)
+    assert len(live.session(anna).recording) == 1 and live.session(bob).recording == []
+    live.forget(anna)
+    assert list(live.sessions) == ["bob"]

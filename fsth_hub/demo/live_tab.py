@@ -62,24 +62,39 @@ class LiveSession:
 
 
 class Live:
-    """The tab's handlers."""
+    """The tab's handlers, and the visitors whose cameras run.
+
+    The sessions are kept here and not in a `gr.State`, which Gradio hashes, networks and all, after every frame.
+    """
 
     def __init__(self, studio: Studio):
         self.studio = studio
+        self.sessions: dict[str | None, LiveSession] = {}
+
+    def session(self, request: gr.Request | None) -> LiveSession:
+        """The visitor's own."""
+        return self.sessions.setdefault(request and request.session_hash, LiveSession())
+
+    def forget(self, request: gr.Request) -> None:
+        """The visitor has closed the page."""
+        self.sessions.pop(request.session_hash, None)
+
+    def reset_pose(self, request: gr.Request) -> None:
+        self.session(request).reset_pose()
 
     def step(
         self,
         picture: np.ndarray | None,
-        session: LiveSession | None,
         portraits: Portraits,
         seen: list[Seen],
         record: bool,
-    ) -> tuple[np.ndarray | None, str, LiveSession]:
+        request: gr.Request = None,
+    ) -> tuple[np.ndarray | None, str]:
         """One picture of the camera (H x W x 3 uint8) in, one frame and a line about it out."""
-        session = session or LiveSession()
+        session = self.session(request)
         with told_to_visitor():
             if picture is None:
-                return None, "", session
+                return None, ""
             paths = checked_portraits(portraits)
             faces = chosen_faces(paths, seen)
             frame = self.studio.worker.submit(self._draw, picture, session, paths, faces).result()
@@ -94,7 +109,7 @@ class Live:
             words.append("no face is seen: look into the camera")
         if session.recording:
             words.append(f"recorded: {session.recording[-1][0] - session.recording[0][0]:.0f} s")
-        return frame, ", ".join(words), session
+        return frame, ", ".join(words)
 
     def _draw(self, picture: np.ndarray, session: LiveSession, paths: list[str], faces: list[int]) -> np.ndarray:
         """On the worker's thread."""
@@ -114,17 +129,18 @@ class Live:
         drawn = session.adapter(points) if session.adapter else session.person.landmarks
         return pipe.draw_frame(session.generator, session.person, drawn)
 
-    def save(self, session: LiveSession | None) -> Iterator[tuple[dict, LiveSession]]:
+    def save(self, request: gr.Request = None) -> Iterator[dict]:
         """Write what was recorded, with the timing it had, and forget it."""
+        session = self.session(request)
         with told_to_visitor(), tempfile.TemporaryDirectory(prefix="fsth-") as folder:
-            if not session or len(session.recording) < 2:
+            if len(session.recording) < 2:
                 raise FsthError(
                     'Nothing was recorded: tick "Keep a recording", start the camera, and save when you are done.'
                 )
             path = Path(folder, "live.mp4")
             write_recording(path, session.recording)
             session.recording = []
-            yield gr.update(value=str(path), visible=True), session
+            yield gr.update(value=str(path), visible=True)
 
 
 def write_recording(path: Path, recording: list[tuple[float, np.ndarray]]) -> int:
@@ -147,10 +163,9 @@ def write_recording(path: Path, recording: list[tuple[float, np.ndarray]]) -> in
 STOP_CAMERA = "() => {document.querySelector('#camera video')?.srcObject?.getTracks().forEach(track => track.stop())}"
 
 
-def live_tab(studio: Studio, portraits: PortraitPanel) -> gr.State:
-    """Build the tab and wire it; returns the session's state, for the page to drop when the tab is left."""
+def live_tab(studio: Studio, portraits: PortraitPanel, demo: gr.Blocks, other_tabs: list[gr.Tab]) -> None:
+    """Build the tab and wire it; the camera stops where the visitor turns to another tab."""
     live = Live(studio)
-    session = gr.State(None, time_to_live=3600)  # a LiveSession once the camera runs
     with gr.Row():
         with gr.Column(min_width=300):
             camera = gr.Image(
@@ -177,13 +192,15 @@ def live_tab(studio: Studio, portraits: PortraitPanel) -> gr.State:
     private = {"api_visibility": "private", "show_progress": "hidden"}
     stream = camera.stream(
         live.step,
-        inputs=[camera, session, portraits.gallery, portraits.seen, record],
-        outputs=[result, rate, session],
+        inputs=[camera, portraits.gallery, portraits.seen, record],
+        outputs=[result, rate],
         stream_every=STREAM_EVERY,
         time_limit=TIME_LIMIT,
         **HEAVY,
         **private,
     )
-    reset.click(lambda session: session and session.reset_pose(), session, None, queue=False, **private)
-    save.click(live.save, session, [clip, session], **private)
-    return stream
+    reset.click(live.reset_pose, None, None, queue=False, **private)
+    save.click(live.save, None, clip, **private)
+    for tab in other_tabs:
+        tab.select(None, None, None, js=STOP_CAMERA, cancels=stream, api_visibility="private")
+    demo.unload(live.forget)

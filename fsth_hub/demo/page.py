@@ -4,7 +4,7 @@ import gradio as gr
 
 from .animate_tab import animate_tab
 from .inputs import MAX_SECONDS, portrait_panel
-from .live_tab import STOP_CAMERA, live_tab
+from .live_tab import live_tab
 from .studio import Studio
 
 
@@ -47,9 +47,8 @@ def create_demo(*models) -> gr.Blocks:
                 with gr.Tab("Animate", id="animate") as animate:
                     animate_tab(studio, portraits)
                 with gr.Tab("Live", id="live"):
-                    stream = live_tab(studio, portraits)
+                    live_tab(studio, portraits, demo, [animate])
         gr.Markdown(RESPONSIBLE_USE, elem_id="responsible-use")
-        animate.select(None, None, None, js=STOP_CAMERA, cancels=stream, api_visibility="private")
         demo.unload(studio.stop)
     demo.studio = studio
     return demo.queue(max_size=QUEUE_SIZE)

@@ -12,7 +12,11 @@ CSS = """
 #preview img, #live-result img {width: 100%; height: 100%; object-fit: contain}
 #responsible-use {opacity: 0.75}
 .notes {border-left: 4px solid var(--color-accent); padding: 0.3em 0.8em}
-#progress progress {width: 100%; height: 0.6em; accent-color: var(--color-accent)}
+#progress progress {width: 100%; height: 0.6em; appearance: none; border: none}
+#progress progress, #progress progress::-webkit-progress-bar {background: var(--border-color-primary);
+    border-radius: 1em; overflow: hidden}
+#progress progress::-webkit-progress-value {background: var(--color-accent)}
+#progress progress::-moz-progress-bar {background: var(--color-accent)}
 #progress p {margin: 0.2em 0}
 #placeholder {border: 2px dashed var(--border-color-primary); border-radius: 8px; min-height: 300px; opacity: 0.75;
     display: flex; align-items: center; justify-content: center; text-align: center}
