@@ -293,6 +293,7 @@ def test_live(studio, files):
     live.reset_pose(None)
     again, _ = live.step(picture(20), gallery, [], False)
     assert np.array_equal(again, rest) and len(live.session(None).recording) == 2
+    live.session(None).recording = [(0.0, first), (0.5, moved)]  # this pipeline is faster than a frame lasts
     saving = live.save()
     clip = next(saving)["value"]
     assert open_clip(clip).width == SIZE
