@@ -44,13 +44,16 @@ class FsthPerson:
 class FsthPersonMixin:
     """How a pipeline gets to know a person from portraits, at a glance."""
 
-    def embed(self, portraits: Portrait | Sequence[Portrait], face_index: int = 0, crop: bool = True) -> FsthPerson:
+    def embed(
+        self, portraits: Portrait | Sequence[Portrait], face_index: int | Sequence[int] = 0, crop: bool = True
+    ) -> FsthPerson:
         """
         Learn a person from one or more portraits (section 3.4 without fine-tuning).
 
         Args:
             portraits: A picture or several of one person: paths, PIL images, or H x W x 3 uint8 RGB arrays.
-            face_index (`int`, *optional*, defaults to 0): Which face of a picture, counted from the largest.
+            face_index (`int` or `list[int]`, *optional*, defaults to 0):
+                Which face of a picture, counted from the largest; one for all pictures, or one for each.
             crop (`bool`, *optional*, defaults to `True`): `False` if the pictures are square head crops already.
 
         Raises:
@@ -59,7 +62,7 @@ class FsthPersonMixin:
         return self.embed_crops(*self.read_portraits(portraits, face_index, crop))
 
     def read_portraits(
-        self, portraits: Portrait | Sequence[Portrait], face_index: int = 0, crop: bool = True
+        self, portraits: Portrait | Sequence[Portrait], face_index: int | Sequence[int] = 0, crop: bool = True
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[CropBox]]:
         """Cut the heads out of portraits: the crops, their landmarks, and the squares, as `embed_crops` takes them."""
         single_array = isinstance(portraits, np.ndarray) and portraits.ndim < 4
@@ -67,8 +70,11 @@ class FsthPersonMixin:
             portraits = [portraits]
         if len(portraits) == 0:
             raise FsthError("Give at least one portrait.")
+        indices = [face_index] * len(portraits) if isinstance(face_index, int) else face_index
+        if len(indices) != len(portraits):
+            raise FsthError(f"There are {len(portraits)} portraits but face indices for {len(indices)}.")
         crops, landmarks, boxes = [], [], []
-        for number, portrait in enumerate(portraits, start=1):
+        for number, (portrait, face_index) in enumerate(zip(portraits, indices, strict=True), start=1):
             name = Path(portrait).name if isinstance(portrait, (str, Path)) else f"portrait {number}"
             image = load_image(portrait)
             faces = self.detector.detect(image)

@@ -222,11 +222,11 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
     def __call__(
         self,
         portraits: Portrait | Sequence[Portrait] | FsthPerson,
-        driving: Driving | DrivingMotion,
+        driving: Driving | Clip | DrivingMotion,
         *,
         motion: MotionMode = "relative",
         crop: bool = True,
-        face_index: int = 0,
+        face_index: int | Sequence[int] = 0,
         driving_face_index: int = 0,
         num_frames: int | None = None,
         fps: float | None = None,

@@ -1,0 +1,282 @@
+"""The Animate tab: a driving clip in, a talking head out, drawn before the visitor's eyes."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+
+from ..errors import FsthError
+from .errors import told_to_visitor
+from .inputs import (
+    MAX_SECONDS,
+    PortraitPanel,
+    Portraits,
+    Seen,
+    checked_portraits,
+    choose_face,
+    chosen_faces,
+    faces_gallery,
+    look_at_first_frame,
+    note,
+    open_limited,
+    show_faces,
+)
+from .jobs import Countdown, Job, JobStopped, progress_bar
+from .studio import DRIVER, HEAVY, PORTRAIT, Studio
+
+
+# Arguments of `FsthPipeline.__call__` that the page offers besides motion. AFTER MERGING the pipeline's new arguments:
+# EXTRA_OPTIONS = ("motion_strength", "smoothing", "paste_back")
+EXTRA_OPTIONS: tuple[str, ...] = ()
+PREVIEW_SECONDS = 0.2  # between two preview pictures
+CLIP_NAME = "talking_head.mp4"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the visitor chose under Options, in the order of the page's fields."""
+
+    motion: str = "relative"
+    max_frames: float | None = None
+    model: str | None = None
+    motion_strength: float = 1.0
+    smoothing: float = 0.0
+    paste_back: bool = False
+
+    def pipeline_arguments(self) -> dict:
+        return {"motion": self.motion} | {name: getattr(self, name) for name in EXTRA_OPTIONS}
+
+
+class Animator:
+    """The tab's handlers; all that belongs to a visitor comes and goes as arguments."""
+
+    def __init__(self, studio: Studio):
+        self.studio = studio
+
+    def look_at_clip(self, driving: str | None) -> tuple[dict, list[Seen], dict]:
+        """Show the faces of a clip just given, and what is wrong with it."""
+        if not driving:
+            return show_faces([], "Clip"), [], note("")
+        try:
+            clip, sight = open_limited(driving), look_at_first_frame(self.studio, driving)
+        except FsthError as error:
+            return show_faces([], "Clip"), [], note(str(error))
+        notes = []
+        if not sight.crops:
+            notes.append("No face was found in the clip's first second: choose one in which a face is seen clearly.")
+        if len(sight.crops) > 1:
+            notes.append("Several faces were found: click the one to follow.")
+        if clip.duration and clip.duration > MAX_SECONDS:
+            notes.append(f"The clip is {clip.duration:.0f} s long: its first {MAX_SECONDS} s are used.")
+        return show_faces([sight], "Driver"), [sight], note(" ".join(notes))
+
+    def choose_driver(self, seen: list[Seen], event: gr.SelectData) -> tuple[dict, list[Seen]]:
+        seen = choose_face(seen, event.index)
+        return show_faces(seen, "Driver"), seen
+
+    def animate(
+        self,
+        portraits: Portraits,
+        driving: str | None,
+        portraits_seen: list[Seen],
+        driving_seen: list[Seen],
+        motion: str = "relative",
+        max_frames: float | None = None,
+        model: str | None = None,
+        motion_strength: float = 1.0,
+        smoothing: float = 0.0,
+        paste_back: bool = False,
+        request: gr.Request = None,
+    ) -> Iterator[tuple]:
+        """Draw the clip; gives (result, preview, progress, settings) as it grows, the result at the end."""
+        settings = Settings(motion, max_frames, model, motion_strength, smoothing, paste_back)
+        with told_to_visitor(), tempfile.TemporaryDirectory(prefix="fsth-") as folder:
+            paths, result = checked_portraits(portraits), Path(folder, CLIP_NAME)
+            if not driving:
+                raise FsthError("Add a driving clip first: upload one, record one, or take the example.")
+            faces = chosen_faces(paths, portraits_seen), chosen_faces([driving], driving_seen)[0]
+            kept = self.studio.kept_result([*paths, driving], {**asdict(settings), "faces": faces})
+            if kept and kept.is_file():
+                shutil.copy(kept, result)
+                yield str(result), None, "", describe(settings, "drawn for an earlier visitor")
+                return
+            yield None, None, progress_bar("Getting ready"), ""
+            work = partial(self._draw, paths, driving, faces, settings, result)
+            try:
+                report = yield from self.studio.worker.stream(request and request.session_hash, work)
+            except JobStopped:
+                yield None, None, "", "Cancelled."
+                return
+            if kept:
+                shutil.copy(result, kept)
+            yield str(result), None, "", describe(settings, report)
+
+    def _draw(
+        self,
+        portraits: list[str],
+        driving: str,
+        faces: tuple[list[int], int],
+        settings: Settings,
+        output_path: Path,
+        job: Job,
+    ) -> dict:
+        """The work itself, on the worker's thread; returns the pipeline's report."""
+        pipe = self.studio.pipeline(settings.model)
+        clip = open_limited(driving, int(settings.max_frames) if settings.max_frames else None)
+        following, drawing, shown = Countdown("Following the driver's face", clip.frame_count), None, 0.0
+
+        def read():
+            for index, picture in enumerate(clip.read(), start=1):
+                if index % 10 == 1:
+                    job.report((None, None, following(index), ""))
+                yield picture
+
+        def show(index: int, count: int, frame: np.ndarray) -> None:
+            nonlocal drawing, shown
+            drawing = drawing or Countdown("Drawing", count)
+            last = index + 1 == count
+            if last or time.monotonic() - shown > PREVIEW_SECONDS:
+                shown = time.monotonic()
+                job.report((None, frame, drawing(index + 1), ""))
+
+        output = pipe(
+            portraits,
+            replace(clip, read=read),
+            face_index=faces[0],
+            driving_face_index=faces[1],
+            output_path=output_path,
+            callback=show,
+            **settings.pipeline_arguments(),
+        )
+        # SIDE BY SIDE: write portrait | driver with landmarks | result with fsth_hub.side_by_side here, into the
+        # folder of `output_path`, and show it in a second gr.Video (elem_id="side-by-side") under the result.
+        return output.report
+
+
+def describe(settings: Settings, report: dict | str) -> str:
+    """Settings and figures of a clip, shown beside it: the same inputs and settings give the same clip."""
+    parts = [f"{settings.motion} motion", f"model {settings.model or 'of the page'}"]
+    parts += [f"{name.replace('_', ' ')} {getattr(settings, name)}" for name in EXTRA_OPTIONS]
+    if isinstance(report, str):
+        return ", ".join([*parts, report]) + "."
+    seconds = sum(report["seconds"].values())
+    parts += [f"{report['frames']} frames at {report['fps']:.4g} per second", f"drawn in {seconds:.0f} s"]
+    missing = len(report["frames_without_face"])
+    held = f" In {missing} frames the driver's face was not found; the last pose is held there." if missing else ""
+    return ", ".join(parts) + f". No seed: the same inputs and settings give the same clip.{held}"
+
+
+STAGES = ("idle", "running", "done")
+
+
+def stage(name: str) -> tuple[dict, dict, dict, dict, dict]:
+    """Updates of (animate, cancel, placeholder, preview, result) for a stage of the work."""
+    running = name == "running"
+    return (
+        gr.update(interactive=not running),
+        gr.update(visible=running),
+        gr.update(visible=name == "idle"),
+        gr.update(visible=running, value=None),
+        gr.update(visible=name == "done"),
+    )
+
+
+def animate_tab(studio: Studio, portraits: PortraitPanel) -> None:
+    """Build the tab and wire it."""
+    animator = Animator(studio)
+    with gr.Row():
+        with gr.Column(min_width=300, elem_id="driving-column"):
+            driving = gr.Video(label="2. Driving clip", sources=["upload", "webcam"], height=300, elem_id="driving")
+            notes = gr.Markdown(visible=False, elem_id="driving-notes", elem_classes="notes")
+            faces, seen = faces_gallery("Whose motion will be taken", "driving-faces"), gr.State([])
+            examples = gr.Examples(
+                [[[str(PORTRAIT)], str(DRIVER)]],
+                inputs=[portraits.gallery, driving],
+                example_labels=["Astronaut (NASA), generated driver"],
+                label="No pictures at hand? Click to see it move",
+                elem_id="examples",
+            )
+            options = _options(studio)
+            with gr.Row():
+                animate = gr.Button("3. Animate", variant="primary", scale=2, min_width=120, elem_id="animate")
+                cancel = gr.Button("Cancel", visible=False, scale=1, min_width=100, elem_id="cancel")
+        with gr.Column(min_width=300, elem_id="result-column"):
+            placeholder = gr.Markdown("The animated portrait will appear here.", elem_id="placeholder")
+            result = gr.Video(
+                label="Result", interactive=False, autoplay=True, visible=False, height=420, elem_id="result"
+            )
+            preview = gr.Image(
+                label="Being drawn", format="jpeg", height=360, buttons=[], interactive=False, visible=False,
+                alt_text="The frame being drawn", elem_id="preview",
+            )  # fmt: skip
+            progress = gr.HTML(elem_id="progress")
+            details = gr.Markdown(elem_id="details")
+
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    driving.change(animator.look_at_clip, driving, [faces, seen, notes], **private)
+    faces.select(animator.choose_driver, seen, [faces, seen], **private)
+
+    stages = [animate, cancel, placeholder, preview, result]
+    started = animate.click(partial(stage, "running"), None, stages, **private)
+    examples.load_input_event.success(None, js="() => document.querySelector('#animate').click()", **private)
+    animation = started.then(
+        animator.animate,
+        inputs=[portraits.gallery, driving, portraits.seen, seen, *options],
+        outputs=[result, preview, progress, details],
+        api_name="animate",
+        show_progress="minimal",
+        show_progress_on=progress,
+        **HEAVY,
+    )
+    animation.success(lambda: stage("done"), None, stages, **private)
+    cancelled = cancel.click(studio.stop, cancels=animation, queue=False, api_name="cancel")
+    for ended_early in (animation.failure, cancelled.then):
+        ended_early(lambda: (*stage("idle"), ""), None, [*stages, progress], **private)
+
+
+def _options(studio: Studio) -> list[gr.components.Component]:
+    """The options, closed at first, in the order of `Settings`."""
+    with gr.Accordion("Options", open=False, elem_id="options"):
+        return [
+            gr.Radio(
+                [("Relative", "relative"), ("Absolute", "absolute")],
+                value="relative",
+                label="Motion",
+                info="Relative: the portrait changes as the driver does. Absolute: it takes the driver's pose as it "
+                "is, and with it the shape of the driver's face.",
+                elem_id="motion",
+            ),
+            gr.Number(
+                label="Maximum number of frames",
+                info=f"Empty for the whole clip, of which {MAX_SECONDS} s at most are used.",
+                value=None,
+                precision=0,
+                minimum=1,
+                elem_id="max-frames",
+            ),
+            gr.Dropdown(
+                studio.model_names,
+                value=studio.model_names[0],
+                label="Model",
+                visible=len(studio.model_names) > 1,
+                elem_id="model",
+            ),
+            gr.Slider(
+                0, 2, 1, step=0.05, label="Motion strength", info="1 moves as far as the driver, 0 not at all.",
+                visible="motion_strength" in EXTRA_OPTIONS, elem_id="motion-strength",
+            ),
+            gr.Slider(
+                0, 1, 0, step=0.05, label="Smoothing", info="Against a trembling of the landmarks.",
+                visible="smoothing" in EXTRA_OPTIONS, elem_id="smoothing",
+            ),
+            gr.Checkbox(
+                False, label="Paste back into the original photograph",
+                visible="paste_back" in EXTRA_OPTIONS, elem_id="paste-back",
+            ),
+        ]  # fmt: skip

@@ -1,0 +1,30 @@
+"""Every failure reaches the visitor as a sentence with what to do next."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import gradio as gr
+import torch
+
+from ..errors import FsthError
+
+
+@contextmanager
+def told_to_visitor() -> Iterator[None]:
+    """Turn what goes wrong inside into a message on the page (and for programs, the client's `AppError`)."""
+    try:
+        yield
+    except FsthError as error:
+        raise _message(str(error)) from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _message("The machine's memory is full: try again in a minute, or with fewer portraits.") from error
+    except (gr.Error, GeneratorExit):
+        raise
+    except Exception as error:
+        traceback.print_exc()  # for whoever runs the page; the visitor cannot do anything with it
+        raise _message("Something broke that is not your fault: try again, or with other files.") from error
+
+
+def _message(text: str) -> gr.Error:
+    return gr.Error(text, title="That did not work", duration=None, print_exception=False)

@@ -1,0 +1,206 @@
+"""The Live tab: the camera moves the portrait, frame by frame.
+
+Only what has been seen can be used: the reference pose is the first frame with a face, and the crop stays where it
+was then. Nothing of the camera is kept but the clip that the visitor asks to record, and that without the camera's
+own pictures.
+"""
+
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+
+from ..cropping import CropBox, crop_box, to_crop
+from ..errors import FsthError
+from ..landmarks import Face, MotionAdapter
+from ..video import Clip, write_clip
+from .errors import told_to_visitor
+from .inputs import PortraitPanel, Portraits, Seen, checked_portraits, chosen_faces
+from .studio import HEAVY, Studio
+
+
+TIME_LIMIT = 120  # seconds for one visitor; then the next one's turn comes
+STREAM_EVERY = 0.05  # seconds between two pictures of the camera, if they are drawn as fast
+FPS = 25  # of a recording
+
+
+@dataclass(eq=False)
+class LiveSession:
+    """One visitor's camera: the portrait it moves, the pose it started from, what was recorded.
+
+    Args:
+        key: The portraits' files and chosen faces that `person` was made of.
+        person, generator: What draws; None before the first frame.
+        adapter: Turns the camera's landmarks into the portrait's; None before a face was seen.
+        box: The crop, pixels of the camera's picture, fixed since the first face.
+        face: The face of the last frame; None where it was lost.
+        times: When the last frames were drawn, for the frame rate, s.
+        recording: When each frame was drawn, and the frame.
+    """
+
+    key: tuple = ()
+    person: object = None
+    generator: object = None
+    adapter: MotionAdapter | None = None
+    box: CropBox | None = None
+    face: Face | None = None
+    times: deque = field(default_factory=lambda: deque(maxlen=20))
+    recording: list[tuple[float, np.ndarray]] = field(default_factory=list)
+
+    def reset_pose(self) -> None:
+        """Take the next frame's pose as the portrait's own."""
+        self.adapter = self.box = self.face = None
+
+    @property
+    def frame_rate(self) -> float:
+        return (len(self.times) - 1) / (self.times[-1] - self.times[0]) if len(self.times) > 1 else 0.0
+
+
+class Live:
+    """The tab's handlers, and the visitors whose cameras run.
+
+    The sessions are kept here and not in a `gr.State`, which Gradio hashes, networks and all, after every frame.
+    """
+
+    def __init__(self, studio: Studio):
+        self.studio = studio
+        self.sessions: dict[str | None, LiveSession] = {}
+
+    def session(self, request: gr.Request | None) -> LiveSession:
+        """The visitor's own."""
+        return self.sessions.setdefault(request and request.session_hash, LiveSession())
+
+    def forget(self, request: gr.Request) -> None:
+        """The visitor has closed the page."""
+        self.sessions.pop(request.session_hash, None)
+
+    def reset_pose(self, request: gr.Request) -> None:
+        self.session(request).reset_pose()
+
+    def step(
+        self,
+        picture: np.ndarray | None,
+        portraits: Portraits,
+        seen: list[Seen],
+        record: bool,
+        request: gr.Request = None,
+    ) -> tuple[np.ndarray | None, str]:
+        """One picture of the camera (H x W x 3 uint8) in, one frame and a line about it out."""
+        session = self.session(request)
+        with told_to_visitor():
+            if picture is None:
+                return None, ""
+            paths = checked_portraits(portraits)
+            faces = chosen_faces(paths, seen)
+            frame = self.studio.worker.submit(self._draw, picture, session, paths, faces).result()
+        now = time.monotonic()
+        if session.times and now - session.times[-1] > 2:  # the camera was off meanwhile
+            session.times.clear()
+        session.times.append(now)
+        if record and session.adapter and len(session.recording) < FPS * TIME_LIMIT:
+            session.recording.append((now, frame))
+        words = [f"{session.frame_rate:.1f} frames per second"] if len(session.times) > 2 else []
+        if session.face is None:
+            words.append("no face is seen: look into the camera")
+        if session.recording:
+            words.append(f"recorded: {session.recording[-1][0] - session.recording[0][0]:.0f} s")
+        return frame, ", ".join(words)
+
+    def _draw(self, picture: np.ndarray, session: LiveSession, paths: list[str], faces: list[int]) -> np.ndarray:
+        """On the worker's thread."""
+        pipe = self.studio.pipeline()
+        if session.key != (key := (*paths, *faces)):
+            session.person = pipe.embed(paths, faces)
+            session.generator, session.key = pipe.generator.fused(), key
+            session.reset_pose()
+        session.face = pipe.detector.track(picture, session.face) if session.face else None
+        if session.face is None and (found := pipe.detector.detect(picture)):
+            session.face = found[0]
+        points = None
+        if session.face:
+            session.box = session.box or crop_box(session.face.points)
+            points = to_crop(session.face.points, session.box, pipe.size)
+            session.adapter = session.adapter or MotionAdapter(session.person.landmarks, points)
+        drawn = session.adapter(points) if session.adapter else session.person.landmarks
+        return pipe.draw_frame(session.generator, session.person, drawn)
+
+    def save(self, request: gr.Request = None) -> Iterator[dict]:
+        """Write what was recorded, with the timing it had, and forget it."""
+        session = self.session(request)
+        with told_to_visitor(), tempfile.TemporaryDirectory(prefix="fsth-") as folder:
+            if len(session.recording) < 2:
+                raise FsthError(
+                    'Nothing was recorded: tick "Keep a recording", start the camera, and save when you are done.'
+                )
+            path = Path(folder, "live.mp4")
+            write_recording(path, session.recording)
+            session.recording = []
+            yield gr.update(value=str(path), visible=True)
+
+
+def write_recording(path: Path, recording: list[tuple[float, np.ndarray]]) -> int:
+    """Write frames drawn at irregular times as a clip of constant frame rate; returns the number of frames."""
+    from ..pipeline_fsth import OUTPUT_METADATA
+
+    times = [moment - recording[0][0] for moment, _ in recording]
+    lengths = np.diff([*times, times[-1] + 1 / FPS])
+    frames = [frame for _, frame in recording]
+
+    def read() -> Iterator[tuple[float, float, np.ndarray]]:
+        return zip(times, lengths, frames, strict=True)
+
+    height, width = frames[0].shape[:2]
+    clip = Clip(FPS, width, height, times[-1], None, None, read)
+    return write_clip(path, clip, FPS, metadata=OUTPUT_METADATA)
+
+
+# The camera stops where its tab is left: Gradio's own button, for the component keeps the stream to itself.
+STOP_CAMERA = "() => {document.querySelector('#camera video')?.srcObject?.getTracks().forEach(track => track.stop())}"
+
+
+def live_tab(studio: Studio, portraits: PortraitPanel, demo: gr.Blocks, other_tabs: list[gr.Tab]) -> None:
+    """Build the tab and wire it; the camera stops where the visitor turns to another tab."""
+    live = Live(studio)
+    with gr.Row():
+        with gr.Column(min_width=300):
+            camera = gr.Image(
+                label="2. Your camera", sources=["webcam"], streaming=True, type="numpy", height=300, elem_id="camera"
+            )
+            gr.Markdown(
+                "Look straight ahead with a calm face and press the button in the picture: your pose of that moment "
+                "becomes the portrait's own. "
+                f"It runs for {TIME_LIMIT // 60} minutes at most, and one visitor at a time.",
+                elem_id="live-help",
+            )
+            record = gr.Checkbox(False, label="Keep a recording", elem_id="record")
+            with gr.Row():
+                reset = gr.Button("Reset pose", min_width=120, elem_id="reset-pose")
+                save = gr.Button("Save recording", min_width=120, elem_id="save-recording")
+        with gr.Column(min_width=300):
+            result = gr.Image(
+                label="3. The portrait, live", format="jpeg", height=360, buttons=[], interactive=False,
+                alt_text="The portrait as the camera moves it", elem_id="live-result",
+            )  # fmt: skip
+            rate = gr.Markdown(elem_id="frame-rate")
+            clip = gr.Video(label="Recording", interactive=False, visible=False, height=360, elem_id="recording")
+
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    stream = camera.stream(
+        live.step,
+        inputs=[camera, portraits.gallery, portraits.seen, record],
+        outputs=[result, rate],
+        stream_every=STREAM_EVERY,
+        time_limit=TIME_LIMIT,
+        **HEAVY,
+        **private,
+    )
+    reset.click(live.reset_pose, None, None, queue=False, **private)
+    save.click(live.save, None, clip, **private)
+    for tab in other_tabs:
+        tab.select(None, None, None, js=STOP_CAMERA, cancels=stream, api_visibility="private")
+    demo.unload(live.forget)

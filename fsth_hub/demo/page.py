@@ -1,0 +1,54 @@
+"""The page: portraits on the left, what can be done with them in tabs beside them."""
+
+import gradio as gr
+
+from .animate_tab import animate_tab
+from .inputs import MAX_SECONDS, portrait_panel
+from .live_tab import live_tab
+from .studio import Studio
+
+
+QUEUE_SIZE = 16
+DELETE_CACHE = (600, 2400)  # every ten minutes, what is older than forty: all uploads are gone within the hour
+INTRODUCTION = """
+# Few-shot talking heads
+A portrait moves and speaks as the person in a clip does.
+
+1. **Portraits**: one or more pictures of one person, face to the camera.
+2. **Driving clip**: a video of somebody who speaks, from a file or your camera.
+3. **Animate**: watch it being drawn; then the clip plays, with the driver's sound.
+"""
+RESPONSIBLE_USE = f"""
+Use portraits only of people who agreed to it, or who lived long ago. Every clip says in its file that it is
+AI-generated; say so too where you show it. What you upload stays on the machine that runs this page and is deleted
+within the hour. One clip is drawn at a time, of {MAX_SECONDS} s at most; up to {QUEUE_SIZE} requests wait in line.
+"""
+
+
+def create_demo(*models) -> gr.Blocks:
+    """
+    Build the page.
+
+    Args:
+        models ([`FsthPipeline`], `str` or `Path`): What to animate with: pipelines, folders or hub ids, of which the
+            visitor chooses; by default the bundled model. The first is loaded in the background.
+
+    Returns:
+        `gr.Blocks`, to be launched with `LAUNCH_OPTIONS`.
+    """
+    studio = Studio(models)
+    with gr.Blocks(title="Few-shot talking heads", analytics_enabled=False, delete_cache=DELETE_CACHE) as demo:
+        gr.Markdown(INTRODUCTION, elem_id="introduction")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=300, elem_id="portrait-column"):
+                portraits = portrait_panel(studio)
+            with gr.Column(scale=2, min_width=300), gr.Tabs(elem_id="tabs"):
+                # A tab: a function that builds and wires it, given the studio and the portraits.
+                with gr.Tab("Animate", id="animate") as animate:
+                    animate_tab(studio, portraits)
+                with gr.Tab("Live", id="live"):
+                    live_tab(studio, portraits, demo, [animate])
+        gr.Markdown(RESPONSIBLE_USE, elem_id="responsible-use")
+        demo.unload(studio.stop)
+    demo.studio = studio
+    return demo.queue(max_size=QUEUE_SIZE)

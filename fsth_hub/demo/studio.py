@@ -1,0 +1,79 @@
+"""What all tabs share: the models, the thread that runs them, and the detector that looks at inputs meanwhile."""
+
+import hashlib
+import tempfile
+import threading
+from pathlib import Path
+
+import gradio as gr
+
+from ..errors import FsthError
+from ..landmarks import Face, get_detector
+from .jobs import Worker
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PORTRAIT, DRIVER = EXAMPLES / "astronaut.jpg", EXAMPLES / "driver.mp4"
+# All heavy events of the page share one place in Gradio's queue.
+HEAVY = {"concurrency_limit": 1, "concurrency_id": "heavy"}
+BUNDLED = "bundled"
+
+
+class Studio:
+    """
+    The page's workshop, shared by all visitors; it knows nothing of any of them.
+
+    Args:
+        models (`list`): What visitors may choose from: pipelines, folders or hub ids. The first is loaded at once, in
+            the background, while the visitor still looks for pictures. None: the bundled model.
+    """
+
+    def __init__(self, models: tuple = ()):
+        self._models = {getattr(model, "model_name", str(model)): model for model in models} or {BUNDLED: None}
+        self._loaded: tuple[str, object] = ("", None)
+        self._detector, self._detecting = None, threading.Lock()
+        self._kept = tempfile.TemporaryDirectory(prefix="fsth-examples-")
+        self._example_files = {digest(path) for path in (PORTRAIT, DRIVER)}
+        self.worker = Worker()
+        self.ready = self.worker.submit(self.pipeline, self.model_names[0])
+
+    @property
+    def model_names(self) -> list[str]:
+        return list(self._models)
+
+    def pipeline(self, name: str | None = None):
+        """The pipeline of this name, by default the first; call it on the worker's thread. One is kept in memory."""
+        name = name or self.model_names[0]
+        if name not in self._models:
+            raise FsthError(f"This page has no model '{name}'; choose one of {', '.join(self._models)}.")
+        if self._loaded[0] != name:
+            from ..pipeline_fsth import FsthPipeline
+
+            model = self._models[name]
+            pipe = model if isinstance(model, FsthPipeline) else FsthPipeline.from_pretrained(model)
+            pipe.set_progress_bar_config(disable=True)
+            self._loaded = (name, pipe)
+        return self._loaded[1]
+
+    def faces(self, image) -> list[Face]:
+        """The faces of a picture (H x W x 3 uint8), the largest first. Does not wait for the worker."""
+        with self._detecting:
+            self._detector = self._detector or get_detector()
+            return self._detector.detect(image)
+
+    def stop(self, request: gr.Request) -> None:
+        """Stop what a visitor has running: they cancelled it, or closed the page."""
+        self.worker.stop(request.session_hash)
+
+    def kept_result(self, files: list[str], settings: dict) -> Path | None:
+        """Where the result of an example is kept for the next visitor; None for everybody's own files."""
+        digests = [digest(file) for file in files]
+        if not self._example_files.issuperset(digests):
+            return None
+        return Path(self._kept.name, hashlib.sha256(repr((digests, settings)).encode()).hexdigest())
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,212 @@
+"""What visitors do, in a real browser against the real app with the bundled model.
+
+Needs Chromium (`apt-get install chromium`) and Playwright, which is in the `dev` extra.
+"""
+
+import io
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from browser import ARGUMENTS, CHROMIUM, PHONE, ROOT, Visitor, running_app
+from PIL import Image, ImageOps
+
+from fsth_hub.video import open_clip
+
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+if not CHROMIUM:
+    pytest.skip("there is no Chromium on this machine (apt-get install chromium)", allow_module_level=True)
+
+PORTRAIT, DRIVER = ROOT / "fsth_hub/examples/astronaut.jpg", ROOT / "fsth_hub/examples/driver.mp4"
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    with running_app(tmp_path_factory.mktemp("app")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    camera = tmp_path_factory.mktemp("camera") / "camera.mjpeg"
+    camera.write_bytes(b"".join(map(jpeg, list(open_clip(DRIVER))[::4])))
+    arguments = [*ARGUMENTS, f"--use-file-for-fake-video-capture={camera}"]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=arguments)
+        yield browser
+        browser.close()
+
+
+def jpeg(frame) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(frame).resize((320, 320)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def visit(browser, url):
+    visitors = []
+
+    def visit(**options) -> Visitor:
+        visitors.append(Visitor(browser, url, **options))
+        return visitors[-1]
+
+    yield visit
+    for visitor in visitors:
+        visitor.close()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("files")
+    astronaut = Image.open(PORTRAIT)
+    ImageOps.mirror(astronaut).save(folder / "mirrored.png")
+    Image.new("RGB", (300, 300), "grey").save(folder / "wall.png")
+    (folder / "notes.mp4").write_text("this is no video")
+    (folder / "letter.png").write_text("this is no picture")
+    two = Image.new("RGB", (1024, 512))
+    two.paste(astronaut, (0, 0))
+    two.paste(ImageOps.mirror(astronaut).resize((400, 400)), (560, 60))
+    two.save(folder / "couple.png")
+    return {path.stem: path for path in folder.iterdir()}
+
+
+def test_two_portraits_and_a_clip(visit, url, files, tmp_path):
+    visitor = visit()
+    visitor.add_portraits(PORTRAIT, files["mirrored"])
+    visitor.add_clip(DRIVER)
+    visitor.limit_frames(3)
+    source = visitor.animate()
+    (tmp_path / "result.mp4").write_bytes(httpx.get(source).content)
+    clip = open_clip(tmp_path / "result.mp4")
+    assert len(list(clip)) == 3 and clip.has_audio
+    assert "3 frames at 25 per second" in visitor.page.locator("#details").inner_text()
+    assert visitor.foreign_requests(url) == [] and len(visitor.requests) > 10
+
+
+def test_example_runs_at_a_click(visit):
+    visitor = visit()
+    visitor.limit_frames(2)
+    visitor.page.locator("#examples").get_by_text("Astronaut").click()
+    assert visitor.result()
+
+
+def test_one_of_several_faces(visit, files):
+    visitor = visit()
+    visitor.add_portraits(files["couple"], wait=False)
+    faces = visitor.page.locator("#portrait-faces")
+    faces.get_by_text("face 2: click to use").wait_for()
+    assert "click the one" in visitor.page.locator("#portrait-notes").inner_text()
+    faces.locator("button:has(img)").nth(1).click()
+    faces.get_by_text("face 2: used").wait_for()
+    assert faces.get_by_text("face 1: click to use").count() == 1
+
+
+def test_wrong_files(visit, files):
+    visitor = visit()
+    visitor.add_portraits(files["wall"], wait=False)
+    notes = visitor.page.locator("#portrait-notes")
+    notes.get_by_text("No face was found in portrait 1 (wall.png)").wait_for()
+    visitor.add_clip(files["notes"], wait=False)
+    visitor.page.locator("#driving-notes").get_by_text("notes.mp4 is not a video that can be read").wait_for()
+    visitor.page.locator("#animate").click()
+    visitor.page.get_by_text("notes.mp4 is not a video").nth(1).wait_for()  # and a second time, as an answer
+    visitor.page.locator("#animate:enabled").wait_for()
+
+
+def test_a_file_that_is_no_picture(visit, files):
+    visitor = visit()
+    visitor.add_portraits(files["letter"], wait=False)
+    visitor.page.locator("#portrait-notes").get_by_text("letter.png is not a picture that can be read").wait_for()
+
+
+def test_cancel(visit):
+    visitor = visit()
+    visitor.add_portraits(PORTRAIT)
+    visitor.add_clip(DRIVER)
+    visitor.page.locator("#animate").click()
+    visitor.page.locator("#preview img").wait_for(timeout=60_000)
+    assert visitor.page.locator("#progress progress").get_attribute("value")
+    visitor.page.locator("#cancel").click()
+    visitor.page.locator("#placeholder").wait_for()
+    assert visitor.page.locator("#progress progress").count() == 0
+    visitor.limit_frames(2)
+    assert visitor.animate()
+
+
+def test_closing_the_tab_stops_the_work(visit):
+    """The next visitor does not wait for a clip that nobody will see."""
+    leaver, stayer = visit(), visit()
+    for visitor in (leaver, stayer):
+        visitor.add_portraits(PORTRAIT)
+        visitor.add_clip(DRIVER)
+    stayer.limit_frames(2)
+    leaver.page.locator("#animate").click()
+    leaver.page.locator("#preview img").wait_for(timeout=60_000)
+    leaver.close()
+    started = time.monotonic()
+    stayer.animate()
+    assert time.monotonic() - started < 12  # the whole clip takes longer, on this test's two cores
+
+
+def test_two_visitors_see_only_their_own(visit, files):
+    one, other = visit(), visit()
+    for visitor, portrait in ((one, PORTRAIT), (other, files["mirrored"])):
+        visitor.add_portraits(portrait)
+        visitor.add_clip(DRIVER)
+        visitor.limit_frames(2)
+    one.page.locator("#animate").click()
+    other.page.locator("#animate").click()
+    sources = [visitor.result() for visitor in (one, other)]
+    assert sources[0] != sources[1]
+    for visitor, foreign in ((one, sources[1]), (other, sources[0])):
+        assert foreign not in visitor.requests
+    faces = [visitor.page.locator("#portrait-faces img").get_attribute("src") for visitor in (one, other)]
+    assert faces[0] not in other.requests and faces[1] not in one.requests and faces[0] in one.requests
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_phone(visit, scheme):
+    visitor = visit(viewport=PHONE, color_scheme=scheme)
+    visitor.add_portraits(PORTRAIT)
+    for tab in ("Live", "Animate"):
+        visitor.page.get_by_role("tab", name=tab).click()
+        width = visitor.page.evaluate("document.documentElement.scrollWidth")
+        assert width <= PHONE["width"], tab
+    background = visitor.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, background[4:-1].split(","))) < 128) == (scheme == "dark")
+
+
+def test_keyboard(visit):
+    """From the portraits to Animate by Tab alone, each stop with a name and a visible focus."""
+    page = visit().page
+    page.locator("#portraits button").first.focus()
+    stops = []
+    while "animate" not in stops and len(stops) < 30:
+        page.keyboard.press("Tab")
+        focused = page.evaluate_handle("document.activeElement")
+        stops.append(focused.evaluate("e => e.closest('[id]').id"))
+        assert focused.evaluate("e => e.ariaLabel || e.innerText || e.labels?.length"), stops
+        assert focused.evaluate("e => getComputedStyle(e).outlineStyle") != "none", stops
+    assert stops[-1] == "animate"
+
+
+def test_live(visit, url):
+    visitor = visit()
+    visitor.add_portraits(PORTRAIT)
+    page = visitor.page
+    page.get_by_role("tab", name="Live").click()
+    page.get_by_label("Keep a recording").check()
+    page.locator("#camera").get_by_text("Click to Access Webcam").click()
+    page.locator("#camera").get_by_text("Record").click()
+    page.locator("#live-result img").wait_for(timeout=30_000)
+    page.locator("#frame-rate").get_by_text("frames per second").wait_for()
+    time.sleep(1)
+    page.get_by_role("tab", name="Animate").click()  # leaving the tab stops the camera
+    page.wait_for_function("!document.querySelector('#camera video')?.srcObject?.active")
+    page.get_by_role("tab", name="Live").click()
+    page.locator("#save-recording").click()
+    page.locator("#recording video").wait_for()
+    assert visitor.foreign_requests(url) == []
