@@ -454,6 +454,7 @@ def test_identity_is_named(tmp_path):
         crop_landmarks=landmarks,
         base_model=pipe.model_name,
         fingerprint=fingerprint(pipe.generator),
+        base_generator=pipe.generator,
         steps=0,
     )
     made.save_pretrained(tmp_path / "ada")
