@@ -14,6 +14,7 @@ from pathlib import Path
 import c2pa
 import numpy as np
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from PIL import Image
@@ -135,6 +136,7 @@ def test_pictures_and_gifs_are_signed_too(tmp_path, frames, name):
     before = np.asarray(Image.open(path).convert("RGB"))
     path.chmod(0o640)
     assert sign(path, ORIGIN)
+    assert b"thumbnail" not in path.read_bytes()
     assert np.array_equal(before, np.asarray(Image.open(path).convert("RGB")))
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert inspect(path).credentials == "valid" and inspect(path).ai_generated
@@ -380,7 +382,15 @@ def test_given_key_signs(tmp_path, settings, monkeypatch, astronaut, key, form):
     assert not inspect(tmp_path / "a.png").signed_here
 
 
-def test_a_certificate_of_the_same_authority_is_another_signer(tmp_path, settings, monkeypatch, signed):
+def test_the_same_serial_number_of_another_authority_is_another_signer(tmp_path, monkeypatch, frames):
+    monkeypatch.setattr(x509, "random_serial_number", lambda: 7)
+    signed = write(tmp_path / "signed.mp4", frames)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "other"))
+    signing_key.signing_key()
+    assert inspect(signed).credentials == "valid" and not inspect(signed).signed_here
+
+
+def test_a_certificate_of_the_same_authority_is_another_signer(settings, signed):
     """Whoever has a certificate of the authority that made ours is not us."""
     chain = signing_key.own_certificates()[0]
     (settings / "fsth_hub" / "signing" / "certificates.pem").write_bytes(
@@ -396,8 +406,10 @@ def test_keys_that_cannot_be_used(tmp_path, monkeypatch):
     pipe, right = make_pipeline(), (tmp_path / "given" / "key.pem").read_text()
 
     def refused(message: str) -> None:
+        drawn = []
         with pytest.raises(FsthError, match=message) as error:
-            pipe(picture(), clip(0, 20), output_path=tmp_path / "result.mp4")
+            pipe(picture(), clip(0), output_path=tmp_path / "result.mp4", callback=lambda *args: drawn.append(args))
+        assert not drawn  # it is said before the work and not after it
         assert "PRIVATE" not in str(error.getrepr(chain=True)) and not (tmp_path / "result.mp4").exists()
 
     (tmp_path / "given" / "key.pem").write_text(right[:60] + right[80:])
