@@ -169,7 +169,8 @@ def animate(
         from .video import open_clip
 
         portrait = portraits[0] if identity is None else person.crops[0]
-        frames = show_progress(open_clip(output), result.report["frames"])
+        clip = open_clip(output, fps=result.fps, allow_still=True)
+        frames = show_progress(clip, result.report["frames"])
         whole = paste_back or identity is not None
         write_side_by_side(beside, portrait, driving, result, frames, pipe.size, whole)
     report = result.report | {

@@ -114,7 +114,7 @@ def test_animate_takes_the_pipelines_options(tmp_path, model):
 
 def test_side_by_side_shows_the_head_and_is_signed(tmp_path, model):
     output, beside = tmp_path / "out.gif", tmp_path / "beside.mp4"
-    options = ["--side-by-side", beside, "--model", model, "--frames", 3, "--device", "cpu"]
+    options = ["--side-by-side", beside, "--model", model, "--frames", 3, "--device", "cpu", "--motion-strength", 0]
     result = run("animate", PORTRAIT, "--driving", DRIVER, "--output", output, *options)
     assert result.exit_code == 0, result.output
     frames, wide = read(output), read(beside)

@@ -1,6 +1,5 @@
 """The page's handlers and limits, in this process and over Gradio's own client."""
 
-import shutil
 import tempfile
 import threading
 import time
@@ -18,7 +17,7 @@ from test_pipeline import NO_FACE, SIZE, make_pipeline, picture
 from test_video import make_clip
 
 from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, inputs
-from fsth_hub.demo.animate_tab import Animator
+from fsth_hub.demo.animate_tab import CLIP_NAME, SIDE_BY_SIDE_NAME, Animator, Settings, describe
 from fsth_hub.demo.inputs import Seen, choose_face, look_at_picture, open_limited, show_faces
 from fsth_hub.demo.jobs import Countdown, JobStopped, Worker
 from fsth_hub.demo.live_tab import Live, write_recording
@@ -90,9 +89,9 @@ def test_page_keeps_to_itself():
     """Every part has a name to be found by; nothing is reported, kept or offered beyond the page's own endpoints."""
     demo = create_demo(make_pipeline())
     parts = [part for part in demo.get_config_file()["components"] if part["type"] in ("gallery", "video", "image")]
-    assert len(parts) == 9 and all(part["props"]["elem_id"] and part["props"]["label"] for part in parts)
+    assert len(parts) == 10 and all(part["props"]["elem_id"] and part["props"]["label"] for part in parts)
     public = {event["api_name"] for event in demo.config["dependencies"] if event["api_visibility"] == "public"}
-    assert public == {"animate", "cancel"}
+    assert public == {"animate", "cancel", "inspect"}
     assert not demo.analytics_enabled and sum(demo.delete_cache) < 3600
     assert not LAUNCH_OPTIONS["run_history"] and not LAUNCH_OPTIONS["mcp_server"]
 
@@ -106,9 +105,12 @@ def test_heavy_events_share_one_place():
 
 def test_animates_for_programs(client, folders):
     cache, workplace = folders
-    result, preview, progress, details = client.predict(**arguments())
-    clip = open_clip(result["video"] if isinstance(result, dict) else result)
-    assert len(list(clip)) == 3 and (clip.width, clip.height) == (256, 256) and clip.has_audio
+    result, beside, preview, progress, details = client.predict(**arguments())
+    for path, width in ((result, 256), (beside, 768)):
+        clip = open_clip(path)
+        assert len(list(clip)) == 3 and (clip.width, clip.height) == (width, 256) and clip.has_audio
+        html, report = client.predict(handle_file(path), api_name="/inspect")
+        assert "Generated here, unchanged" in html and report["credentials"] == "valid"
     assert preview is None and "3 frames at 25 per second" in details
     assert list(cache.rglob("talking_head.mp4")) and left_over(workplace) == []
 
@@ -126,6 +128,10 @@ def test_says_what_is_wrong(client, folders, tmp_path):
     text.write_text("no video")
     with pytest.raises(AppError, match="notes.mp4 is not a video that can be read"):
         client.predict(**arguments(driving=text))
+    with pytest.raises(AppError, match="notes.mp4 is neither a picture nor a clip"):
+        client.predict(handle_file(text), api_name="/inspect")
+    with pytest.raises(AppError, match="greater than maximum value 2"):
+        client.predict(**arguments() | {"motion_strength": 7})
     with pytest.raises(AppError, match="not in the list of choices"):
         client.predict(**arguments() | {"model": "mine"})
     assert left_over(folders[1]) == []
@@ -133,7 +139,7 @@ def test_says_what_is_wrong(client, folders, tmp_path):
 
 def test_cancelling_leaves_nothing(client, folders):
     job = client.submit(**arguments(max_frames=None))
-    while not any(outputs[1] for outputs in job.outputs()):
+    while not any(outputs[2] for outputs in job.outputs()):
         time.sleep(0.05)
         assert not job.done()
     assert left_over(folders[1])
@@ -209,31 +215,87 @@ def test_time_left(monkeypatch):
 
 
 def test_handler_needs_no_page(studio, files):
-    """A plain generator: previews and progress first, the clip last."""
+    """A plain generator: previews and progress first, the clips last."""
     portrait, clip = files
     outputs = list(Animator(studio).animate([(portrait, None)], clip, [], [], max_frames=4))
-    assert [bool(output[0]) for output in outputs] == [False] * (len(outputs) - 1) + [True]
-    assert any(output[1] is not None for output in outputs) and "Drawing: frame" in outputs[-2][2]
-    assert "relative motion" in outputs[-1][3] and "4 frames" in outputs[-1][3]
+    assert [bool(output[0]) and bool(output[1]) for output in outputs] == [False] * (len(outputs) - 1) + [True]
+    assert isinstance(outputs[-3][2], np.ndarray) and "Drawing: frame 4" in outputs[-3][3]
+    assert "side by side: frame 1" in outputs[-2][3]
+    assert "relative motion" in outputs[-1][4] and "4 frames" in outputs[-1][4]
+
+
+def test_options_reach_the_pipeline(studio, files, monkeypatch):
+    """Each as it is named; absolute motion has no strength; what is shown beside the result says them all."""
+    pipe = studio.ready.result()
+    calls = []
+    monkeypatch.setattr(type(pipe), "__call__", lambda self, *args, **options: calls.append(options) or stop())
+    portrait, clip = files
+
+    def stop():
+        raise FsthError("enough")
+
+    def options_of(*options):
+        with pytest.raises(gr.Error, match="enough"):
+            list(Animator(studio).animate([(portrait, None)], clip, [], [], *options))
+        return [calls[-1].get(name) for name in ("motion", "motion_strength", "smoothing", "paste_back", "mark")]
+
+    assert options_of() == ["relative", 1, 0.05, False, True]
+    assert options_of("relative", None, None, 0.5, 0.2, True, False) == ["relative", 0.5, 0.2, True, False]
+    assert options_of("absolute", None, None, 0.5) == ["absolute", None, 0.05, False, True]
+    report = {"frames": 3, "fps": 25, "seconds": {}, "frames_without_face": [1], "credentials": True}
+    words = describe(Settings("relative", None, "tiny", 0.5, 0.2, True, False), report)
+    for part in (
+        "strength 0.5",
+        "smoothing 0.2 s",
+        "pasted back",
+        "model tiny",
+        "without a visible mark, signed",
+        "In 1 frames",
+    ):
+        assert part in words
+    assert "strength" not in describe(Settings("absolute", motion_strength=0.5), report)
+
+
+def test_pasted_back_lies_beside_the_whole_photograph(studio, tmp_path, files):
+    """The first picture side by side is what the result can be compared with: head with head, whole with whole."""
+    wide = tmp_path / "wide.png"
+    picture_of_face = picture(0)
+    Image.fromarray(np.hstack([picture_of_face, np.full_like(picture_of_face, 200)])).save(wide)
+    height, width = picture_of_face.shape[:2]
+    animation = Animator(studio).animate([(str(wide), None)], files[1], [], [], max_frames=2, paste_back=True)
+    for output in animation:
+        if output[0]:
+            result, beside = open_clip(output[0]), open_clip(output[1])
+            assert (result.width, result.height) == (2 * width, height)
+            assert (beside.width, beside.height) == (5 * height, height)
 
 
 def test_example_is_drawn_once(studio, monkeypatch):
     """The second visitor who takes the example gets what was drawn for the first; own files are never kept."""
     calls = []
 
-    def draw(self, portraits, driving, faces, settings, output_path, job):
+    def draw(self, portraits, driving, faces, settings, folder, job):
         calls.append(settings)
-        shutil.copy(DRIVER, output_path)
-        return {"frames": 1, "fps": 25, "seconds": {}, "frames_without_face": []}
+        for name in (CLIP_NAME, SIDE_BY_SIDE_NAME):
+            (folder / name).write_text(f"{name} drawn as {settings}")
+        return {"frames": 1, "fps": 25, "seconds": {}, "frames_without_face": [], "credentials": True}
 
     monkeypatch.setattr(Animator, "_draw", draw)
-    animator = Animator(studio)
-    for motion in ("relative", "relative", "absolute"):
-        *_, last = animator.animate([(str(PORTRAIT), None)], str(DRIVER), [], [], motion)
-    assert len(calls) == 2 and last[0]
+
+    def visit(portrait=PORTRAIT, **options):
+        for output in Animator(studio).animate([(str(portrait), None)], str(DRIVER), [], [], **options):
+            texts = [Path(path).read_text() for path in output[:2] if path]
+        return len(calls), texts, output[-1]
+
+    assert visit() == visit(model=studio.model_names[0]) and len(calls) == 1
+    # other settings are drawn as they are, every time; own files too
+    for count in (2, 3):
+        drawn, texts, words = visit(mark=False)
+        assert drawn == count and "mark=False" in texts[0] and SIDE_BY_SIDE_NAME in texts[1] and "without" in words
+    assert "mark=True" in visit()[1][0] and len(calls) == 3
     for _ in range(2):
-        list(animator.animate([(str(ROOT / "docs/astronaut.jpg"), None)], str(DRIVER), [], []))
-    assert len(calls) == 4
+        visit(ROOT / "docs/astronaut.jpg")
+    assert len(calls) == 5
 
 
 def test_chosen_faces_reach_the_pipeline(studio, files, monkeypatch):
