@@ -247,8 +247,7 @@ def animate_tab(studio: Studio, portraits: PortraitPanel) -> None:
             progress = gr.HTML(elem_id="progress")
             details = gr.Markdown(elem_id="details")
             beside = gr.Video(
-                label="Side by side: portrait, driver with landmarks, result",
-                interactive=False, visible=False, height=240, elem_id="side-by-side",
+                label="Side by side", interactive=False, visible=False, height=200, elem_id="side-by-side"
             )  # fmt: skip
 
     private = {"api_visibility": "private", "show_progress": "hidden"}

@@ -18,7 +18,8 @@ CSS = """
 #origin p {margin: 0 0 0.6em}
 #origin dl {display: grid; grid-template-columns: max-content 1fr; gap: 0.2em 1em; margin: 0}
 #origin dt {opacity: 0.75}
-#origin dd {margin: 0; overflow-wrap: anywhere}
+#origin dd, #origin-fields * {overflow-wrap: anywhere; min-width: 0}
+#origin dd {margin: 0}
 .notes {border-left: 4px solid var(--color-accent); padding: 0.3em 0.8em}
 #progress progress {width: 100%; height: 0.6em; appearance: none; border: none}
 #progress progress, #progress progress::-webkit-progress-bar {background: var(--border-color-primary);
