@@ -1,11 +1,10 @@
-"""The `fsth` command: animate a portrait, fine-tune and publish a person, look at landmarks, see what is installed.
+"""The `fsth` command: animate a portrait, look at landmarks, at a file's origin, at what is installed.
 
 PyTorch and diffusers are imported by the commands that need them, so that `fsth --help` answers at once.
 """
 
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
@@ -15,29 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer.core import TyperGroup
 
-from .cli_checks import check_consent, check_inputs, check_output, check_photographs, model_of, precision_of
-from .cli_options import (
-    PUBLISHING,
-    ConsentOption,
-    DetectorOption,
-    DeviceOption,
-    DtypeOption,
-    FaceOption,
-    ModelOption,
-    PhotographsOption,
-    PrivateOption,
-)
+from . import cli_loading, cli_people
+from .cli_checks import check_inputs, check_output, model_of
+from .cli_options import DetectorOption, DeviceOption, DtypeOption, FaceOption, ModelOption
 from .errors import FsthError, NoFaceError
 
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from .identity import FsthIdentity
-    from .pipeline_fsth import FsthPipeline
-
 PACKAGES = ("fsth-hub", "torch", "transformers", "diffusers", "opencv-python", "av", "gradio")
 CLIPS = (".mp4", ".gif")
+OUTPUT = "Output"  # a heading in the help
 
 
 class OneLineErrors(TyperGroup):
@@ -73,8 +61,24 @@ def animate(
     model: ModelOption = None,
     motion: Annotated[
         Literal["relative", "absolute"],
-        typer.Option(help="Move the portrait by the driver's change, or take the driver's landmarks as they are."),
+        typer.Option(
+            metavar="MODE",
+            help="relative: move the portrait by the driver's change; absolute: take the driver's landmarks as they "
+            "are.",
+        ),
     ] = "relative",
+    motion_strength: Annotated[
+        float, typer.Option(min=0, max=2, metavar="X", help="0 stays still, 1 as far as the driver, up to 2.")
+    ] = 1.0,
+    smoothing: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, metavar="SECONDS", help="Against trembling landmarks; by default 0.05, 0 for none."
+        ),
+    ] = None,
+    paste_back: Annotated[
+        bool, typer.Option("--paste-back", help="Put the head back into the first portrait.")
+    ] = False,
     crop: Annotated[
         bool, typer.Option("--crop/--no-crop", help="--no-crop: the inputs are square head crops already.")
     ] = True,
@@ -87,8 +91,25 @@ def animate(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     seed: Annotated[int, typer.Option(help="For PyTorch's random numbers.")] = 0,
+    beside: Annotated[
+        Path | None,
+        typer.Option(
+            "--side-by-side",
+            metavar="PATH",
+            help="Write portrait, driver with landmarks and result beside each other, too.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    mark: Annotated[
+        bool, typer.Option("--mark/--no-mark", help='Draw "AI-generated" into the corner.', rich_help_panel=OUTPUT)
+    ] = True,
+    credentials: Annotated[
+        bool,
+        typer.Option("--credentials/--no-credentials", help="Sign with Content Credentials.", rich_help_panel=OUTPUT),
+    ] = True,
     report_path: Annotated[
-        Path | None, typer.Option("--json", metavar="REPORT", help="Write a report here; - prints it.")
+        Path | None,
+        typer.Option("--json", metavar="REPORT", help="Write a report here; - prints it.", rich_help_panel=OUTPUT),
     ] = None,
 ) -> None:
     """Animate a person: portraits, or one who was fine-tuned.
@@ -102,10 +123,18 @@ def animate(
         raise FsthError("Give either portraits or the --identity of a fine-tuned person.")
     check_inputs(*portraits, driving)
     check_output(output, CLIPS, inputs=[*portraits, driving])
+    if beside is not None:
+        check_output(beside, CLIPS, inputs=[*portraits, driving, output])
+    if paste_back and not portraits:
+        raise FsthError("--paste-back needs a portrait to put the head back into: give portraits, not an --identity.")
+    if motion == "absolute" and motion_strength != 1:
+        raise FsthError("--motion-strength is for relative motion: leave it out, or leave out --motion absolute.")
     if report_path is not None and not to_stdout:
         check_output(report_path, (".json",), inputs=[output])
     from .landmarks import get_detector
+    from .landmarks.smoothing import DEFAULT_SMOOTHING
 
+    smoothing = DEFAULT_SMOOTHING if smoothing is None else smoothing
     found_detector = get_detector(detector)
     model_revision = None
     if identity is not None:
@@ -114,25 +143,44 @@ def animate(
         identity = fetch(identity)
         if model is None:
             model, model_revision = model_of(identity)
-    pipe = load_pipeline(model, device, dtype, model_revision)
+    pipe = cli_loading.load_pipeline(model, device, dtype, model_revision)
     pipe.detector = found_detector
     import torch
 
     torch.manual_seed(seed)
+    person = portraits if identity is None else pipe.load_identity(identity)
     result = pipe(
-        portraits if identity is None else pipe.load_identity(identity),
+        person,
         driving,
         motion=motion,
+        motion_strength=motion_strength,
+        smoothing=smoothing,
+        paste_back=paste_back,
         crop=crop,
         face_index=face,
         driving_face_index=driving_face,
         num_frames=frames,
         output_path=output,
+        mark=mark,
+        credentials=credentials,
     )
+    if beside is not None:
+        from .side_by_side import write_side_by_side
+        from .video import open_clip
+
+        portrait = portraits[0] if identity is None else person.crops[0]
+        clip = open_clip(output, fps=result.fps, allow_still=True)
+        frames = show_progress(clip, result.report["frames"])
+        whole = paste_back or identity is not None
+        write_side_by_side(beside, portrait, driving, result, frames, pipe.size, whole)
     report = result.report | {
         "output": str(output),
         "model": model or "bundled",
         "motion": motion,
+        "motion_strength": motion_strength,
+        "smoothing": smoothing,
+        "paste_back": paste_back,
+        "side_by_side": beside and str(beside),
         "detector": detector,
         "device": str(pipe.device),
         "dtype": str(pipe.dtype).removeprefix("torch."),
@@ -148,111 +196,8 @@ def animate(
     typer.echo(summary, err=to_stdout)
 
 
-@app.command("fine-tune")
-def fine_tune(
-    portraits: Annotated[list[Path], typer.Argument(metavar="PORTRAIT", help="1 to 64 pictures of one person.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write, for animate --identity.")],
-    model: ModelOption = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="At most so many; by default 50 for one picture to 230 for thirty."),
-    ] = None,
-    kind: Annotated[
-        Literal["full", "adapter"] | None,
-        typer.Option(help="Keep all weights (21 MB), or low-rank updates (1 MB)."),
-    ] = None,
-    vgg: Annotated[str | None, typer.Option(help="VGG of the content loss: safetensors file or hub id.")] = None,
-    face_network: Annotated[str | None, typer.Option(help="The same of a face network; without it left out.")] = None,
-    crop: Annotated[
-        bool, typer.Option("--crop/--no-crop", help="--no-crop: the pictures are square head crops already.")
-    ] = True,
-    detector: DetectorOption = "mediapipe",
-    face: FaceOption = 0,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    seed: Annotated[int, typer.Option(help="Of the pictures' order and deformations.")] = 0,
-    push_to_hub: Annotated[
-        str | None,
-        typer.Option(metavar="REPO", help="Publish the result as fsth publish does.", rich_help_panel=PUBLISHING),
-    ] = None,
-    private: PrivateOption = True,
-    consent: ConsentOption = False,
-    photographs: PhotographsOption = None,
-) -> None:
-    """Fine-tune the model to a person; takes minutes.
-
-    For example: fsth fine-tune one.jpg two.jpg --output ada
-    """
-    photographs = photographs or []
-    check_inputs(*portraits)
-    if push_to_hub is not None:
-        check_consent(consent)
-        check_photographs(photographs)
-    elif photographs:
-        raise FsthError("--include-photograph is for publishing: give --push-to-hub too, or leave it out.")
-    from .finetuning import load_content
-    from .identity import check_folder
-    from .landmarks import get_detector
-
-    check_folder(output)
-    found_detector, content = get_detector(detector), load_content(vgg, face_network)
-    if push_to_hub is not None:
-        from .hub import create_repository
-
-        push_to_hub = create_repository(push_to_hub, private=private)
-    pipe = load_pipeline(model, device, dtype)
-    pipe.detector = found_detector
-    pipe.set_progress_bar_config(disable=None, leave=False, unit=" steps")
-    options = {} if kind is None else {"kind": kind}
-    options |= {"steps": steps, "content": content, "seed": seed, "face_index": face, "crop": crop}
-    identity = pipe.fine_tune(portraits, **options)
-    identity.save_pretrained(output)
-    count = f"{identity.num_portraits} portrait{'s' if identity.num_portraits > 1 else ''}"
-    typer.echo(f"{output}: {count}, best after {identity.steps} of {len(identity.history) - 1} steps")
-    if push_to_hub is None:
-        return
-    try:
-        push(identity, push_to_hub, private, photographs)
-    except FsthError as error:
-        again = ["fsth", "publish", output, push_to_hub, "--i-have-consent"] + ["--public"] * (not private)
-        again += ["--model", model] if model else []
-        again += [word for photograph in photographs for word in ("--include-photograph", photograph)]
-        raise FsthError(
-            f"{str(error).rstrip('.')}; the identity is in {output}, try again with: {shlex.join(map(str, again))}"
-        ) from error
-
-
-@app.command()
-def publish(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A person that fsth fine-tune has written.")],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="On the hub, like ada/portrait; made if there is none.")],
-    model: Annotated[str | None, typer.Option(help="What was tuned, if it is neither bundled nor on the hub.")] = None,
-    private: PrivateOption = True,
-    revision: Annotated[
-        str | None, typer.Option(help="The branch to write; by default main.", rich_help_panel=PUBLISHING)
-    ] = None,
-    consent: ConsentOption = False,
-    photographs: PhotographsOption = None,
-) -> None:
-    """Publish a fine-tuned person on the Hugging Face hub.
-
-    Log in first: hf auth login
-
-    For example: fsth publish ada ada/portrait --i-have-consent
-    """
-    photographs = photographs or []
-    check_consent(consent)
-    check_inputs(folder / "identity.json")
-    check_photographs(photographs)
-    model_revision = None
-    if model is None:
-        model, model_revision = model_of(folder)
-    # All that is drawn is the preview's four frames, for which every machine has a processor.
-    pipe = load_pipeline(model, "cpu", precision_of(folder), model_revision)
-    identity = pipe.load_identity(folder)
-    from .hub import create_repository
-
-    push(identity, create_repository(repo, private=private), private, photographs, revision)
+app.command("fine-tune")(cli_people.fine_tune)
+app.command()(cli_people.publish)
 
 
 @app.command()
@@ -290,9 +235,24 @@ def landmarks(
 
 
 @app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A picture or a clip.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print all that was read, as JSON.")] = False,
+) -> None:
+    """Say what a file tells of its origin, and if it was changed since.
+
+    It is read, and nothing is sent; whatever is found, the exit code is 0.
+    """
+    from .provenance import inspect
+
+    report = inspect(file)
+    typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.summary())
+
+
+@app.command()
 def info(model: ModelOption = None, device: DeviceOption = "auto", dtype: DtypeOption = "auto") -> None:
     """Show versions, device, the model's size and the detectors."""
-    pipe = load_pipeline(model, device, dtype)
+    pipe = cli_loading.load_pipeline(model, device, dtype)
     from .pretrained import BUNDLED_MODEL
 
     rows = versions()
@@ -307,43 +267,6 @@ def info(model: ModelOption = None, device: DeviceOption = "auto", dtype: DtypeO
     rows["detectors"] = "mediapipe (offline), face-alignment (fetches its weights on first use)"
     for name, value in rows.items():
         typer.echo(f"{name:14} {value}")
-
-
-def push(
-    identity: "FsthIdentity", repo: str, private: bool, photographs: list[Path], revision: str | None = None
-) -> None:
-    """Publish a person, to whose publication there is consent, and say where."""
-    address = identity.push_to_hub(repo, consent=True, private=private, revision=revision, photographs=photographs)
-    typer.echo(address.partition("/commit/")[0])
-
-
-def load_pipeline(model: str | None, device: str, dtype: str, revision: str | None = None) -> "FsthPipeline":
-    """Load a model, and set its progress bars up for a terminal."""
-    import torch
-
-    silence_libraries()
-    from .pipeline_fsth import FsthPipeline
-
-    if device != "auto":
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:  # no such name; built without it; no such GPU
-            raise FsthError(f"The device '{device}' cannot be used here: try --device auto.") from error
-    torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
-    pipe = FsthPipeline.from_pretrained(model, device=device, dtype=torch_dtype, revision=revision)
-    # None: no bar where stderr is not a terminal.
-    pipe.set_progress_bar_config(disable=None, leave=False, unit=" frames")
-    return pipe
-
-
-def silence_libraries() -> None:
-    """Leave stderr to our own progress and errors: loading a model prints five bars and a warning otherwise."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
 
 
 def show_progress(frames: Iterable["np.ndarray"], count: int | None) -> Iterator["np.ndarray"]:

@@ -61,6 +61,7 @@ class FsthPipelineOutput(BaseOutput):
         audio_path (`Path`, *optional*): the file that holds the driver's sound.
         report (`dict`): number of frames, crop boxes, seconds per stage, and the frames without a face.
         origin ([`Origin`], *optional*): what the Content Credentials of a saved clip tell; `None` for none.
+        driving ([`DrivingMotion`], *optional*): what drove it.
     """
 
     frames: list[Image.Image] | None
@@ -68,6 +69,7 @@ class FsthPipelineOutput(BaseOutput):
     audio_path: Path | None
     report: dict = field(default_factory=dict)
     origin: Origin | None = None
+    driving: DrivingMotion | None = None
 
     def save(self, path: str | Path) -> int:
         """Write the clip as mp4, with the driver's sound, or gif; returns the number of frames."""
@@ -309,4 +311,4 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         }
         # `to_tuple` would leave out what is None, and the rest would move up
         output = (frames, driving.fps, driving.audio_path, report)
-        return FsthPipelineOutput(*output, origin) if return_dict else output
+        return FsthPipelineOutput(*output, origin, driving) if return_dict else output

@@ -1,20 +1,22 @@
 """Portrait, driver and result beside each other, to see what followed what."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from .cropping import crop_image
+from .cropping import CropBox, crop_image
 from .image_processing_fsth import Picture, load_image
 from .landmark_overlay import overlaid
-from .video import Clip, Frame, open_clip
+from .provenance import OUTPUT_METADATA, sign
+from .video import Clip, Frame, open_clip, write_clip
 
 
 if TYPE_CHECKING:
-    from .pipeline_fsth import DrivingMotion
+    from .pipeline_fsth import DrivingMotion, FsthPipelineOutput
 
 MAX_HEIGHT = 720  # pixels: three pictures of that height are as wide as a screen
 
@@ -58,6 +60,39 @@ def side_by_side(
         if points is not None:
             head = overlaid(head, points * (height / size))
         yield np.hstack([still, head, _to_height(frame, height)])
+
+
+def write_side_by_side(
+    path: str | Path,
+    portrait: Picture,
+    driving_clip: str | Path | Clip,
+    output: "FsthPipelineOutput",
+    frames: Iterable[Frame],
+    size: int,
+    whole: bool = False,
+) -> int:
+    """
+    Write the layout of a finished clip, with its sound and, where it is signed, credentials of its own.
+
+    Args:
+        path: The .mp4 or .gif to write.
+        portrait: The first portrait, all that `load_image` takes.
+        driving_clip, size: As in [`side_by_side`].
+        output: What the pipeline gave for it.
+        frames: Of `output`; if they were streamed, those of the file, read again.
+        whole: Show the portrait whole, not its head alone: a result that was pasted back, or a head crop.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        FsthError: The portrait or the clip cannot be read, or the file not be written or signed.
+    """
+    if not whole:
+        portrait = crop_image(load_image(portrait), CropBox(*output.report["portrait_boxes"][0]), size)
+    rows = side_by_side(portrait, driving_clip, output.driving, frames, size)
+    finish = None if output.origin is None else partial(sign, origin=output.origin)
+    return write_clip(path, rows, output.fps, output.audio_path, OUTPUT_METADATA, finish)
 
 
 def _to_height(picture: np.ndarray, height: int) -> np.ndarray:

@@ -98,7 +98,10 @@ class Clip:
 
 
 def open_clip(
-    source: str | os.PathLike | np.ndarray | Sequence[Frame], fps: float | None = None, max_frames: int | None = None
+    source: str | os.PathLike | np.ndarray | Sequence[Frame],
+    fps: float | None = None,
+    max_frames: int | None = None,
+    allow_still: bool = False,
 ) -> Clip:
     """Open a video file, or take frames, as a clip of constant frame rate.
 
@@ -108,6 +111,7 @@ def open_clip(
         fps: Frames per second to give; defaults to the clip's average rate, or a whole part of it that is not above
             32. For frames, the rate at which they were taken, 25 by default.
         max_frames: Read no more than so many frames.
+        allow_still: Take a file of a single picture too.
 
     Returns:
         The clip. Phone rotation is applied, a variable frame rate made constant.
@@ -118,7 +122,7 @@ def open_clip(
     if fps is not None and fps <= 0:
         raise VideoError(f"The frame rate must be above 0, not {fps}.")
     if isinstance(source, str | os.PathLike):
-        return _open_file(Path(source), fps, max_frames)
+        return _open_file(Path(source), fps, max_frames, allow_still)
     if len(source) == 0:
         raise VideoError("The list of frames is empty.")
     fps = fps or DEFAULT_FPS
@@ -187,7 +191,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
         return dict(container.metadata)
 
 
-def _open_file(path: Path, fps: float | None, max_frames: int | None) -> Clip:
+def _open_file(path: Path, fps: float | None, max_frames: int | None, allow_still: bool) -> Clip:
     if not path.is_file():
         raise VideoError(f"There is no file {path}.")
     if path.suffix.lower() in ANIMATIONS:
@@ -207,7 +211,7 @@ def _open_file(path: Path, fps: float | None, max_frames: int | None) -> Clip:
     first = [picture for _, _, picture in islice(read(), 2)]
     if not first:
         raise VideoError(f"No picture of {path.name} can be decoded: the file is damaged or cut off.")
-    if len(first) == 1:
+    if len(first) == 1 and not allow_still:
         raise VideoError(f"{path.name} holds a single picture: give a video, in which the face moves.")
     height, width = first[0].shape[:2]
     return Clip(fps or rate / math.ceil(rate / MAX_FPS), width, height, duration, audio_path, max_frames, read)

@@ -16,11 +16,12 @@ from safetensors.torch import save_file
 from test_pipeline import make_pipeline
 from typer.testing import CliRunner
 
-from fsth_hub import FsthIdentity, cli
+from fsth_hub import FsthIdentity, cli, cli_loading
 from fsth_hub.cropping import crop_box
 from fsth_hub.landmarks import get_detector
 from fsth_hub.model_card import CONSENT
 from fsth_hub.pipeline_fsth import FsthPipeline
+from fsth_hub.provenance import inspect
 from fsth_hub.video import open_clip, write_clip
 
 
@@ -51,7 +52,7 @@ def no_loading(monkeypatch):
     def load(*_):
         raise AssertionError("The model was loaded.")
 
-    monkeypatch.setattr(cli, "load_pipeline", load)
+    monkeypatch.setattr(cli_loading, "load_pipeline", load)
 
 
 def test_animate_writes_clip_and_report(tmp_path):
@@ -93,6 +94,49 @@ def test_own_first_frame_drives_to_the_same_clip(tmp_path):
     assert difference < 10 < np.abs(made[:, ::-1].astype(float) - clip).mean()
 
 
+def test_animate_takes_the_pipelines_options(tmp_path, model):
+    """Without motion and mark the frames are alike; side by side is the photograph, the driver and the result."""
+    output, beside = tmp_path / "out.mp4", tmp_path / "beside.mp4"
+    options = ["--motion-strength", 0, "--smoothing", 0.2, "--paste-back", "--no-mark", "--no-credentials"]
+    options += ["--side-by-side", beside, "--model", model, "--frames", 3, "--device", "cpu", "--json", "-"]
+    result = run("animate", PORTRAIT, "--driving", DRIVER, "--output", output, *options)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert [report[name] for name in ("motion_strength", "smoothing", "paste_back")] == [0, 0.2, True]
+    assert not report["mark"] and not report["credentials"] and report["side_by_side"] == str(beside)
+    frames, wide = read(output).astype(int), read(beside).astype(int)
+    assert frames.shape == (3, 512, 512, 3) and np.abs(frames - frames[0]).mean() < 1
+    assert wide.shape == (3, 512, 3 * 512, 3) and open_clip(beside).has_audio
+    assert np.abs(wide[:, :, 1024:] - frames).mean() < 4
+    assert np.abs(wide[:, :, :512] - np.asarray(Image.open(PORTRAIT).convert("RGB"))).mean() < 4
+    assert inspect(beside).credentials == inspect(output).credentials == "none"
+
+
+def test_side_by_side_shows_the_head_and_is_signed(tmp_path, model):
+    output, beside = tmp_path / "out.gif", tmp_path / "beside.mp4"
+    options = ["--side-by-side", beside, "--model", model, "--frames", 3, "--device", "cpu", "--motion-strength", 0]
+    result = run("animate", PORTRAIT, "--driving", DRIVER, "--output", output, *options)
+    assert result.exit_code == 0, result.output
+    frames, wide = read(output), read(beside)
+    size = frames.shape[1]
+    assert wide.shape == (3, size, 3 * size, 3)
+    assert inspect(output).credentials == inspect(beside).credentials == "valid"
+
+    result = run("inspect", beside)
+    assert result.exit_code == 0 and "AI-generated" in result.stdout and result.stdout.count("\n") == 1
+    report = json.loads(run("inspect", beside, "--json").stdout)
+    assert report["credentials"] == "valid" and report["ingredients"] == ["portrait", "driving clip"]
+    assert report["summary"] == result.stdout.strip()
+
+
+def test_inspect_answers_whatever_it_finds(tmp_path):
+    result = run("inspect", PORTRAIT)
+    assert result.exit_code == 0 and "no credentials" in result.stdout
+    (tmp_path / "notes.mp4").write_text("no video")
+    assert_one_line_error(run("inspect", tmp_path / "notes.mp4"), "notes.mp4", "neither a picture nor a clip")
+    assert_one_line_error(run("inspect", tmp_path / "gone.mp4"), "gone.mp4")
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -103,6 +147,9 @@ def test_own_first_frame_drives_to_the_same_clip(tmp_path):
         ({"--output": "folder.mp4"}, ["folder.mp4", "is a folder"]),
         ({"--output": "driver.mp4"}, ["driver.mp4", "another name"]),
         ({"--json": "report.txt"}, ["report.txt", ".json"]),
+        ({"--side-by-side": "beside.avi"}, ["beside.avi", ".mp4"]),
+        ({"--side-by-side": "out.mp4"}, ["out.mp4", "another name"]),
+        ({"--motion": "absolute", "--motion-strength": 0.5}, ["--motion-strength", "relative"]),
         ({"--detector": "crystal-ball"}, ["crystal-ball", "mediapipe"]),
     ],
 )
@@ -128,7 +175,7 @@ def test_folder_that_cannot_be_written(no_loading):
 
 def test_unknown_device():
     with pytest.raises(cli.FsthError, match="abacus"):
-        cli.load_pipeline(None, "abacus", "auto")
+        cli_loading.load_pipeline(None, "abacus", "auto")
 
 
 def test_no_face(tmp_path):
@@ -156,6 +203,7 @@ def test_interrupt_leaves_nothing(tmp_path, monkeypatch):
 def test_usage_error(no_loading):
     assert run("animate", PORTRAIT, "--driving", DRIVER, "--output", "out.mp4", "--motion", "wild").exit_code == 2
     assert run("animate", PORTRAIT).exit_code == 2
+    assert run("animate", PORTRAIT, "--driving", DRIVER, "--output", "out.mp4", "--motion-strength", 3).exit_code == 2
 
 
 # Publishing a person.
@@ -249,7 +297,7 @@ def test_kind_is_what_the_pipeline_is_asked_for(tmp_path, vgg, monkeypatch, kind
         raise cli.FsthError(f"asked for { {name: kwargs[name] for name in kwargs if name == 'kind'} }")
 
     pipe = SimpleNamespace(fine_tune=fine_tune, set_progress_bar_config=lambda **_: None)
-    monkeypatch.setattr(cli, "load_pipeline", lambda *_: pipe)
+    monkeypatch.setattr(cli_loading, "load_pipeline", lambda *_: pipe)
     arguments = [] if kind is None else ["--kind", kind]
     assert_one_line_error(tune(tmp_path / "ada", tmp_path, vgg, *arguments), f"asked for {options}")
 
@@ -271,7 +319,7 @@ def test_a_person_brings_their_model(tmp_path, monkeypatch, sent, command, base,
     def load(*arguments):
         raise cli.FsthError(f"asked for {arguments}")
 
-    monkeypatch.setattr(cli, "load_pipeline", load)
+    monkeypatch.setattr(cli_loading, "load_pipeline", load)
     if command == "publish":
         result = run("publish", tmp_path, "ann/ada", "--i-have-consent")
     else:
@@ -281,7 +329,7 @@ def test_a_person_brings_their_model(tmp_path, monkeypatch, sent, command, base,
 
 def test_help_is_whole_at_80_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    for command in ([], ["animate"], ["fine-tune"], ["publish"], ["landmarks"], ["info"]):
+    for command in ([], ["animate"], ["fine-tune"], ["publish"], ["landmarks"], ["inspect"], ["info"]):
         text = run(*command, "--help").output
         assert "…" not in text and max(map(len, text.splitlines())) <= 80
         if "--i-have-consent" in text:  # in the words that are published

@@ -1,5 +1,6 @@
 """The Animate tab: a driving clip in, a talking head out, drawn before the visitor's eyes."""
 
+import json
 import shutil
 import tempfile
 import time
@@ -12,6 +13,10 @@ import gradio as gr
 import numpy as np
 
 from ..errors import FsthError
+from ..landmarks.motion import MAX_STRENGTH
+from ..landmarks.smoothing import DEFAULT_SMOOTHING, MAX_SMOOTHING
+from ..side_by_side import write_side_by_side
+from ..video import open_clip
 from .errors import told_to_visitor
 from .inputs import (
     MAX_SECONDS,
@@ -31,11 +36,8 @@ from .jobs import Countdown, Job, JobStopped, progress_bar
 from .studio import DRIVER, HEAVY, PORTRAIT, Studio
 
 
-# Arguments of `FsthPipeline.__call__` that the page offers besides motion. AFTER MERGING the pipeline's new arguments:
-# EXTRA_OPTIONS = ("motion_strength", "smoothing", "paste_back")
-EXTRA_OPTIONS: tuple[str, ...] = ()
 PREVIEW_SECONDS = 0.2  # between two preview pictures
-CLIP_NAME = "talking_head.mp4"
+CLIP_NAME, SIDE_BY_SIDE_NAME, REPORT_NAME = "talking_head.mp4", "side_by_side.mp4", "report.json"
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,18 @@ class Settings:
     max_frames: float | None = None
     model: str | None = None
     motion_strength: float = 1.0
-    smoothing: float = 0.0
+    smoothing: float = DEFAULT_SMOOTHING
     paste_back: bool = False
+    mark: bool = True
 
     def pipeline_arguments(self) -> dict:
-        return {"motion": self.motion} | {name: getattr(self, name) for name in EXTRA_OPTIONS}
+        names = ["motion", "smoothing", "paste_back", "mark"]
+        names += ["motion_strength"] * (self.motion == "relative")  # the pipeline has none for absolute motion
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def are_defaults(self) -> bool:
+        return replace(self, model=None) == Settings()
 
 
 class Animator:
@@ -90,32 +99,36 @@ class Animator:
         max_frames: float | None = None,
         model: str | None = None,
         motion_strength: float = 1.0,
-        smoothing: float = 0.0,
+        smoothing: float = DEFAULT_SMOOTHING,
         paste_back: bool = False,
+        mark: bool = True,
         request: gr.Request = None,
     ) -> Iterator[tuple]:
-        """Draw the clip; gives (result, preview, progress, settings) as it grows, the result at the end."""
-        settings = Settings(motion, max_frames, model, motion_strength, smoothing, paste_back)
+        """Draw the clip; gives (result, side by side, preview, progress, settings), the first two at the end."""
+        model = model or self.studio.model_names[0]
+        settings = Settings(motion, max_frames, model, motion_strength, smoothing, paste_back, mark)
         with told_to_visitor(), tempfile.TemporaryDirectory(prefix="fsth-") as folder:
-            paths, result = checked_portraits(portraits), Path(folder, CLIP_NAME)
+            paths = checked_portraits(portraits)
             if not driving:
                 raise FsthError("Add a driving clip first: upload one, record one, or take the example.")
             faces = chosen_faces(paths, portraits_seen), chosen_faces([driving], driving_seen)[0]
-            kept = self.studio.kept_result([*paths, driving], {**asdict(settings), "faces": faces})
-            if kept and kept.is_file():
-                shutil.copy(kept, result)
-                yield str(result), None, "", describe(settings, "drawn for an earlier visitor")
+            # not for every choice of options: there are as many as would fill the disk
+            files = [*paths, driving] if settings.are_defaults else []
+            kept = self.studio.kept_result(files, {**asdict(settings), "faces": faces})
+            if kept and (kept / REPORT_NAME).is_file():
+                yield *clips_in(kept), None, "", describe(settings, json.loads((kept / REPORT_NAME).read_text()))
                 return
-            yield None, None, progress_bar("Getting ready"), ""
-            work = partial(self._draw, paths, driving, faces, settings, result)
+            yield None, None, None, progress_bar("Getting ready"), ""
+            work = partial(self._draw, paths, driving, faces, settings, Path(folder))
             try:
                 report = yield from self.studio.worker.stream(request and request.session_hash, work)
             except JobStopped:
-                yield None, None, "", "Cancelled."
+                yield None, None, None, "", "Cancelled."
                 return
             if kept:
-                shutil.copy(result, kept)
-            yield str(result), None, "", describe(settings, report)
+                shutil.copytree(folder, kept, dirs_exist_ok=True)
+                (kept / REPORT_NAME).write_text(json.dumps(report))  # last: it says that the clips are whole
+            yield *clips_in(folder), None, "", describe(settings, report)
 
     def _draw(
         self,
@@ -123,10 +136,10 @@ class Animator:
         driving: str,
         faces: tuple[list[int], int],
         settings: Settings,
-        output_path: Path,
+        folder: Path,
         job: Job,
     ) -> dict:
-        """The work itself, on the worker's thread; returns the pipeline's report."""
+        """The work itself, on the worker's thread: writes both clips, returns the pipeline's report."""
         pipe = self.studio.pipeline(settings.model)
         clip = open_limited(driving, int(settings.max_frames) if settings.max_frames else None)
         following, drawing, shown = Countdown("Following the driver's face", clip.frame_count), None, 0.0
@@ -134,7 +147,7 @@ class Animator:
         def read():
             for index, picture in enumerate(clip.read(), start=1):
                 if index % 10 == 1:
-                    job.report((None, None, following(index), ""))
+                    job.report((None, None, None, following(index), ""))
                 yield picture
 
         def show(index: int, count: int, frame: np.ndarray) -> None:
@@ -143,46 +156,62 @@ class Animator:
             last = index + 1 == count
             if last or time.monotonic() - shown > PREVIEW_SECONDS:
                 shown = time.monotonic()
-                job.report((None, frame, drawing(index + 1), ""))
+                job.report((None, None, frame, drawing(index + 1), ""))
+
+        def drawn_frames(output):
+            laying_out = Countdown("Putting side by side", output.report["frames"])
+            result = open_clip(folder / CLIP_NAME, fps=output.fps, allow_still=True)
+            for index, frame in enumerate(result, start=1):
+                if index % 10 == 1:
+                    job.report((None, None, gr.skip(), laying_out(index), ""))
+                yield frame
 
         output = pipe(
             portraits,
             replace(clip, read=read),
             face_index=faces[0],
             driving_face_index=faces[1],
-            output_path=output_path,
+            output_path=folder / CLIP_NAME,
             callback=show,
             **settings.pipeline_arguments(),
         )
-        # SIDE BY SIDE: write portrait | driver with landmarks | result with fsth_hub.side_by_side here, into the
-        # folder of `output_path`, and show it in a second gr.Video (elem_id="side-by-side") under the result.
+        beside, frames = folder / SIDE_BY_SIDE_NAME, drawn_frames(output)
+        write_side_by_side(beside, portraits[0], clip, output, frames, pipe.size, whole=settings.paste_back)
         return output.report
 
 
-def describe(settings: Settings, report: dict | str) -> str:
+def clips_in(folder: str | Path) -> tuple[str, str]:
+    """The result, and side by side."""
+    return str(Path(folder, CLIP_NAME)), str(Path(folder, SIDE_BY_SIDE_NAME))
+
+
+def describe(settings: Settings, report: dict) -> str:
     """Settings and figures of a clip, shown beside it: the same inputs and settings give the same clip."""
-    parts = [f"{settings.motion} motion", f"model {settings.model or 'of the page'}"]
-    parts += [f"{name.replace('_', ' ')} {getattr(settings, name)}" for name in EXTRA_OPTIONS]
-    if isinstance(report, str):
-        return ", ".join([*parts, report]) + "."
-    seconds = sum(report["seconds"].values())
-    parts += [f"{report['frames']} frames at {report['fps']:.4g} per second", f"drawn in {seconds:.0f} s"]
-    missing = len(report["frames_without_face"])
+    seconds, missing = sum(report["seconds"].values()), len(report["frames_without_face"])
+    parts = [f"{report['frames']} frames at {report['fps']:.4g} per second, drawn in {seconds:.0f} s"]
+    parts += [f"{settings.motion} motion"]
+    if settings.motion == "relative":
+        parts[-1] += f" of strength {settings.motion_strength:g}"
+    parts += [f"smoothing {settings.smoothing:g} s"] + ["pasted back into the photograph"] * settings.paste_back
+    parts += [f"model {settings.model}"]
+    parts += ["with" if settings.mark else "without"]
+    parts[-1] += " a visible mark, " + ("signed" if report["credentials"] else "not signed")
     held = f" In {missing} frames the driver's face was not found; the last pose is held there." if missing else ""
-    return ", ".join(parts) + f". No seed: the same inputs and settings give the same clip.{held}"
+    return ", ".join(parts) + f". No seed is needed: the same inputs and settings give the same pictures.{held}"
 
 
 STAGES = ("idle", "running", "done")
 
 
-def stage(name: str) -> tuple[dict, dict, dict, dict, dict]:
-    """Updates of (animate, cancel, placeholder, preview, result) for a stage of the work."""
+def stage(name: str) -> tuple[dict, ...]:
+    """Updates of (animate, cancel, placeholder, preview, result, side by side) for a stage of the work."""
     running = name == "running"
     return (
         gr.update(interactive=not running),
         gr.update(visible=running),
         gr.update(visible=name == "idle"),
         gr.update(visible=running, value=None),
+        gr.update(visible=name == "done"),
         gr.update(visible=name == "done"),
     )
 
@@ -217,18 +246,21 @@ def animate_tab(studio: Studio, portraits: PortraitPanel) -> None:
             )  # fmt: skip
             progress = gr.HTML(elem_id="progress")
             details = gr.Markdown(elem_id="details")
+            beside = gr.Video(
+                label="Side by side", interactive=False, visible=False, height=200, elem_id="side-by-side"
+            )  # fmt: skip
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
     driving.change(animator.look_at_clip, driving, [faces, seen, notes], **private)
     faces.select(animator.choose_driver, seen, [faces, seen], **private)
 
-    stages = [animate, cancel, placeholder, preview, result]
+    stages = [animate, cancel, placeholder, preview, result, beside]
     started = animate.click(partial(stage, "running"), None, stages, **private)
     examples.load_input_event.success(None, js="() => document.querySelector('#animate').click()", **private)
     animation = started.then(
         animator.animate,
         inputs=[portraits.gallery, driving, portraits.seen, seen, *options],
-        outputs=[result, preview, progress, details],
+        outputs=[result, beside, preview, progress, details],
         api_name="animate",
         show_progress="minimal",
         show_progress_on=progress,
@@ -243,40 +275,64 @@ def animate_tab(studio: Studio, portraits: PortraitPanel) -> None:
 def _options(studio: Studio) -> list[gr.components.Component]:
     """The options, closed at first, in the order of `Settings`."""
     with gr.Accordion("Options", open=False, elem_id="options"):
-        return [
-            gr.Radio(
-                [("Relative", "relative"), ("Absolute", "absolute")],
-                value="relative",
-                label="Motion",
-                info="Relative: the portrait changes as the driver does. Absolute: it takes the driver's pose as it "
-                "is, and with it the shape of the driver's face.",
-                elem_id="motion",
-            ),
-            gr.Number(
-                label="Maximum number of frames",
-                info=f"Empty for the whole clip, of which {MAX_SECONDS} s at most are used.",
-                value=None,
-                precision=0,
-                minimum=1,
-                elem_id="max-frames",
-            ),
-            gr.Dropdown(
-                studio.model_names,
-                value=studio.model_names[0],
-                label="Model",
-                visible=len(studio.model_names) > 1,
-                elem_id="model",
-            ),
-            gr.Slider(
-                0, 2, 1, step=0.05, label="Motion strength", info="1 moves as far as the driver, 0 not at all.",
-                visible="motion_strength" in EXTRA_OPTIONS, elem_id="motion-strength",
-            ),
-            gr.Slider(
-                0, 1, 0, step=0.05, label="Smoothing", info="Against a trembling of the landmarks.",
-                visible="smoothing" in EXTRA_OPTIONS, elem_id="smoothing",
-            ),
-            gr.Checkbox(
-                False, label="Paste back into the original photograph",
-                visible="paste_back" in EXTRA_OPTIONS, elem_id="paste-back",
-            ),
-        ]  # fmt: skip
+        motion = gr.Radio(
+            [("Relative", "relative"), ("Absolute", "absolute")],
+            value="relative",
+            label="Motion",
+            info="Relative: the portrait changes as the driver does. Absolute: it takes the driver's pose as it "
+            "is, and with it the shape of the driver's face.",
+            elem_id="motion",
+        )
+        strength = gr.Slider(
+            0,
+            MAX_STRENGTH,
+            1,
+            step=0.05,
+            label="Motion strength",
+            info="1 moves as far as the driver, 0 not at all. For relative motion.",
+            elem_id="motion-strength",
+        )
+        smoothing = gr.Slider(
+            0,
+            MAX_SMOOTHING,
+            DEFAULT_SMOOTHING,
+            step=0.01,
+            label="Smoothing",
+            info="Seconds, against a trembling of the landmarks; more makes the motion softer.",
+            elem_id="smoothing",
+        )
+        paste_back = gr.Checkbox(
+            False,
+            label="Paste back into the photograph",
+            info="The first portrait comes to life as a whole picture.",
+            elem_id="paste-back",
+        )
+        mark = gr.Checkbox(
+            True,
+            label='Visible "AI-generated" mark',
+            info="In the lower right corner. The file says so too, with the mark or without.",
+            elem_id="mark",
+        )
+        max_frames = gr.Number(
+            label="Maximum number of frames",
+            info=f"Empty for the whole clip, of which {MAX_SECONDS} s at most are used.",
+            value=None,
+            precision=0,
+            minimum=1,
+            elem_id="max-frames",
+        )
+        model = gr.Dropdown(
+            studio.model_names,
+            value=studio.model_names[0],
+            label="Model",
+            visible=len(studio.model_names) > 1,
+            elem_id="model",
+        )
+    motion.change(
+        lambda motion: gr.update(interactive=motion == "relative"),
+        motion,
+        strength,
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    return [motion, max_frames, model, strength, smoothing, paste_back, mark]

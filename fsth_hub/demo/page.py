@@ -4,6 +4,7 @@ import gradio as gr
 
 from .animate_tab import animate_tab
 from .inputs import MAX_SECONDS, portrait_panel
+from .inspect_tab import inspect_tab
 from .live_tab import live_tab
 from .studio import Studio
 
@@ -46,8 +47,11 @@ def create_demo(*models) -> gr.Blocks:
                 # A tab: a function that builds and wires it, given the studio and the portraits.
                 with gr.Tab("Animate", id="animate") as animate:
                     animate_tab(studio, portraits)
-                with gr.Tab("Live", id="live"):
-                    live_tab(studio, portraits, demo, [animate])
+                live = gr.Tab("Live", id="live")
+                with gr.Tab("Check a file", id="check") as check:
+                    inspect_tab()
+                with live:  # last, since its camera stops where the visitor turns to another tab
+                    live_tab(studio, portraits, demo, [animate, check])
         gr.Markdown(RESPONSIBLE_USE, elem_id="responsible-use")
         demo.unload(studio.stop)
     demo.studio = studio

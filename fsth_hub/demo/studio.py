@@ -66,9 +66,9 @@ class Studio:
         self.worker.stop(request.session_hash)
 
     def kept_result(self, files: list[str], settings: dict) -> Path | None:
-        """Where the result of an example is kept for the next visitor; None for everybody's own files."""
+        """The folder in which an example's result is kept for the next visitor; None for everybody's own files."""
         digests = [digest(file) for file in files]
-        if not self._example_files.issuperset(digests):
+        if not digests or not self._example_files.issuperset(digests):
             return None
         return Path(self._kept.name, hashlib.sha256(repr((digests, settings)).encode()).hexdigest())
 

@@ -11,6 +11,15 @@ CSS = """
 #driving video, #result video, #side-by-side video {max-height: 420px}
 #preview img, #live-result img {width: 100%; height: 100%; object-fit: contain}
 #responsible-use {opacity: 0.75}
+#origin .card {display: flex; gap: 1em; padding: 1em; border-radius: 8px;
+    border: 2px solid var(--border-color-primary)}
+#origin .sign {flex: none; width: 1.6em; font-size: 2em; line-height: 1.1; text-align: center}
+#origin h3 {margin: 0 0 0.4em}
+#origin p {margin: 0 0 0.6em}
+#origin dl {display: grid; grid-template-columns: max-content 1fr; gap: 0.2em 1em; margin: 0}
+#origin dt {opacity: 0.75}
+#origin dd, #origin-fields * {overflow-wrap: anywhere; min-width: 0}
+#origin dd {margin: 0}
 .notes {border-left: 4px solid var(--color-accent); padding: 0.3em 0.8em}
 #progress progress {width: 100%; height: 0.6em; appearance: none; border: none}
 #progress progress, #progress progress::-webkit-progress-bar {background: var(--border-color-primary);
