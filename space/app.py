@@ -13,6 +13,8 @@ ON_ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true"
 if ON_ZERO_GPU:
     from zero_gpu import draw_on_gpu  # imports `spaces`, which must come before torch
 
+import gradio as gr
+
 from fsth_hub import FsthPipeline
 from fsth_hub.demo import LAUNCH_OPTIONS, create_demo
 from fsth_hub.signing_key import CERTIFICATE_VARIABLE, KEY_VARIABLE
@@ -28,15 +30,16 @@ def read_secrets() -> None:
             os.environ[name] = str(path)
 
 
-def main() -> None:
-    read_secrets()
-    if ON_ZERO_GPU:
-        demo = create_demo(FsthPipeline.from_pretrained(device="cpu"))
-        draw_on_gpu(demo.studio)
-    else:
-        demo = create_demo()
-    demo.launch(server_name="0.0.0.0", **LAUNCH_OPTIONS)
+def build() -> gr.Blocks:
+    """The page; on ZeroGPU its clips are drawn on a GPU."""
+    if not ON_ZERO_GPU:
+        return create_demo()
+    demo = create_demo(FsthPipeline.from_pretrained(device="cpu"))
+    draw_on_gpu(demo.studio)
+    return demo
 
 
 if __name__ == "__main__":
-    main()
+    read_secrets()
+    demo = build()  # where Gradio looks for it on a Space
+    demo.launch(server_name="0.0.0.0", **LAUNCH_OPTIONS)

@@ -251,10 +251,12 @@ class ZeroGpu(BaseHTTPRequestHandler):
         pass
 
 
-# There is no GPU to be made ready.
+# `spaces` as on ZeroGPU, where there is no GPU to be made ready: what it replaces in PyTorch is missing without CUDA.
 WITHOUT_GPU = """
-import runpy, sys
+import runpy, sys, torch
 sys.path.insert(0, "")
+if torch.version.cuda is None:
+    torch.version.cuda, torch._C._cuda_init, torch.cuda._is_in_bad_fork = "13.0", None, bool
 import spaces.zero.torch
 spaces.zero.torch.init = spaces.zero.torch.move = lambda *_, **__: None
 runpy.run_path("app.py", run_name="__main__")
