@@ -42,4 +42,5 @@ def build() -> gr.Blocks:
 if __name__ == "__main__":
     read_secrets()
     demo = build()  # where Gradio looks for it on a Space
+    demo.space_id = None  # or its page adds a header that asks Hugging Face and Google's fonts
     demo.launch(server_name="0.0.0.0", **LAUNCH_OPTIONS)

@@ -219,7 +219,7 @@ def test_runs_as_a_space(python, folder, tmp_path):
     with running_space(python, folder, tmp_path) as url:
         client = Client(url, verbose=False, download_files=tmp_path / "downloads")
         result, *_ = client.predict(**arguments())
-        assert client.config["space_id"] == "ann/heads"
+        assert client.config["space_id"] is None  # or the page would ask other hosts for a header
         assert list(tmp_path.glob("fsth-space-*/uploads/*/*"))  # on the disk that is forgotten
     path = result["video"] if isinstance(result, dict) else result
     clip = open_clip(path)
