@@ -70,7 +70,8 @@ def replace(path: Path, content: str | bytes) -> None:
 def test_holds_the_package_and_nothing_else(folder):
     names = {path.name for path in folder.iterdir()}
     assert names == {*space.FILES, "requirements.txt", ".gitattributes"}
-    tracked = subprocess.run(["git", "ls-files", "fsth_hub"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "fsth_hub"]
+    tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()
     files = {path.relative_to(folder).as_posix() for path in (folder / "fsth_hub").rglob("*") if path.is_file()}
     assert files == set(tracked) or not tracked  # a checkout without git
     assert (folder / "fsth_hub" / "checkpoints" / "small" / "generator" / "model.safetensors").is_file()
