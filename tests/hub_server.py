@@ -1,4 +1,4 @@
-"""A hub on loopback for the unmodified client: model repositories with commits, branches, large files and owners.
+"""A hub on loopback for the unmodified client: models and Spaces with commits, branches, large files and owners.
 
 To be imported before `huggingface_hub`, which reads its environment once.
 """
@@ -80,13 +80,14 @@ class Repository:
 
     def info(self, revision: str = "main") -> dict:
         siblings = [{"rfilename": path} for path in self.files(revision)]
-        return {"id": self.name, "sha": self.sha(revision), "private": self.private, "tags": [], "siblings": siblings}
+        name = self.name.removeprefix("spaces/")
+        return {"id": name, "sha": self.sha(revision), "private": self.private, "tags": [], "siblings": siblings}
 
 
 class Hub:
     """
     Attributes:
-        repositories (`dict[str, Repository]`): by id.
+        repositories (`dict[str, Repository]`): by id, those of Spaces with "spaces/" before it.
         requests (`list[str]`): method and path of all that was asked.
         drop (`str`, *optional*): the method of the large files' requests whose connection is lost midway.
     """
@@ -96,7 +97,7 @@ class Hub:
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.drop: str | None = None
-        api = "/api/models/{owner}/{name}"
+        api = "/api/{kind}/{owner}/{name}"
         routes = [
             ("POST", "/api/repos/create", self.create),
             ("POST", "/api/validate-yaml", self.validate_card),
@@ -108,6 +109,7 @@ class Hub:
             ("POST", api + "/preupload/{revision}", self.preupload),
             ("POST", api + "/commit/{revision}", self.commit),
             ("POST", "/{owner}/{name}.git/info/lfs/objects/batch", self.large_files),
+            ("POST", "/{kind}/{owner}/{name}.git/info/lfs/objects/batch", self.large_files),
             ("PUT", "/objects/{oid}", self.upload),
             ("GET", "/{owner}/{name}/resolve/{revision}/{path:path}", self.download),
         ]
@@ -124,7 +126,7 @@ class Hub:
         return endpoint
 
     def add(self, name: str, files: dict[str, bytes], private: bool = True) -> Repository:
-        self.repositories[name] = Repository(name, name.split("/")[0], private)
+        self.repositories[name] = Repository(name, name.removeprefix("spaces/").split("/")[0], private)
         self.repositories[name].commit("main", {".gitattributes": b"*.safetensors filter=lfs\n", **files})
         return self.repositories[name]
 
@@ -154,7 +156,10 @@ class Hub:
 
     def repository(self, request: Request, write: bool = False) -> Repository:
         user = self.user(request)
-        repository = self.repositories.get("{owner}/{name}".format(**request.path_params))
+        name = "{owner}/{name}".format(**request.path_params)
+        if request.path_params.get("kind") == "spaces":
+            name = f"spaces/{name}"
+        repository = self.repositories.get(name)
         if repository is None or repository.private and repository.owner != user:
             raise HubError(404 if user else 401, "RepoNotFound")
         if write and self.user(request, write=True) != repository.owner:
@@ -169,6 +174,10 @@ class Hub:
         name = f"{owner}/{options['name']}"
         if owner != user:
             raise HubError(403, message="This is somebody else's namespace")
+        if options.get("type") == "space":
+            if options.get("sdk") != "gradio":
+                raise HubError(400, message="A Space needs an SDK")
+            name = f"spaces/{name}"
         if name in self.repositories:
             return JSONResponse({"url": f"{ENDPOINT}/{name}"}, 409)
         private = options.get("visibility") == "private" or options.get("private", False)
@@ -232,6 +241,8 @@ class Hub:
                 files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             elif line["key"] == "lfsFile":
                 files[line["value"]["path"]] = self.objects[line["value"]["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[line["value"]["path"]]
         sha = repository.commit(branch, files)
         return JSONResponse({"commitOid": sha, "commitUrl": f"{ENDPOINT}/{repository.name}/commit/{sha}"})
 

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from html import escape
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -57,7 +58,7 @@ class Worker:
         """
         job, end = Job(), object()
         self._jobs[job] = session
-        future = self._thread.submit(self._unless_stopped, work, job)
+        future = self._thread.submit(copy_context().run, self._unless_stopped, work, job)  # the visitor's request too
         future.add_done_callback(lambda _: (job.reports.put(end), job.ended.set()))
         try:
             yield from iter(job.reports.get, end)
