@@ -25,6 +25,7 @@ from fsth_hub.demo.live_tab import Live, write_recording
 from fsth_hub.demo.studio import DRIVER, PORTRAIT, Studio
 from fsth_hub.errors import FsthError
 from fsth_hub.pipeline_fsth import FsthPipeline
+from fsth_hub.provenance import Origin, add_mark, inspect
 from fsth_hub.video import open_clip
 
 
@@ -282,30 +283,56 @@ def test_unknown_failures_are_told_kindly(studio, files, monkeypatch, capsys):
     assert "/secret/path" in capsys.readouterr().err
 
 
-def test_live(studio, files):
+def test_live(studio, files, monkeypatch):
     """Causal: before a face is seen the portrait rests; the first face is the reference; a reset takes a new one."""
-    live, gallery = Live(studio), [(files[0], None)]
+    live, gallery, pipe = Live(studio), [(files[0], None)], studio.ready.result()
+    drawn, draw_frame = [], pipe.draw_frame
+    monkeypatch.setattr(pipe, "draw_frame", lambda *args: drawn.append(draw_frame(*args)) or drawn[-1])
     rest, words = live.step(picture(NO_FACE), gallery, [], False)
     assert "no face is seen" in words
-    first, _ = live.step(picture(0), gallery, [], True)
+    first, words = live.step(picture(0), gallery, [], True)
     moved, _ = live.step(picture(20), gallery, [], True)
-    assert np.array_equal(first, rest) and not np.array_equal(moved, rest)
+    assert np.array_equal(first, rest) and not np.array_equal(moved, rest) and "no face" not in words
+    assert np.array_equal(moved, add_mark(drawn[-1])) and not np.array_equal(moved, drawn[-1])
     live.reset_pose(None)
-    again, _ = live.step(picture(20), gallery, [], False)
-    assert np.array_equal(again, rest) and len(live.session(None).recording) == 2
-    live.session(None).recording = [(0.0, first), (0.5, moved)]  # this pipeline is faster than a frame lasts
-    saving = live.save()
-    clip = next(saving)["value"]
-    assert open_clip(clip).width == SIZE
-    with pytest.raises(gr.Error, match="Nothing was recorded"):
-        list(live.save())
+    again, words = live.step(picture(20), gallery, [], False)
+    assert np.array_equal(again, rest) and "frames per second, recorded" in words
     with pytest.raises(gr.Error, match="Add at least one portrait"):
         live.step(picture(0), [], [], False)
 
 
+def test_live_frames_can_be_saved_once(studio, files):
+    live, gallery = Live(studio), [(files[0], None)]
+    for shift in (0, 20):
+        live.step(picture(shift), gallery, [], True)
+    recording = live.session(None).recording
+    assert len(recording) == 2
+    live.session(None).recording = [(0.0, recording[0][1]), (0.5, recording[1][1])]  # drawn faster than a frame lasts
+    saving = live.save()  # which deletes the file when it is closed
+    clip = next(saving)["value"]
+    assert open_clip(clip).width == SIZE
+    report = inspect(clip)
+    assert report.credentials == "valid" and report.ai_generated and report.model == studio.model_names[0]
+    assert report.ingredients == ("portrait", "driving clip")
+    with pytest.raises(gr.Error, match="Nothing was recorded"):
+        list(live.save())
+
+
+def test_live_is_smoothed(studio, files, monkeypatch):
+    """A face that trembles, and then one that has gone and comes back elsewhere."""
+    live, gallery, pipe = Live(studio), [(files[0], None)], studio.ready.result()
+    drawn, draw_frame = [], pipe.draw_frame
+    monkeypatch.setattr(pipe, "draw_frame", lambda *args: drawn.append(args[2]) or draw_frame(*args))
+    for shift in (0, *(0, 1) * 5, NO_FACE, 20):
+        live.step(picture(shift), gallery, [], False)
+    trembling = np.ptp([points[:, 0].mean() for points in drawn[3:11]])
+    back = drawn[-1][:, 0].mean() - drawn[0][:, 0].mean()
+    assert 0 < trembling < 0.7 * back / 20
+
+
 def test_live_recording_keeps_its_timing(tmp_path):
     frames = [(10 + moment, np.full((64, 64, 3), 40 * index, np.uint8)) for index, moment in enumerate((0, 0.4, 1.2))]
-    assert write_recording(tmp_path / "live.mp4", frames) == 31
+    assert write_recording(tmp_path / "live.mp4", frames, Origin("tiny")) == 31
     levels = [round(float(frame.mean()) / 40) for frame in open_clip(tmp_path / "live.mp4")]
     assert [levels.count(level) for level in range(3)] == [10, 20, 1]
 
