@@ -6,6 +6,7 @@ from .animate_tab import animate_tab
 from .inputs import MAX_SECONDS, portrait_panel
 from .live_tab import live_tab
 from .studio import Studio
+from .uploads import keep_cleaning
 
 
 QUEUE_SIZE = 16
@@ -50,5 +51,6 @@ def create_demo(*models) -> gr.Blocks:
                     live_tab(studio, portraits, demo, [animate])
         gr.Markdown(RESPONSIBLE_USE, elem_id="responsible-use")
         demo.unload(studio.stop)
+    keep_cleaning(demo)
     demo.studio = studio
     return demo.queue(max_size=QUEUE_SIZE)
