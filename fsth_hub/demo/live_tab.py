@@ -164,15 +164,12 @@ class Live:
 
 def write_recording(path: Path, recording: list[tuple[float, np.ndarray]], origin: Origin) -> int:
     """Write frames drawn at irregular times as a signed clip of constant frame rate; returns the number of frames."""
-    times = [moment - recording[0][0] for moment, _ in recording]
-    lengths = np.diff([*times, times[-1] + 1 / FPS])
-    frames = [frame for _, frame in recording]
+    begun, (height, width) = recording[0][0], recording[0][1].shape[:2]
 
     def read() -> Iterator[tuple[float, float, np.ndarray]]:
-        return zip(times, lengths, frames, strict=True)
+        return ((moment - begun, 1 / FPS, frame) for moment, frame in recording)
 
-    height, width = frames[0].shape[:2]
-    clip = Clip(FPS, width, height, times[-1], None, None, read)
+    clip = Clip(FPS, width, height, recording[-1][0] - begun, None, None, read)
     return write_clip(path, clip, FPS, metadata=OUTPUT_METADATA, finish=partial(sign, origin=origin))
 
 
