@@ -76,7 +76,11 @@ class Worker:
                 del self._jobs[job]
 
     def stop(self, session: str | None) -> None:
-        """Stop all that a visitor has running, and wait until it has ended; the others' work goes on."""
+        """Stop all that a visitor has running, and wait until it has ended; the others' work goes on.
+
+        The page offers Animate again when this returns, and Gradio's page ignores it, without a word, while the event
+        that was cancelled still counts as running there.
+        """
         with self._listing:
             jobs = [job for job, owner in self._jobs.items() if owner == session]
         for job in jobs:
