@@ -37,6 +37,7 @@ def running_app(folder: Path) -> Iterator[str]:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     environment = os.environ | {"GRADIO_TEMP_DIR": str(folder / "uploads"), "TMPDIR": str(folder)}
+    environment |= {"OMP_DISPLAY_ENV": "verbose"}  # tells the log how threads wait
     with open(folder / "app.log", "w") as log:
         app = subprocess.Popen(
             [sys.executable, ROOT / "app.py", "--port", str(port)], cwd=ROOT, env=environment, stdout=log, stderr=log

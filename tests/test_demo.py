@@ -1,5 +1,6 @@
 """The page's handlers and limits, in this process and over Gradio's own client."""
 
+import itertools
 import tempfile
 import threading
 import time
@@ -16,7 +17,7 @@ from PIL import Image
 from test_pipeline import NO_FACE, SIZE, make_pipeline, picture
 from test_video import make_clip
 
-from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, inputs
+from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, inputs, live_tab, page
 from fsth_hub.demo.animate_tab import CLIP_NAME, SIDE_BY_SIDE_NAME, Animator, Settings, describe
 from fsth_hub.demo.inputs import Seen, choose_face, look_at_picture, open_limited, show_faces
 from fsth_hub.demo.inspect_tab import card
@@ -25,7 +26,7 @@ from fsth_hub.demo.live_tab import Live, write_recording
 from fsth_hub.demo.studio import DRIVER, PORTRAIT, Studio
 from fsth_hub.errors import FsthError
 from fsth_hub.pipeline_fsth import FsthPipeline
-from fsth_hub.provenance import OriginReport
+from fsth_hub.provenance import Origin, OriginReport, add_mark, inspect
 from fsth_hub.video import open_clip
 
 
@@ -182,6 +183,67 @@ def test_one_job_at_a_time_and_only_its_owner_stops_it():
         _drain(long_one)
     waiting.join(5)
     assert order == ["short", 7]
+
+
+def test_stop_returns_when_the_work_has_ended():
+    """The next Animate must not find the cancelled one at work; what has not begun never does."""
+    worker, ended, begun = Worker(), threading.Event(), []
+
+    def work(job):
+        try:
+            while True:
+                job.report(None)
+                time.sleep(0.01)
+        finally:
+            time.sleep(0.3)
+            ended.set()
+
+    streams = worker.stream("anna", work), worker.stream("anna", begun.append)
+    next(streams[0])
+    waiting = threading.Thread(target=lambda: pytest.raises(JobStopped, _drain, streams[1]))
+    waiting.start()
+    while len(worker._jobs) < 2:
+        time.sleep(0.01)
+    worker.stop("anna")
+    assert ended.is_set()
+    with pytest.raises(JobStopped):
+        _drain(streams[0])
+    waiting.join(5)
+    assert not waiting.is_alive() and begun == []
+    assert _drain(worker.stream("anna", lambda job: 7)) == ([], 7)
+
+
+def test_uploads_are_deleted(folders, files, monkeypatch):
+    """As the page says, only sooner."""
+    monkeypatch.setattr(page, "DELETE_CACHE", (1, 1))
+    demo = create_demo(make_pipeline())
+    url = demo.launch(prevent_thread_lock=True, quiet=True, **LAUNCH_OPTIONS)[1]
+    with open(files[0], "rb") as file:
+        (upload,) = map(Path, httpx.post(f"{url}gradio_api/upload", files={"files": file}).json())
+    assert upload.is_relative_to(folders[0]) and upload.name == "anna.png"
+    _wait_until(lambda: not upload.exists())
+    demo.close()
+
+
+def test_cleaning_survives_files_that_come_meanwhile():
+    demo = create_demo(make_pipeline())
+    made = [block.temp_files for block in demo.blocks.values() if hasattr(block, "temp_files")]
+    assert len(made) > 9 and list(map(id, demo.temp_file_sets)) == list(map(id, [demo.upload_file_set, *made]))
+    for files in demo.temp_file_sets:
+        files.update("ab")
+        walk = iter(files)
+        next(walk)
+        files.add("c")
+        next(walk)
+        files -= set("ab")
+        assert "c" in files and "a" not in files
+
+
+def _wait_until(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_closed_stream_ends_its_work():
@@ -371,30 +433,61 @@ def test_unknown_failures_are_told_kindly(studio, files, monkeypatch, capsys):
     assert "/secret/path" in capsys.readouterr().err
 
 
-def test_live(studio, files):
+def test_live(studio, files, monkeypatch):
     """Causal: before a face is seen the portrait rests; the first face is the reference; a reset takes a new one."""
-    live, gallery = Live(studio), [(files[0], None)]
+    live, gallery, pipe = Live(studio), [(files[0], None)], studio.ready.result()
+    drawn, draw_frame = [], pipe.draw_frame
+    monkeypatch.setattr(pipe, "draw_frame", lambda *args: drawn.append(draw_frame(*args)) or drawn[-1])
     rest, words = live.step(picture(NO_FACE), gallery, [], False)
     assert "no face is seen" in words
-    first, _ = live.step(picture(0), gallery, [], True)
+    first, words = live.step(picture(0), gallery, [], True)
     moved, _ = live.step(picture(20), gallery, [], True)
-    assert np.array_equal(first, rest) and not np.array_equal(moved, rest)
+    assert np.array_equal(first, rest) and not np.array_equal(moved, rest) and "no face" not in words
+    assert np.array_equal(moved, add_mark(drawn[-1])) and not np.array_equal(moved, drawn[-1])
     live.reset_pose(None)
-    again, _ = live.step(picture(20), gallery, [], False)
-    assert np.array_equal(again, rest) and len(live.session(None).recording) == 2
-    live.session(None).recording = [(0.0, first), (0.5, moved)]  # this pipeline is faster than a frame lasts
-    saving = live.save()
-    clip = next(saving)["value"]
-    assert open_clip(clip).width == SIZE
-    with pytest.raises(gr.Error, match="Nothing was recorded"):
-        list(live.save())
+    again, words = live.step(picture(20), gallery, [], False)
+    assert np.array_equal(again, rest) and "frames per second, recorded" in words
     with pytest.raises(gr.Error, match="Add at least one portrait"):
         live.step(picture(0), [], [], False)
 
 
+def test_live_frames_can_be_saved_once(studio, files):
+    live, gallery = Live(studio), [(files[0], None)]
+    for shift in (0, 20):
+        live.step(picture(shift), gallery, [], True)
+    recording = live.session(None).recording
+    assert len(recording) == 2
+    live.session(None).recording = [(0.0, recording[0][1]), (0.5, recording[1][1])]  # drawn faster than a frame lasts
+    saving = live.save()  # which deletes the file when it is closed
+    clip = next(saving)["value"]
+    assert open_clip(clip).width == SIZE
+    report = inspect(clip)
+    assert report.credentials == "valid" and report.ai_generated and report.model == studio.model_names[0]
+    assert report.ingredients == ("portrait", "driving clip")
+    with pytest.raises(gr.Error, match="Nothing was recorded"):
+        list(live.save())
+
+
+def test_live_is_smoothed(studio, files, monkeypatch):
+    """A face that trembles, and then one that has gone and comes back elsewhere."""
+    live, gallery, pipe = Live(studio), [(files[0], None)], studio.ready.result()
+    drawn, draw_frame = [], pipe.draw_frame
+    monkeypatch.setattr(pipe, "draw_frame", lambda *args: drawn.append(args[2]) or draw_frame(*args))
+    clock = SimpleNamespace(monotonic=itertools.count(step=0.01).__next__)  # asked twice a frame
+    monkeypatch.setattr(live_tab, "time", clock)
+    for shift in (0, *(0, 1) * 5, NO_FACE, 20):
+        live.step(picture(shift), gallery, [], False)
+    trembling = np.ptp([points[:, 0].mean() for points in drawn[3:11]])
+    back = drawn[-1][:, 0].mean() - drawn[0][:, 0].mean()
+    assert 0 < trembling < 0.7 * back / 20
+    live.reset_pose(None)
+    live.step(picture(40), gallery, [], False)
+    assert np.allclose(drawn[-1], drawn[0], atol=0.01)
+
+
 def test_live_recording_keeps_its_timing(tmp_path):
     frames = [(10 + moment, np.full((64, 64, 3), 40 * index, np.uint8)) for index, moment in enumerate((0, 0.4, 1.2))]
-    assert write_recording(tmp_path / "live.mp4", frames) == 31
+    assert write_recording(tmp_path / "live.mp4", frames, Origin("tiny")) == 31
     levels = [round(float(frame.mean()) / 40) for frame in open_clip(tmp_path / "live.mp4")]
     assert [levels.count(level) for level in range(3)] == [10, 20, 1]
 

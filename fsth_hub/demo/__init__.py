@@ -4,6 +4,9 @@ import os
 
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+# Read when torch is loaded. By default its threads spin while they wait for one another: where other programs, such as
+# the visitor's own browser, hold a core, a frame then takes five times as much of the processor's time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from .page import create_demo  # noqa: E402
 from .style import LAUNCH_OPTIONS  # noqa: E402

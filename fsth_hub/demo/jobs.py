@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from html import escape
 from queue import SimpleQueue
@@ -22,8 +22,10 @@ class JobStopped(Exception):
 class Job:
     """What a running piece of work knows of its visitor: whom to report to, and whether anybody still waits."""
 
+    future: Future
+
     def __init__(self):
-        self.stopped, self.ended = threading.Event(), threading.Event()
+        self.stopped = threading.Event()
         self.reports: SimpleQueue = SimpleQueue()
 
     def report(self, value: Any) -> None:
@@ -39,6 +41,7 @@ class Worker:
     def __init__(self):
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fsth-worker")
         self._jobs: dict[Job, str | None] = {}  # and the session that each belongs to
+        self._listing = threading.Lock()
 
     def submit(self, work: Callable[..., Result], *args) -> "Future[Result]":
         """Have something short done."""
@@ -57,31 +60,33 @@ class Worker:
             JobStopped: The job was stopped; or whatever `work` raises.
         """
         job, end = Job(), object()
-        self._jobs[job] = session
-        future = self._thread.submit(copy_context().run, self._unless_stopped, work, job)  # the visitor's request too
-        future.add_done_callback(lambda _: (job.reports.put(end), job.ended.set()))
+        with self._listing:
+            job.future = self._thread.submit(copy_context().run, work, job)  # the visitor's request goes along
+            self._jobs[job] = session
+        job.future.add_done_callback(lambda _: job.reports.put(end))
         try:
             yield from iter(job.reports.get, end)
-            return future.result()
+            return job.future.result()
+        except CancelledError:  # before its turn came
+            raise JobStopped from None
         finally:
             job.stopped.set()
-            if not future.cancel():
-                future.exception()
-            del self._jobs[job]
-
-    @staticmethod
-    def _unless_stopped(work: Callable[[Job], Result], job: Job) -> Result:
-        if job.stopped.is_set():
-            raise JobStopped
-        return work(job)
+            if not job.future.cancel():
+                job.future.exception()
+            with self._listing:
+                del self._jobs[job]
 
     def stop(self, session: str | None) -> None:
-        """Stop all that a visitor has running, and wait until it has ended; the others' work goes on."""
-        jobs = [job for job, owner in list(self._jobs.items()) if owner == session]
+        """Stop all that a visitor has running, and wait until it has ended; the others' work goes on.
+
+        The page offers Animate again when this returns, and Gradio's page ignores it, without a word, while the event
+        that was cancelled still counts as running there.
+        """
+        with self._listing:
+            jobs = [job for job, owner in self._jobs.items() if owner == session]
         for job in jobs:
             job.stopped.set()
-        for job in jobs:
-            job.ended.wait(STOP_SECONDS)
+        wait([job.future for job in jobs if not job.future.cancel()], STOP_SECONDS)
 
 
 class Countdown:

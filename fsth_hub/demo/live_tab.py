@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -17,7 +18,8 @@ import numpy as np
 
 from ..cropping import CropBox, crop_box, to_crop
 from ..errors import FsthError
-from ..landmarks import Face, MotionAdapter
+from ..landmarks import Face, LandmarkSmoother, MotionAdapter
+from ..provenance import OUTPUT_METADATA, Origin, add_mark, sign
 from ..video import Clip, write_clip
 from .errors import told_to_visitor
 from .inputs import PortraitPanel, Portraits, Seen, checked_portraits, chosen_faces
@@ -25,7 +27,11 @@ from .studio import HEAVY, Studio
 
 
 TIME_LIMIT = 120  # seconds for one visitor; then the next one's turn comes
-STREAM_EVERY = 0.05  # seconds between two pictures of the camera, if they are drawn as fast
+# Seconds between two pictures of the camera: as many as two cores draw, for each costs the browser time of the same
+# cores. What comes while a frame is drawn is dropped, but for the last.
+STREAM_EVERY = 0.1
+# Gradio would ask for 1920 x 1440, of which a crop of 256 x 256 is used.
+CAMERA = gr.WebcamOptions(constraints={"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}})
 FPS = 25  # of a recording
 
 
@@ -36,9 +42,12 @@ class LiveSession:
     Args:
         key: The portraits' files and chosen faces that `person` was made of.
         person, generator: What draws; None before the first frame.
+        origin: What a recording's Content Credentials tell.
+        smooth: Quietens the detector's tremble; it knows the camera's last landmarks.
         adapter: Turns the camera's landmarks into the portrait's; None before a face was seen.
         box: The crop, pixels of the camera's picture, fixed since the first face.
         face: The face of the last frame; None where it was lost.
+        looked: When the last picture of the camera was looked at, s.
         times: When the last frames were drawn, for the frame rate, s.
         recording: When each frame was drawn, and the frame.
     """
@@ -46,15 +55,19 @@ class LiveSession:
     key: tuple = ()
     person: object = None
     generator: object = None
+    origin: Origin | None = None
+    smooth: LandmarkSmoother = field(default_factory=LandmarkSmoother)
     adapter: MotionAdapter | None = None
     box: CropBox | None = None
     face: Face | None = None
+    looked: float = 0.0
     times: deque = field(default_factory=lambda: deque(maxlen=20))
     recording: list[tuple[float, np.ndarray]] = field(default_factory=list)
 
     def reset_pose(self) -> None:
         """Take the next frame's pose as the portrait's own."""
         self.adapter = self.box = self.face = None
+        self.smooth = LandmarkSmoother()  # the crop, in which it counts, will be another
 
     @property
     def frame_rate(self) -> float:
@@ -64,7 +77,8 @@ class LiveSession:
 class Live:
     """The tab's handlers, and the visitors whose cameras run.
 
-    The sessions are kept here and not in a `gr.State`, which Gradio hashes, networks and all, after every frame.
+    The sessions are kept here and not in a `gr.State`: Gradio keeps a state for an hour after the page was closed, and
+    these hold faces and networks.
     """
 
     def __init__(self, studio: Studio):
@@ -80,7 +94,7 @@ class Live:
         self.sessions.pop(request.session_hash, None)
 
     def reset_pose(self, request: gr.Request) -> None:
-        self.session(request).reset_pose()
+        self.studio.worker.submit(self.session(request).reset_pose)  # between two frames, not in the midst of one
 
     def step(
         self,
@@ -116,7 +130,9 @@ class Live:
         pipe = self.studio.pipeline()
         if session.key != (key := (*paths, *faces)):
             session.person = pipe.embed(paths, faces)
+            session.origin = Origin.of(pipe.model_name, session.person, paths, None)
             session.generator, session.key = pipe.generator.fused(), key
+            session.recording = []  # a clip shows one person
             session.reset_pose()
         session.face = pipe.detector.track(picture, session.face) if session.face else None
         if session.face is None and (found := pipe.detector.detect(picture)):
@@ -126,37 +142,35 @@ class Live:
             session.box = session.box or crop_box(session.face.points)
             points = to_crop(session.face.points, session.box, pipe.size)
             session.adapter = session.adapter or MotionAdapter(session.person.landmarks, points)
+        now = time.monotonic()
+        points, session.looked = session.smooth(points, now - session.looked), now
         drawn = session.adapter(points) if session.adapter else session.person.landmarks
-        return pipe.draw_frame(session.generator, session.person, drawn)
+        return add_mark(pipe.draw_frame(session.generator, session.person, drawn))
 
     def save(self, request: gr.Request = None) -> Iterator[dict]:
-        """Write what was recorded, with the timing it had, and forget it."""
+        """Write what was recorded, with the timing it had, signed, and forget it."""
         session = self.session(request)
+        recording = list(session.recording)  # the camera may still run
         with told_to_visitor(), tempfile.TemporaryDirectory(prefix="fsth-") as folder:
-            if len(session.recording) < 2:
+            if len(recording) < 2:
                 raise FsthError(
                     'Nothing was recorded: tick "Keep a recording", start the camera, and save when you are done.'
                 )
             path = Path(folder, "live.mp4")
-            write_recording(path, session.recording)
-            session.recording = []
+            write_recording(path, recording, session.origin)
+            session.recording = session.recording[len(recording) :]
             yield gr.update(value=str(path), visible=True)
 
 
-def write_recording(path: Path, recording: list[tuple[float, np.ndarray]]) -> int:
-    """Write frames drawn at irregular times as a clip of constant frame rate; returns the number of frames."""
-    from ..pipeline_fsth import OUTPUT_METADATA
-
-    times = [moment - recording[0][0] for moment, _ in recording]
-    lengths = np.diff([*times, times[-1] + 1 / FPS])
-    frames = [frame for _, frame in recording]
+def write_recording(path: Path, recording: list[tuple[float, np.ndarray]], origin: Origin) -> int:
+    """Write frames drawn at irregular times as a signed clip of constant frame rate; returns the number of frames."""
+    begun, (height, width) = recording[0][0], recording[0][1].shape[:2]
 
     def read() -> Iterator[tuple[float, float, np.ndarray]]:
-        return zip(times, lengths, frames, strict=True)
+        return ((moment - begun, 1 / FPS, frame) for moment, frame in recording)
 
-    height, width = frames[0].shape[:2]
-    clip = Clip(FPS, width, height, times[-1], None, None, read)
-    return write_clip(path, clip, FPS, metadata=OUTPUT_METADATA)
+    clip = Clip(FPS, width, height, recording[-1][0] - begun, None, None, read)
+    return write_clip(path, clip, FPS, metadata=OUTPUT_METADATA, finish=partial(sign, origin=origin))
 
 
 # The camera stops where its tab is left: Gradio's own button, for the component keeps the stream to itself.
@@ -169,8 +183,9 @@ def live_tab(studio: Studio, portraits: PortraitPanel, demo: gr.Blocks, other_ta
     with gr.Row():
         with gr.Column(min_width=300):
             camera = gr.Image(
-                label="2. Your camera", sources=["webcam"], streaming=True, type="numpy", height=300, elem_id="camera"
-            )
+                label="2. Your camera", sources=["webcam"], webcam_options=CAMERA, streaming=True, type="numpy",
+                height=300, elem_id="camera",
+            )  # fmt: skip
             gr.Markdown(
                 "Look straight ahead with a calm face and press the button in the picture: your pose of that moment "
                 "becomes the portrait's own. "

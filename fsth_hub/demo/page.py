@@ -7,6 +7,7 @@ from .inputs import MAX_SECONDS, portrait_panel
 from .inspect_tab import inspect_tab
 from .live_tab import live_tab
 from .studio import Studio
+from .uploads import keep_cleaning
 
 
 QUEUE_SIZE = 16
@@ -54,5 +55,6 @@ def create_demo(*models) -> gr.Blocks:
                     live_tab(studio, portraits, demo, [animate, check])
         gr.Markdown(RESPONSIBLE_USE, elem_id="responsible-use")
         demo.unload(studio.stop)
+    keep_cleaning(demo)
     demo.studio = studio
     return demo.queue(max_size=QUEUE_SIZE)
