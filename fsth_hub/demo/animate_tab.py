@@ -28,6 +28,7 @@ from .inputs import (
     show_faces,
 )
 from .jobs import Countdown, Job, JobStopped, progress_bar
+from .people import Kept
 from .studio import DRIVER, HEAVY, PORTRAIT, Studio
 
 
@@ -36,6 +37,7 @@ from .studio import DRIVER, HEAVY, PORTRAIT, Studio
 EXTRA_OPTIONS: tuple[str, ...] = ()
 PREVIEW_SECONDS = 0.2  # between two preview pictures
 CLIP_NAME = "talking_head.mp4"
+PORTRAITS, FINE_TUNED = "portraits", "fine-tuned"  # who is animated
 
 
 @dataclass(frozen=True)
@@ -92,22 +94,24 @@ class Animator:
         motion_strength: float = 1.0,
         smoothing: float = 0.0,
         paste_back: bool = False,
+        person: str = PORTRAITS,
         request: gr.Request = None,
     ) -> Iterator[tuple]:
         """Draw the clip; gives (result, preview, progress, settings) as it grows, the result at the end."""
         settings = Settings(motion, max_frames, model, motion_strength, smoothing, paste_back)
         with told_to_visitor(), tempfile.TemporaryDirectory(prefix="fsth-") as folder:
-            paths, result = checked_portraits(portraits), Path(folder, CLIP_NAME)
+            own = self.studio.people.get(request) if person == FINE_TUNED else None
+            paths, result = [] if own else checked_portraits(portraits), Path(folder, CLIP_NAME)
             if not driving:
                 raise FsthError("Add a driving clip first: upload one, record one, or take the example.")
             faces = chosen_faces(paths, portraits_seen), chosen_faces([driving], driving_seen)[0]
-            kept = self.studio.kept_result([*paths, driving], {**asdict(settings), "faces": faces})
+            kept = None if own else self.studio.kept_result([*paths, driving], {**asdict(settings), "faces": faces})
             if kept and kept.is_file():
                 shutil.copy(kept, result)
                 yield str(result), None, "", describe(settings, "drawn for an earlier visitor")
                 return
             yield None, None, progress_bar("Getting ready"), ""
-            work = partial(self._draw, paths, driving, faces, settings, result)
+            work = partial(self._draw, own or paths, driving, faces, settings, result)
             try:
                 report = yield from self.studio.worker.stream(request and request.session_hash, work)
             except JobStopped:
@@ -115,11 +119,11 @@ class Animator:
                 return
             if kept:
                 shutil.copy(result, kept)
-            yield str(result), None, "", describe(settings, report)
+            yield str(result), None, "", describe(replace(settings, model=own.model) if own else settings, report)
 
     def _draw(
         self,
-        portraits: list[str],
+        portraits: list[str] | Kept,
         driving: str,
         faces: tuple[list[int], int],
         settings: Settings,
@@ -127,7 +131,8 @@ class Animator:
         job: Job,
     ) -> dict:
         """The work itself, on the worker's thread; returns the pipeline's report."""
-        pipe = self.studio.pipeline(settings.model)
+        own = portraits if isinstance(portraits, Kept) else None
+        pipe = self.studio.pipeline(own.model if own else settings.model)
         clip = open_limited(driving, int(settings.max_frames) if settings.max_frames else None)
         following, drawing, shown = Countdown("Following the driver's face", clip.frame_count), None, 0.0
 
@@ -146,7 +151,7 @@ class Animator:
                 job.report((None, frame, drawing(index + 1), ""))
 
         output = pipe(
-            portraits,
+            own.identity if own else portraits,
             replace(clip, read=read),
             face_index=faces[0],
             driving_face_index=faces[1],
@@ -187,7 +192,16 @@ def stage(name: str) -> tuple[dict, dict, dict, dict, dict]:
     )
 
 
-def animate_tab(studio: Studio, portraits: PortraitPanel) -> None:
+@dataclass(frozen=True)
+class AnimatePanel:
+    """What the tab shares: its clip, the session's `list[Seen]` of it, and the choice of who is animated."""
+
+    driving: gr.Video
+    driving_seen: gr.State
+    person: gr.Radio
+
+
+def animate_tab(studio: Studio, portraits: PortraitPanel) -> AnimatePanel:
     """Build the tab and wire it."""
     animator = Animator(studio)
     with gr.Row():
@@ -202,6 +216,13 @@ def animate_tab(studio: Studio, portraits: PortraitPanel) -> None:
                 label="No pictures at hand? Click to see it move",
                 elem_id="examples",
             )
+            person = gr.Radio(
+                [("The portraits, as they are", PORTRAITS), ("Your fine-tuned person", FINE_TUNED)],
+                value=PORTRAITS,
+                label="Person",
+                visible=False,
+                elem_id="person",
+            )
             options = _options(studio)
             with gr.Row():
                 animate = gr.Button("3. Animate", variant="primary", scale=2, min_width=120, elem_id="animate")
@@ -215,7 +236,7 @@ def animate_tab(studio: Studio, portraits: PortraitPanel) -> None:
                 label="Being drawn", format="jpeg", height=360, buttons=[], interactive=False, visible=False,
                 alt_text="The frame being drawn", elem_id="preview",
             )  # fmt: skip
-            progress = gr.HTML(elem_id="progress")
+            progress = gr.HTML(elem_id="progress", elem_classes="job-progress")
             details = gr.Markdown(elem_id="details")
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
@@ -227,7 +248,7 @@ def animate_tab(studio: Studio, portraits: PortraitPanel) -> None:
     examples.load_input_event.success(None, js="() => document.querySelector('#animate').click()", **private)
     animation = started.then(
         animator.animate,
-        inputs=[portraits.gallery, driving, portraits.seen, seen, *options],
+        inputs=[portraits.gallery, driving, portraits.seen, seen, *options, person],
         outputs=[result, preview, progress, details],
         api_name="animate",
         show_progress="minimal",
@@ -238,6 +259,8 @@ def animate_tab(studio: Studio, portraits: PortraitPanel) -> None:
     cancelled = cancel.click(studio.stop, cancels=animation, queue=False, api_name="cancel")
     for ended_early in (animation.failure, cancelled.then):
         ended_early(lambda: (*stage("idle"), ""), None, [*stages, progress], **private)
+    portraits.gallery.change(lambda: PORTRAITS, None, person, **private)  # new portraits are meant to be used
+    return AnimatePanel(driving, seen, person)
 
 
 def _options(studio: Studio) -> list[gr.components.Component]:

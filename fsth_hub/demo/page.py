@@ -5,6 +5,7 @@ import gradio as gr
 from .animate_tab import animate_tab
 from .inputs import MAX_SECONDS, portrait_panel
 from .live_tab import live_tab
+from .person_tab import person_tab
 from .studio import Studio
 
 
@@ -45,9 +46,11 @@ def create_demo(*models) -> gr.Blocks:
             with gr.Column(scale=2, min_width=300), gr.Tabs(elem_id="tabs"):
                 # A tab: a function that builds and wires it, given the studio and the portraits.
                 with gr.Tab("Animate", id="animate") as animate:
-                    animate_tab(studio, portraits)
+                    animation = animate_tab(studio, portraits)
+                with gr.Tab("Your person", id="person") as person:
+                    person_tab(studio, portraits, animation, demo)
                 with gr.Tab("Live", id="live"):
-                    live_tab(studio, portraits, demo, [animate])
+                    live_tab(studio, portraits, demo, [animate, person])
         gr.Markdown(RESPONSIBLE_USE, elem_id="responsible-use")
         demo.unload(studio.stop)
     demo.studio = studio
