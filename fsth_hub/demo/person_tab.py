@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import gradio as gr
+from gradio.utils import get_space
 
 from ..errors import FsthError, FsthWarning
 from ..finetuning import KINDS, PixelLoss, default_steps
@@ -242,7 +243,7 @@ def describe(identity) -> str:
 
 def on_space() -> bool:
     """Whether the page runs in a Space in which visitors can log in."""
-    return bool(os.environ.get("SPACE_ID") and os.environ.get("OAUTH_CLIENT_ID"))
+    return bool(get_space() and os.environ.get("OAUTH_CLIENT_ID"))
 
 
 def person_tab(studio: Studio, portraits: PortraitPanel, animation: AnimatePanel, demo: gr.Blocks) -> None:
