@@ -286,6 +286,13 @@ def person_tab(studio: Studio, portraits: PortraitPanel, animation: AnimatePanel
                 name, card = _publish_form(tuner)
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
+
+    def stage(name: str):
+        def update(request: gr.Request):  # Gradio gives a partial no request
+            return tuner.stage(name, request)
+
+        return update
+
     stages = [tune, try_out, load_hub, cancel, placeholder, preview, kept, result, animation.person]
     shown = [preview, progress, notes, details]
     # what each button does: its work, the name for programs, inputs, outputs, the stage that it ends with
@@ -311,14 +318,12 @@ def person_tab(studio: Studio, portraits: PortraitPanel, animation: AnimatePanel
     }
     events = []
     for button, (work, api_name, inputs, outputs, end, place) in works.items():
-        started = button.click(partial(tuner.stage, "running"), None, stages, **private)
+        started = button.click(stage("running"), None, stages, **private)
         event = started.then(
             work, inputs, outputs, api_name=api_name, show_progress="minimal", show_progress_on=progress, **place
         )
-        done = event.success(partial(tuner.stage, end), None, stages, **private)
-        event.failure(partial(tuner.stage, "idle"), None, stages, **private).then(
-            lambda: "", None, progress, **private
-        )
+        done = event.success(stage(end), None, stages, **private)
+        event.failure(stage("idle"), None, stages, **private).then(lambda: "", None, progress, **private)
         if end in ("tuned", "loaded"):
             visibility = "public" if end == "tuned" else "private"  # the same for all, and for programs once
             done = done.success(
@@ -328,7 +333,7 @@ def person_tab(studio: Studio, portraits: PortraitPanel, animation: AnimatePanel
         events.append(event)
     events[-1].then(lambda: "", None, hub_token, **private)  # the page forgets it when it was used
     cancelled = cancel.click(studio.stop, cancels=events, queue=False, api_name="cancel_person")
-    cancelled.then(partial(tuner.stage, "idle"), None, stages, **private).then(
+    cancelled.then(stage("idle"), None, stages, **private).then(
         lambda: ("", "Cancelled."), None, [progress, details], **private
     )
     demo.unload(tuner.leave)
