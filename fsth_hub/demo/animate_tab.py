@@ -119,7 +119,7 @@ class Animator:
                 return
             if kept:
                 shutil.copy(result, kept)
-            yield str(result), None, "", describe(replace(settings, model=own.model) if own else settings, report)
+            yield str(result), None, "", describe(settings, report, own)
 
     def _draw(
         self,
@@ -164,9 +164,11 @@ class Animator:
         return output.report
 
 
-def describe(settings: Settings, report: dict | str) -> str:
+def describe(settings: Settings, report: dict | str, own: Kept | None = None) -> str:
     """Settings and figures of a clip, shown beside it: the same inputs and settings give the same clip."""
-    parts = [f"{settings.motion} motion", f"model {settings.model or 'of the page'}"]
+    model = own.model if own else settings.model
+    parts = ["fine-tuned person"] if own else []
+    parts += [f"{settings.motion} motion", f"model {model or 'of the page'}"]
     parts += [f"{name.replace('_', ' ')} {getattr(settings, name)}" for name in EXTRA_OPTIONS]
     if isinstance(report, str):
         return ", ".join([*parts, report]) + "."

@@ -281,7 +281,7 @@ def person_tab(studio: Studio, portraits: PortraitPanel, animation: AnimatePanel
             details = gr.Markdown(elem_id="person-details")
             with gr.Column(visible=False, elem_id="person-kept") as kept:
                 with gr.Row():
-                    try_out = gr.Button("3. Try it on the clip", min_width=120, elem_id="try-person")
+                    try_out = gr.Button("3. Try it", min_width=120, elem_id="try-person")
                     save = gr.DownloadButton("Save as a file", min_width=120, elem_id="save-person")
                 name, card = _publish_form(tuner)
 
@@ -380,13 +380,13 @@ def _publish_form(tuner: Tuner) -> tuple[gr.Textbox, gr.Markdown]:
     """Build and wire what publishing takes; gives the name's field and the card, to be filled for a new person."""
     with gr.Accordion("Publish to the hub", open=False, elem_id="publish"):
         gr.Markdown(
-            "Sent are the learned weights and, of each portrait, the 256 x 256 pixels of the head that the model "
-            "draws from: who may see the repository can see them. The photographs are not sent."
+            "Sent are the learned weights and, of each portrait, the small crop of the head that the model draws "
+            "from: who may see the repository can see them. The photographs are not sent."
         )
         name = gr.Textbox(label="Repository", placeholder="your-name/anna", elem_id="repository")
         private = gr.Checkbox(True, label="Private: only you can see it", elem_id="private")
         with gr.Accordion("The card that will be sent", open=False, elem_id="card-accordion"):
-            card = gr.Markdown(elem_id="card")
+            card = gr.Markdown(max_height=480, elem_id="card")
         consent = gr.Checkbox(False, label=f"I state that {CONSENT}.", elem_id="consent")
         if on_space():
             gr.LoginButton(elem_id="login")

@@ -12,6 +12,8 @@ CSS = """
 #preview img, #live-result img, #person-preview img {width: 100%; height: 100%; object-fit: contain}
 #responsible-use {opacity: 0.75}
 .notes {border-left: 4px solid var(--color-accent); padding: 0.3em 0.8em}
+.notes .notes {border: none; padding: 0}
+input[type=checkbox] {border: 1px solid var(--body-text-color-subdued) !important}
 .job-progress progress {width: 100%; height: 0.6em; appearance: none; border: none}
 .job-progress progress, .job-progress progress::-webkit-progress-bar {background: var(--border-color-primary);
     border-radius: 1em; overflow: hidden}
