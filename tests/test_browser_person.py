@@ -84,4 +84,4 @@ def test_from_portrait_to_published_person(visit, url, hub, tmp_path):  # noqa: 
     other.locator("#person-preview img").wait_for(timeout=30_000)
     other.locator("#person-cancel").click()
     other.locator("#person-details").get_by_text("Cancelled").wait_for()
-    assert other.locator("#try-person").is_enabled()
+    other.locator("#try-person:enabled").wait_for()

@@ -25,6 +25,7 @@ from fsth_hub.demo.animate_tab import FINE_TUNED, Animator
 from fsth_hub.demo.inputs import look_at_picture
 from fsth_hub.demo.people import Kept, People
 from fsth_hub.demo.person_tab import NOTHING_GAINED, SIMPLER_LOSS, Tuner
+from fsth_hub.demo.publish_form import Publisher
 from fsth_hub.demo.studio import DRIVER, Studio
 from fsth_hub.finetuning import PixelLoss
 from fsth_hub.identity import CONFIG_NAME, WEIGHTS_NAME
@@ -55,6 +56,11 @@ def tuner(pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(studio, "content", PixelLoss)
     yield Tuner(studio)
     assert left_over(workplace) == []
+
+
+@pytest.fixture
+def publisher(tuner):
+    return Publisher(tuner.studio)
 
 
 @pytest.fixture(autouse=True)
@@ -112,8 +118,8 @@ def test_fine_tuned_person_is_shown_as_it_is_learned(tuner, portraits):
     assert tuner.studio.people.get(ANNA).identity.kind == "adapter"
 
 
-def test_made_published_loaded(tuner, anna, hub):
-    *_, (said, progress, token) = tuner.publish("anna", True, True, ANN, ANNA)
+def test_made_published_loaded(tuner, publisher, anna, hub):
+    *_, (said, progress, token) = publisher.publish("anna", True, True, ANN, ANNA)
     assert "/ann/anna)" in said and "Only you" in said and (progress, token) == ("", "")
     repository = hub.repositories["ann/anna"]
     assert repository.private and {CONFIG_NAME, WEIGHTS_NAME, "README.md"} < repository.files().keys()
@@ -132,42 +138,42 @@ def test_saved_and_loaded(tuner, anna, tmp_path):
     assert "Loaded person.zip" in details and np.array_equal(draw(tuner, ANNA), draw(tuner, EVE))
 
 
-def test_card_is_seen_before_it_is_sent(tuner, anna, hub):
+def test_card_is_seen_before_it_is_sent(tuner, publisher, anna, hub):
     hub.requests.clear()
-    card = tuner.card("ann/anna", ANNA)
+    card = publisher.card("ann/anna", ANNA)
     assert "# ann/anna" in card and CONSENT in card and "(data:image/jpeg;base64," in card
     assert not card.startswith("---") and hub.requests == []
 
 
-def test_nothing_is_sent_without_consent(tuner, anna, hub):
+def test_nothing_is_sent_without_consent(tuner, publisher, anna, hub):
     hub.requests.clear()
     assert f"Nothing was sent: tick the box by which you state that {CONSENT}" in told(
-        tuner.publish("anna", True, False, ANN, ANNA)
+        publisher.publish("anna", True, False, ANN, ANNA)
     )
-    assert "Give the repository a name" in told(tuner.publish(" ", True, True, ANN, ANNA))
+    assert "Give the repository a name" in told(publisher.publish(" ", True, True, ANN, ANNA))
     # the login of the machine (HF_TOKEN is ann's) is its owner's, not every visitor's
-    assert "Give a token first" in told(tuner.publish("anna", True, True, "", ANNA))
+    assert "Give a token first" in told(publisher.publish("anna", True, True, "", ANNA))
     assert hub.requests == []
 
 
-def test_token_leaves_the_page_as_it_is_used(tuner, anna):
-    publishing = tuner.publish("anna", True, True, BOB[:-1], ANNA)
+def test_token_leaves_the_page_as_it_is_used(tuner, publisher, anna):
+    publishing = publisher.publish("anna", True, True, BOB[:-1], ANNA)
     assert next(publishing)[2] == ""
     assert "give a token of yours" in told(publishing)
-    assert "this login may not write there" in told(tuner.publish("ann/anna", True, True, ANN_READS, ANNA))
+    assert "this login may not write there" in told(publisher.publish("ann/anna", True, True, ANN_READS, ANNA))
 
 
-def test_upload_that_broke_off_is_tried_again(tuner, anna, hub, monkeypatch):
+def test_upload_that_broke_off_is_tried_again(tuner, publisher, anna, hub, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with hub.losing("PUT"):
-        assert "broke off and changed nothing there" in told(tuner.publish("anna", True, True, ANN, ANNA))
+        assert "broke off and changed nothing there" in told(publisher.publish("anna", True, True, ANN, ANNA))
     assert hub.repositories["ann/anna"].files().keys() == {".gitattributes"}
-    *_, (said, _, _) = tuner.publish("anna", True, True, ANN, ANNA)
+    *_, (said, _, _) = publisher.publish("anna", True, True, ANN, ANNA)
     assert "Published" in said and WEIGHTS_NAME in hub.repositories["ann/anna"].files()
 
 
-def test_only_ones_own_private_people_are_loaded(tuner, anna, hub):
-    list(tuner.publish("anna", True, True, ANN, ANNA))
+def test_only_ones_own_private_people_are_loaded(tuner, publisher, anna, hub):
+    list(publisher.publish("anna", True, True, ANN, ANNA))
     list(tuner.load_from_hub("ann/anna", ANN, ANNA))
     for token in ("", BOB):  # no login of the machine's, nothing out of a cache
         assert "there is no such repository, or it is private" in told(tuner.load_from_hub("ann/anna", token, EVE))
@@ -175,7 +181,7 @@ def test_only_ones_own_private_people_are_loaded(tuner, anna, hub):
     assert tuner.studio.people.find(EVE) is None
 
 
-def test_names_that_give_nothing(tuner, anna, hub, tmp_path, monkeypatch):
+def test_names_that_give_nothing(tuner, publisher, anna, hub, tmp_path, monkeypatch):
     anna.save_pretrained(tmp_path / "runs" / "anna")
     monkeypatch.chdir(tmp_path)  # a folder of the machine is no name on the hub
     assert "there is no such repository" in told(tuner.load_from_hub("runs/anna", ANN, EVE))
@@ -183,7 +189,7 @@ def test_names_that_give_nothing(tuner, anna, hub, tmp_path, monkeypatch):
     assert "as in owner/name" in told(tuner.load_from_hub(" ", "", EVE))
     hub.add("ann/else", {"weights.bin": pickle.dumps("evil")}, private=False)
     assert "'ann/else' on the hub holds no person" in told(tuner.load_from_hub("ann/else", "", EVE))
-    list(tuner.publish("anna", True, True, ANN, ANNA))
+    list(publisher.publish("anna", True, True, ANN, ANNA))
     monkeypatch.setattr(people, "MAX_BYTES", 1000)
     assert "ann/anna is too large" in told(tuner.load_from_hub("ann/anna", ANN, EVE))
 
@@ -306,7 +312,7 @@ def test_people_are_their_visitors_own(monkeypatch):
         kept.keep(SimpleNamespace(session_hash=None), "everybody's")
 
 
-def test_login_on_a_space(tuner, anna, hub, monkeypatch):
+def test_login_on_a_space(tuner, publisher, anna, hub, monkeypatch):
     for variable in ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL"):
         monkeypatch.setenv(variable, "of the Space")
         monkeypatch.setattr(gradio.oauth, variable, "of the Space")  # read when Gradio is imported
@@ -315,9 +321,9 @@ def test_login_on_a_space(tuner, anna, hub, monkeypatch):
     demo = create_demo(tuner.studio.ready.result())
     parts = {part["props"].get("elem_id"): part["props"] for part in demo.get_config_file()["components"]}
     assert "login" in parts and not parts["token"]["visible"] and not parts["load-token"]["visible"]
-    assert "Log in first." in told(tuner.publish_as_logged_in("anna", True, True, ANNA))
+    assert "Log in first." in told(publisher.publish_as_logged_in("anna", True, True, ANNA))
     login = gr.OAuthToken(ANN, "write-repos", 0)
-    *_, (said, _) = tuner.publish_as_logged_in("anna", False, True, ANNA, login)
+    *_, (said, _) = publisher.publish_as_logged_in("anna", False, True, ANNA, login)
     assert "Everyone can see it" in said and not hub.repositories["ann/anna"].private
     *_, (_, details) = tuner.load_as_logged_in("ann/anna", EVE, login)
     assert "Loaded" in details

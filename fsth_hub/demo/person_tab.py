@@ -1,8 +1,5 @@
 """The Your person tab: the portraits' person fine-tuned, tried, kept as a file or published; or loaded again."""
 
-import base64
-import io
-import os
 import tempfile
 import time
 import warnings
@@ -12,16 +9,15 @@ from functools import partial
 from pathlib import Path
 
 import gradio as gr
-from gradio.utils import get_space
 
 from ..errors import FsthError, FsthWarning
 from ..finetuning import KINDS, PixelLoss, default_steps
-from ..model_card import CONSENT, PREVIEW_NAME, draw_preview, identity_card
 from .animate_tab import FINE_TUNED, PORTRAITS, AnimatePanel, Animator
 from .errors import told_to_visitor
 from .inputs import PortraitPanel, Portraits, Seen, checked_portraits, chosen_faces, note
 from .jobs import Countdown, Job, JobStopped, progress_bar
-from .people import Kept, base_model, download, in_page_words, session_of, unpack, write_file
+from .people import Kept, base_model, download, session_of, unpack, write_file
+from .publish_form import Publisher, on_space, publish_form, token_field
 from .studio import DRIVER, HEAVY, Studio
 
 
@@ -155,59 +151,6 @@ class Tuner:
             write_file(identity, path)
             yield str(path)
 
-    def card(self, name: str, request: gr.Request = None) -> str:
-        """The card as it will be published, with its picture."""
-        with told_to_visitor(), tempfile.TemporaryDirectory(prefix="fsth-") as empty:
-            identity, picture = self.studio.people.get(request).identity, io.BytesIO()
-            text = identity_card(identity, Path(empty), (name or "").strip() or "your-name/person").text
-            draw_preview(identity).save(picture, "JPEG", quality=90)
-            return text.replace(
-                PREVIEW_NAME, f"data:image/jpeg;base64,{base64.b64encode(picture.getvalue()).decode()}"
-            )
-
-    def publish(
-        self, name: str, private: bool, consent: bool, token: str | None = None, request: gr.Request = None
-    ) -> Iterator[tuple[str, str, str | dict]]:
-        """Publish the person with the visitor's own token; gives (said, progress, the token's field)."""
-        with told_to_visitor():
-            identity = self.studio.people.get(request).identity
-            if not consent:
-                raise FsthError(
-                    f"Nothing was sent: tick the box by which you state that {CONSENT}, then publish again."
-                )
-            name, token = (name or "").strip(), (token or "").strip()
-            if not name:
-                raise FsthError("Give the repository a name first, as in your-name/anna.")
-            if not token:
-                raise FsthError(
-                    "Log in first."
-                    if on_space()
-                    else "Give a token first, of those that may write: on the hub under Settings, Access Tokens."
-                )
-            yield "", progress_bar(f"Publishing {name}"), ""  # the page forgets the token as it is used
-            try:
-                address = identity.push_to_hub(name, consent=True, private=private, token=token)
-            except FsthError as error:
-                reason = in_page_words(str(error))
-            else:
-                repository = address.partition("/commit/")[0]
-                seen_by = "Only you can see it" if private else "Everyone can see it"
-                yield f"Published: [{repository}]({repository}). {seen_by}.", "", ""
-                return
-            raise FsthError(reason)  # not chained to what may hold the token
-
-    def publish_as_logged_in(
-        self,
-        name: str,
-        private: bool,
-        consent: bool,
-        request: gr.Request = None,
-        login: gr.OAuthToken | None = None,
-    ) -> Iterator[tuple[str, str]]:
-        """The same on a Space, with the login's token."""
-        for said, progress, _ in self.publish(name, private, consent, login and login.token, request):
-            yield said, progress
-
     def load_as_logged_in(
         self, repo_id: str, request: gr.Request = None, login: gr.OAuthToken | None = None
     ) -> Iterator[tuple[str, str]]:
@@ -241,14 +184,9 @@ def describe(identity) -> str:
     return f"Fine-tuned on {portraits}, {weights}, step {identity.steps} kept."
 
 
-def on_space() -> bool:
-    """Whether the page runs in a Space in which visitors can log in."""
-    return bool(get_space() and os.environ.get("OAUTH_CLIENT_ID"))
-
-
 def person_tab(studio: Studio, portraits: PortraitPanel, animation: AnimatePanel, demo: gr.Blocks) -> None:
     """Build the tab and wire it."""
-    tuner = Tuner(studio)
+    tuner, publisher = Tuner(studio), Publisher(studio)
     with gr.Row():
         with gr.Column(min_width=300, elem_id="person-settings"):
             gr.Markdown(
@@ -264,7 +202,7 @@ def person_tab(studio: Studio, portraits: PortraitPanel, animation: AnimatePanel
                 file = gr.File(label="File (.zip)", file_types=[".zip"], height=120, elem_id="person-file")
                 load_file = gr.Button("Load the file", elem_id="load-file")
                 repo_id = gr.Textbox(label="Name on the hub", placeholder="owner/name", elem_id="person-id")
-                hub_token = _token("Only for a private one. It is not kept.", "load-token")
+                hub_token = token_field("Only for a private one. It is not kept.", "load-token")
                 load_hub = gr.Button("Load from the hub", elem_id="load-hub")
         with gr.Column(min_width=300, elem_id="person-column"):
             placeholder = gr.Markdown("What the model learns will appear here.", elem_id="person-placeholder")
@@ -283,7 +221,7 @@ def person_tab(studio: Studio, portraits: PortraitPanel, animation: AnimatePanel
                 with gr.Row():
                     try_out = gr.Button("3. Try it", min_width=120, elem_id="try-person")
                     save = gr.DownloadButton("Save as a file", min_width=120, elem_id="save-person")
-                name, card = _publish_form(tuner)
+                form = publish_form(publisher)
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
 
@@ -325,11 +263,12 @@ def person_tab(studio: Studio, portraits: PortraitPanel, animation: AnimatePanel
         done = event.success(stage(end), None, stages, **private)
         event.failure(stage("idle"), None, stages, **private).then(lambda: "", None, progress, **private)
         if end in ("tuned", "loaded"):
+            done.success(lambda: (False, ""), None, [form.consent, form.said], **private)  # that was another's
             visibility = "public" if end == "tuned" else "private"  # the same for all, and for programs once
-            done = done.success(
+            saved = done.success(
                 tuner.save, None, save, api_name="save_person", api_visibility=visibility, show_progress="hidden"
             )
-            done.success(tuner.card, name, card, **private)
+            saved.success(publisher.card, form.name, form.card, **private)
         events.append(event)
     events[-1].then(lambda: "", None, hub_token, **private)  # the page forgets it when it was used
     cancelled = cancel.click(studio.stop, cancels=events, queue=False, api_name="cancel_person")
@@ -366,41 +305,3 @@ def _options(studio: Studio) -> list[gr.components.Component]:
                 elem_id="person-model",
             ),
         ]
-
-
-def _token(info: str, elem_id: str) -> gr.Textbox:
-    """A token's field; on a Space visitors log in instead."""
-    return gr.Textbox(
-        label="Token", info=info, type="password", visible=not on_space(), buttons=[], elem_id=elem_id,
-        html_attributes=gr.InputHTMLAttributes(autocomplete="off"),
-    )  # fmt: skip
-
-
-def _publish_form(tuner: Tuner) -> tuple[gr.Textbox, gr.Markdown]:
-    """Build and wire what publishing takes; gives the name's field and the card, to be filled for a new person."""
-    with gr.Accordion("Publish to the hub", open=False, elem_id="publish"):
-        gr.Markdown(
-            "Sent are the learned weights and, of each portrait, the small crop of the head that the model draws "
-            "from: who may see the repository can see them. The photographs are not sent."
-        )
-        name = gr.Textbox(label="Repository", placeholder="your-name/anna", elem_id="repository")
-        private = gr.Checkbox(True, label="Private: only you can see it", elem_id="private")
-        with gr.Accordion("The card that will be sent", open=False, elem_id="card-accordion"):
-            card = gr.Markdown(max_height=480, elem_id="card")
-        consent = gr.Checkbox(False, label=f"I state that {CONSENT}.", elem_id="consent")
-        if on_space():
-            gr.LoginButton(elem_id="login")
-        token = _token("Of those that may write: on the hub under Settings, Access Tokens. It is not kept.", "token")
-        publish = gr.Button("4. Publish", variant="primary", elem_id="publish-button")
-        progress = gr.HTML(elem_id="publish-progress", elem_classes="job-progress")
-        said = gr.Markdown(elem_id="published")
-
-    hidden = {"show_progress": "hidden"}
-    name.blur(tuner.card, name, card, api_name="person_card", **hidden)
-    inputs, outputs = [name, private, consent], [said, progress]
-    if on_space():
-        event = publish.click(tuner.publish_as_logged_in, inputs, outputs, api_name="publish_person", **hidden)
-    else:
-        event = publish.click(tuner.publish, [*inputs, token], [*outputs, token], api_name="publish_person", **hidden)
-    event.failure(lambda: ("", ""), None, outputs, api_visibility="private", **hidden)
-    return name, card
