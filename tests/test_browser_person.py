@@ -80,7 +80,11 @@ def test_from_portrait_to_published_person(visit, url, hub, tmp_path):  # noqa: 
     other.locator("#person-file").get_by_text("person.zip").first.wait_for()
     other.locator("#load-file").click()
     other.locator("#person-details").get_by_text("Loaded person.zip").wait_for(timeout=30_000)
-    other.locator("#try-person").click()
+    other.locator("#publish").get_by_role("button", name="Publish to the hub").click()
+    other.locator("#consent input").check()
+    other.locator("#load-file").click()  # another person, who needs a consent of their own
+    sync_api.expect(other.locator("#consent input")).not_to_be_checked(timeout=30_000)
+    other.locator("#try-person:enabled").click()
     other.locator("#person-preview img").wait_for(timeout=30_000)
     other.locator("#person-cancel").click()
     other.locator("#person-details").get_by_text("Cancelled").wait_for()

@@ -40,28 +40,31 @@ class People:
     """One fine-tuned person of each visitor, seen by nobody else, until they leave or an hour has passed."""
 
     def __init__(self):
-        self._kept: dict[str | None, Kept] = {}
-        self._lock = threading.Lock()
+        self._kept: dict[str | None, tuple[Kept, threading.Timer]] = {}  # the oldest first
+        self._lock = threading.RLock()
 
     def keep(self, request: gr.Request | None, person: Kept) -> None:
         """Keep a person in place of the visitor's earlier one. Of too many, the oldest goes."""
         session = session_of(request)
+        end = threading.Timer(KEEP_SECONDS, self._drop, (session, person))
+        end.daemon = True
         with self._lock:
-            self._kept.pop(session, None)
-            self._kept[session] = person
+            self._drop(session)
+            self._kept[session] = person, end
             if len(self._kept) > MAX_PEOPLE:
-                del self._kept[next(iter(self._kept))]
-        timer = threading.Timer(KEEP_SECONDS, self._expire, (session, person))
-        timer.daemon = True
-        timer.start()
+                self._drop(next(iter(self._kept)))
+        end.start()
 
-    def _expire(self, session: str | None, person: Kept) -> None:
+    def _drop(self, session: str | None, person: Kept | None = None) -> None:
+        """Forget the session's person, if it is this one."""
         with self._lock:
-            if self._kept.get(session) is person:
+            kept, end = self._kept.get(session, (None, None))
+            if kept is not None and (person is None or person is kept):
+                end.cancel()
                 del self._kept[session]
 
     def find(self, request: gr.Request | None) -> Kept | None:
-        return self._kept.get(session_of(request))
+        return self._kept.get(session_of(request), (None, None))[0]
 
     def get(self, request: gr.Request | None) -> Kept:
         """The visitor's person; raises `FsthError` where there is none."""
@@ -74,8 +77,7 @@ class People:
         return person
 
     def forget(self, request: gr.Request | None) -> None:
-        with self._lock:
-            self._kept.pop(session_of(request), None)
+        self._drop(session_of(request))
 
 
 def session_of(request: gr.Request | None) -> str | None:
