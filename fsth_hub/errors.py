@@ -5,6 +5,14 @@ class FsthError(ValueError):
     """An input that cannot be used. The message says in one sentence what is wrong and what to do about it."""
 
 
+class FsthMemoryError(FsthError):
+    """The machine's memory is too small for what was asked."""
+
+
+class FsthWarning(UserWarning):
+    """A sentence for the person who sees it about an input that can be used but may disappoint."""
+
+
 class NoFaceError(FsthError):
     """No face was found in a portrait or in a whole clip."""
 

@@ -21,7 +21,7 @@ from . import losses
 from .adapter import Adapter, add_lora, get_adapter, merge, start_lora
 from .device import default_dtype
 from .episodes import Episodes, make_episodes
-from .errors import FsthError
+from .errors import FsthError, FsthMemoryError, FsthWarning
 from .modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 
 
@@ -119,6 +119,7 @@ def warn_of_strangers(embeddings: torch.Tensor) -> None:
         number = distances.argmax().item() + 1
         warnings.warn(
             f"Portrait {number} seems to show another person than the other portraits: fine-tuning would mix them.",
+            FsthWarning,
             stacklevel=3,
         )
 
@@ -302,4 +303,6 @@ def fine_tune(
         except torch.OutOfMemoryError:
             pass  # the half is tried outside, where the failed attempt's tensors are gone
         torch.cuda.empty_cache()
-    raise FsthError(f"Fine-tuning needs more memory, even with {size} frames at a time: use a larger GPU, or the CPU.")
+    raise FsthMemoryError(
+        f"Fine-tuning needs more memory, even with {size} frames at a time: use a larger GPU, or the CPU."
+    )

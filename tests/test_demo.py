@@ -92,9 +92,10 @@ def test_page_keeps_to_itself():
     """Every part has a name to be found by; nothing is reported, kept or offered beyond the page's own endpoints."""
     demo = create_demo(make_pipeline())
     parts = [part for part in demo.get_config_file()["components"] if part["type"] in ("gallery", "video", "image")]
-    assert len(parts) == 10 and all(part["props"]["elem_id"] and part["props"]["label"] for part in parts)
+    assert len(parts) == 12 and all(part["props"]["elem_id"] and part["props"]["label"] for part in parts)
     public = {event["api_name"] for event in demo.config["dependencies"] if event["api_visibility"] == "public"}
-    assert public == {"animate", "cancel", "inspect"}
+    person = {"fine_tune", "cancel_person", "try_person", "save_person", "person_card", "publish_person"}
+    assert public == {"animate", "cancel", "inspect"} | person | {"load_person", "load_person_file"}
     assert not demo.analytics_enabled and sum(demo.delete_cache) < 3600
     assert not LAUNCH_OPTIONS["run_history"] and not LAUNCH_OPTIONS["mcp_server"]
 
@@ -102,8 +103,10 @@ def test_page_keeps_to_itself():
 def test_heavy_events_share_one_place():
     """Whatever runs a network waits for one another, also in the queue that visitors see."""
     demo = create_demo(make_pipeline())
-    heavy = [fn for fn in demo.fns.values() if getattr(fn.fn, "__name__", "") in ("animate", "step")]
-    assert len(heavy) == 2 and all((fn.concurrency_id, fn.concurrency_limit) == ("heavy", 1) for fn in heavy)
+    heavy = [
+        fn for fn in demo.fns.values() if getattr(fn.fn, "__name__", "") in ("animate", "step", "fine_tune", "try_out")
+    ]
+    assert len(heavy) == 4 and all((fn.concurrency_id, fn.concurrency_limit) == ("heavy", 1) for fn in heavy)
 
 
 def test_animates_for_programs(client, folders):

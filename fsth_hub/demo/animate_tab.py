@@ -33,11 +33,13 @@ from .inputs import (
     show_faces,
 )
 from .jobs import Countdown, Job, JobStopped, progress_bar
+from .people import Kept
 from .studio import DRIVER, HEAVY, PORTRAIT, Studio
 
 
 PREVIEW_SECONDS = 0.2  # between two preview pictures
 CLIP_NAME, SIDE_BY_SIDE_NAME, REPORT_NAME = "talking_head.mp4", "side_by_side.mp4", "report.json"
+PORTRAITS, FINE_TUNED = "portraits", "fine-tuned"  # who is animated
 
 
 @dataclass(frozen=True)
@@ -102,24 +104,26 @@ class Animator:
         smoothing: float = DEFAULT_SMOOTHING,
         paste_back: bool = False,
         mark: bool = True,
+        person: str = PORTRAITS,
         request: gr.Request = None,
     ) -> Iterator[tuple]:
         """Draw the clip; gives (result, side by side, preview, progress, settings), the first two at the end."""
         model = model or self.studio.model_names[0]
         settings = Settings(motion, max_frames, model, motion_strength, smoothing, paste_back, mark)
         with told_to_visitor(), tempfile.TemporaryDirectory(prefix="fsth-") as folder:
-            paths = checked_portraits(portraits)
+            own = self.studio.people.get(request) if person == FINE_TUNED else None
+            paths = [] if own else checked_portraits(portraits)
             if not driving:
                 raise FsthError("Add a driving clip first: upload one, record one, or take the example.")
             faces = chosen_faces(paths, portraits_seen), chosen_faces([driving], driving_seen)[0]
             # not for every choice of options: there are as many as would fill the disk
-            files = [*paths, driving] if settings.are_defaults else []
+            files = [*paths, driving] if settings.are_defaults and not own else []
             kept = self.studio.kept_result(files, {**asdict(settings), "faces": faces})
             if kept and (kept / REPORT_NAME).is_file():
                 yield *clips_in(kept), None, "", describe(settings, json.loads((kept / REPORT_NAME).read_text()))
                 return
             yield None, None, None, progress_bar("Getting ready"), ""
-            work = partial(self._draw, paths, driving, faces, settings, Path(folder))
+            work = partial(self._draw, own or paths, driving, faces, settings, Path(folder))
             try:
                 report = yield from self.studio.worker.stream(request and request.session_hash, work)
             except JobStopped:
@@ -128,11 +132,11 @@ class Animator:
             if kept:
                 shutil.copytree(folder, kept, dirs_exist_ok=True)
                 (kept / REPORT_NAME).write_text(json.dumps(report))  # last: it says that the clips are whole
-            yield *clips_in(folder), None, "", describe(settings, report)
+            yield *clips_in(folder), None, "", describe(settings, report, own)
 
     def _draw(
         self,
-        portraits: list[str],
+        portraits: list[str] | Kept,
         driving: str,
         faces: tuple[list[int], int],
         settings: Settings,
@@ -140,7 +144,8 @@ class Animator:
         job: Job,
     ) -> dict:
         """The work itself, on the worker's thread: writes both clips, returns the pipeline's report."""
-        pipe = self.studio.pipeline(settings.model)
+        own = portraits if isinstance(portraits, Kept) else None
+        pipe = self.studio.pipeline(own.model if own else settings.model)
         clip = open_limited(driving, int(settings.max_frames) if settings.max_frames else None)
         following, drawing, shown = Countdown("Following the driver's face", clip.frame_count), None, 0.0
 
@@ -167,7 +172,7 @@ class Animator:
                 yield frame
 
         output = pipe(
-            portraits,
+            own.identity if own else portraits,
             replace(clip, read=read),
             face_index=faces[0],
             driving_face_index=faces[1],
@@ -176,7 +181,8 @@ class Animator:
             **settings.pipeline_arguments(),
         )
         beside, frames = folder / SIDE_BY_SIDE_NAME, drawn_frames(output)
-        write_side_by_side(beside, portraits[0], clip, output, frames, pipe.size, whole=settings.paste_back)
+        portrait, whole = (own.identity.crops[0], True) if own else (portraits[0], settings.paste_back)
+        write_side_by_side(beside, portrait, clip, output, frames, pipe.size, whole=whole)
         return output.report
 
 
@@ -185,15 +191,16 @@ def clips_in(folder: str | Path) -> tuple[str, str]:
     return str(Path(folder, CLIP_NAME)), str(Path(folder, SIDE_BY_SIDE_NAME))
 
 
-def describe(settings: Settings, report: dict) -> str:
+def describe(settings: Settings, report: dict, own: Kept | None = None) -> str:
     """Settings and figures of a clip, shown beside it: the same inputs and settings give the same clip."""
     seconds, missing = sum(report["seconds"].values()), len(report["frames_without_face"])
     parts = [f"{report['frames']} frames at {report['fps']:.4g} per second, drawn in {seconds:.0f} s"]
+    parts += ["fine-tuned person"] if own else []
     parts += [f"{settings.motion} motion"]
     if settings.motion == "relative":
         parts[-1] += f" of strength {settings.motion_strength:g}"
     parts += [f"smoothing {settings.smoothing:g} s"] + ["pasted back into the photograph"] * settings.paste_back
-    parts += [f"model {settings.model}"]
+    parts += [f"model {own.model if own and own.model else settings.model}"]
     parts += ["with" if settings.mark else "without"]
     parts[-1] += " a visible mark, " + ("signed" if report["credentials"] else "not signed")
     held = f" In {missing} frames the driver's face was not found; the last pose is held there." if missing else ""
@@ -216,7 +223,16 @@ def stage(name: str) -> tuple[dict, ...]:
     )
 
 
-def animate_tab(studio: Studio, portraits: PortraitPanel) -> None:
+@dataclass(frozen=True)
+class AnimatePanel:
+    """What the tab shares: its clip, the session's `list[Seen]` of it, and the choice of who is animated."""
+
+    driving: gr.Video
+    driving_seen: gr.State
+    person: gr.Radio
+
+
+def animate_tab(studio: Studio, portraits: PortraitPanel) -> AnimatePanel:
     """Build the tab and wire it."""
     animator = Animator(studio)
     with gr.Row():
@@ -231,6 +247,13 @@ def animate_tab(studio: Studio, portraits: PortraitPanel) -> None:
                 label="No pictures at hand? Click to see it move",
                 elem_id="examples",
             )
+            person = gr.Radio(
+                [("The portraits, as they are", PORTRAITS), ("Your fine-tuned person", FINE_TUNED)],
+                value=PORTRAITS,
+                label="Person",
+                visible=False,
+                elem_id="person",
+            )
             options = _options(studio)
             with gr.Row():
                 animate = gr.Button("3. Animate", variant="primary", scale=2, min_width=120, elem_id="animate")
@@ -244,7 +267,7 @@ def animate_tab(studio: Studio, portraits: PortraitPanel) -> None:
                 label="Being drawn", format="jpeg", height=360, buttons=[], interactive=False, visible=False,
                 alt_text="The frame being drawn", elem_id="preview",
             )  # fmt: skip
-            progress = gr.HTML(elem_id="progress")
+            progress = gr.HTML(elem_id="progress", elem_classes="job-progress")
             details = gr.Markdown(elem_id="details")
             beside = gr.Video(
                 label="Side by side", interactive=False, visible=False, height=200, elem_id="side-by-side"
@@ -259,7 +282,7 @@ def animate_tab(studio: Studio, portraits: PortraitPanel) -> None:
     examples.load_input_event.success(None, js="() => document.querySelector('#animate').click()", **private)
     animation = started.then(
         animator.animate,
-        inputs=[portraits.gallery, driving, portraits.seen, seen, *options],
+        inputs=[portraits.gallery, driving, portraits.seen, seen, *options, person],
         outputs=[result, beside, preview, progress, details],
         api_name="animate",
         show_progress="minimal",
@@ -270,6 +293,8 @@ def animate_tab(studio: Studio, portraits: PortraitPanel) -> None:
     cancelled = cancel.click(studio.stop, cancels=animation, queue=False, api_name="cancel")
     for ended_early in (animation.failure, cancelled.then):
         ended_early(lambda: (*stage("idle"), ""), None, [*stages, progress], **private)
+    portraits.gallery.change(lambda: PORTRAITS, None, person, **private)  # new portraits are meant to be used
+    return AnimatePanel(driving, seen, person)
 
 
 def _options(studio: Studio) -> list[gr.components.Component]:

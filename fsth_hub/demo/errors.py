@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import gradio as gr
 import torch
 
-from ..errors import FsthError
+from ..errors import FsthError, FsthMemoryError
 
 
 @contextmanager
@@ -15,10 +15,10 @@ def told_to_visitor() -> Iterator[None]:
     """Turn what goes wrong inside into a message on the page (and for programs, the client's `AppError`)."""
     try:
         yield
+    except (FsthMemoryError, MemoryError, torch.OutOfMemoryError) as error:
+        raise _message("The machine's memory is full: try again in a minute, or with fewer portraits.") from error
     except FsthError as error:
         raise _message(str(error)) from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise _message("The machine's memory is full: try again in a minute, or with fewer portraits.") from error
     except (gr.Error, GeneratorExit):
         raise
     except Exception as error:

@@ -95,19 +95,22 @@ class Countdown:
     Args:
         task: What is being done, as in "Drawing".
         total: Number of steps; None where nobody knows.
+        unit: What a step is called.
     """
 
-    def __init__(self, task: str, total: int | None):
-        self.task, self.total, self.started = task, total, time.monotonic()
+    def __init__(self, task: str, total: int | None, unit: str = "frame"):
+        self.task, self.total, self.unit, self.started = task, total, unit, time.monotonic()
 
     def __call__(self, done: int) -> str:
         """The bar after so many steps, as HTML."""
         if not self.total:
-            return progress_bar(f"{self.task}: frame {done}")
+            return progress_bar(f"{self.task}: {self.unit} {done}")
         # the first step is slow and says little about the others
         seconds = (time.monotonic() - self.started) / done * (self.total - done)
         left = "" if done < 3 or done >= self.total else f", about {_duration(seconds)} left"
-        return progress_bar(f"{self.task}: frame {min(done, self.total)} of {self.total}{left}", done / self.total)
+        return progress_bar(
+            f"{self.task}: {self.unit} {min(done, self.total)} of {self.total}{left}", done / self.total
+        )
 
 
 def progress_bar(text: str, fraction: float | None = None) -> str:

@@ -6,6 +6,7 @@ from .animate_tab import animate_tab
 from .inputs import MAX_SECONDS, portrait_panel
 from .inspect_tab import inspect_tab
 from .live_tab import live_tab
+from .person_tab import person_tab
 from .studio import Studio
 from .uploads import keep_cleaning
 
@@ -47,12 +48,14 @@ def create_demo(*models) -> gr.Blocks:
             with gr.Column(scale=2, min_width=300), gr.Tabs(elem_id="tabs"):
                 # A tab: a function that builds and wires it, given the studio and the portraits.
                 with gr.Tab("Animate", id="animate") as animate:
-                    animate_tab(studio, portraits)
+                    animation = animate_tab(studio, portraits)
+                with gr.Tab("Your person", id="person") as person:
+                    person_tab(studio, portraits, animation, demo)
                 live = gr.Tab("Live", id="live")
                 with gr.Tab("Check a file", id="check") as check:
                     inspect_tab()
                 with live:  # last, since its camera stops where the visitor turns to another tab
-                    live_tab(studio, portraits, demo, [animate, check])
+                    live_tab(studio, portraits, demo, [animate, person, check])
         gr.Markdown(RESPONSIBLE_USE, elem_id="responsible-use")
         demo.unload(studio.stop)
     keep_cleaning(demo)

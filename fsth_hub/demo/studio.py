@@ -10,6 +10,7 @@ import gradio as gr
 from ..errors import FsthError
 from ..landmarks import Face, get_detector
 from .jobs import Worker
+from .people import People
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -34,7 +35,8 @@ class Studio:
         self._detector, self._detecting = None, threading.Lock()
         self._kept = tempfile.TemporaryDirectory(prefix="fsth-examples-")
         self._example_files = {digest(path) for path in (PORTRAIT, DRIVER)}
-        self.worker = Worker()
+        self._content = None
+        self.worker, self.people = Worker(), People()
         self.ready = self.worker.submit(self.pipeline, self.model_names[0])
 
     @property
@@ -54,6 +56,14 @@ class Studio:
             pipe.set_progress_bar_config(disable=True)
             self._loaded = (name, pipe)
         return self._loaded[1]
+
+    def content(self):
+        """What fine-tuning compares frames by; call it on the worker's thread. VGG19 is kept, once it was fetched."""
+        from ..finetuning import PixelLoss, load_content
+
+        if self._content is None or isinstance(self._content, PixelLoss):
+            self._content = load_content()
+        return self._content
 
     def faces(self, image) -> list[Face]:
         """The faces of a picture (H x W x 3 uint8), the largest first. Does not wait for the worker."""

@@ -8,8 +8,8 @@ THEME = gr.themes.Soft(primary_hue="indigo", font=["system-ui", "sans-serif"], f
 CSS = """
 .gradio-container {max-width: 1180px !important; margin: auto}
 #introduction ol {margin: 0; padding-left: 1.4em}
-#driving video, #result video, #side-by-side video {max-height: 420px}
-#preview img, #live-result img {width: 100%; height: 100%; object-fit: contain}
+#driving video, #result video, #side-by-side video, #person-result video {max-height: 420px}
+#preview img, #live-result img, #person-preview img {width: 100%; height: 100%; object-fit: contain}
 #responsible-use {opacity: 0.75}
 #origin .card {display: flex; gap: 1em; padding: 1em; border-radius: 8px;
     border: 2px solid var(--border-color-primary)}
@@ -21,14 +21,16 @@ CSS = """
 #origin dd, #origin-fields * {overflow-wrap: anywhere; min-width: 0}
 #origin dd {margin: 0}
 .notes {border-left: 4px solid var(--color-accent); padding: 0.3em 0.8em}
-#progress progress {width: 100%; height: 0.6em; appearance: none; border: none}
-#progress progress, #progress progress::-webkit-progress-bar {background: var(--border-color-primary);
+.notes .notes {border: none; padding: 0}
+input[type=checkbox] {border: 1px solid var(--body-text-color-subdued) !important}
+.job-progress progress {width: 100%; height: 0.6em; appearance: none; border: none}
+.job-progress progress, .job-progress progress::-webkit-progress-bar {background: var(--border-color-primary);
     border-radius: 1em; overflow: hidden}
-#progress progress::-webkit-progress-value {background: var(--color-accent)}
-#progress progress::-moz-progress-bar {background: var(--color-accent)}
-#progress p {margin: 0.2em 0}
-#placeholder {border: 2px dashed var(--border-color-primary); border-radius: 8px; min-height: 300px; opacity: 0.75;
-    display: flex; align-items: center; justify-content: center; text-align: center}
+.job-progress progress::-webkit-progress-value {background: var(--color-accent)}
+.job-progress progress::-moz-progress-bar {background: var(--color-accent)}
+.job-progress p {margin: 0.2em 0}
+#placeholder, #person-placeholder {border: 2px dashed var(--border-color-primary); border-radius: 8px;
+    min-height: 300px; opacity: 0.75; display: flex; align-items: center; justify-content: center; text-align: center}
 .faces, .faces .grid-wrap {min-height: 0 !important}
 .faces .grid-wrap {padding-top: 2.2em !important}
 .faces .caption-label {font-size: 0.7em}

@@ -1,0 +1,179 @@
+"""Visitors' fine-tuned people: to whom each belongs, and the ways into and out of the page: a file, and the hub.
+
+A file or repository of somebody's is not trusted: two files of known names are taken out of it, within a limit, and
+nothing is ever unpickled.
+"""
+
+import json
+import shutil
+import tempfile
+import threading
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import gradio as gr
+from huggingface_hub import HfApi, snapshot_download
+
+from ..errors import FsthError
+from ..hub import LOG_IN, explain
+from ..identity import CONFIG_NAME, WEIGHTS_NAME, FsthIdentity
+from ..model_card import CARD_NAME, PREVIEW_NAME, write_identity_card
+
+
+KEEP_SECONDS = 3600
+MAX_PEOPLE = 32  # about 20 MB each with the bundled model
+MAX_BYTES = 256 * 2**20  # of a person from a file or the hub
+NEEDED, ALLOWED = {CONFIG_NAME, WEIGHTS_NAME}, {CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, PREVIEW_NAME}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A person, and the name of the page's model that draws them."""
+
+    identity: FsthIdentity
+    model: str | None
+
+
+class People:
+    """One fine-tuned person of each visitor, seen by nobody else, until they leave or an hour has passed."""
+
+    def __init__(self):
+        self._kept: dict[str | None, tuple[Kept, threading.Timer]] = {}  # the oldest first
+        self._lock = threading.RLock()
+
+    def keep(self, request: gr.Request | None, person: Kept) -> None:
+        """Keep a person in place of the visitor's earlier one. Of too many, the oldest goes."""
+        session = session_of(request)
+        end = threading.Timer(KEEP_SECONDS, self._drop, (session, person))
+        end.daemon = True
+        with self._lock:
+            self._drop(session)
+            self._kept[session] = person, end
+            if len(self._kept) > MAX_PEOPLE:
+                self._drop(next(iter(self._kept)))
+        end.start()
+
+    def _drop(self, session: str | None, person: Kept | None = None) -> None:
+        """Forget the session's person, if it is this one."""
+        with self._lock:
+            kept, end = self._kept.get(session, (None, None))
+            if kept is not None and (person is None or person is kept):
+                end.cancel()
+                del self._kept[session]
+
+    def find(self, request: gr.Request | None) -> Kept | None:
+        return self._kept.get(session_of(request), (None, None))[0]
+
+    def get(self, request: gr.Request | None) -> Kept:
+        """The visitor's person; raises `FsthError` where there is none."""
+        person = self.find(request)
+        if person is None:
+            raise FsthError(
+                'There is no fine-tuned person of yours here: make or load one under "Your person"; it is kept for '
+                "an hour, and no longer than the page is open."
+            )
+        return person
+
+    def forget(self, request: gr.Request | None) -> None:
+        self._drop(session_of(request))
+
+
+def session_of(request: gr.Request | None) -> str | None:
+    """Whose request it is; None for a caller in this process. Those who do not say get nothing to share."""
+    if request is None:
+        return None
+    if not request.session_hash:
+        raise FsthError("This needs a session: give the request a session_hash of your own.")
+    return request.session_hash
+
+
+def write_file(identity: FsthIdentity, path: Path) -> None:
+    """Write a person as a .zip of their folder, which takes the file's name: safetensors, JSON, card and preview."""
+    with tempfile.TemporaryDirectory(prefix="fsth-") as temporary:
+        folder = Path(temporary, path.stem)
+        identity.save_pretrained(folder)
+        write_identity_card(identity, folder, path.stem)
+        with zipfile.ZipFile(path, "w") as archive:  # stored: weights cannot be made smaller
+            for file in sorted(folder.iterdir()):
+                archive.write(file, f"{folder.name}/{file.name}")
+
+
+def unpack(path: Path, folder: Path) -> Path:
+    """Take out of a .zip what a person is made of, into a new folder; raises `FsthError` where it holds other things.
+
+    The names in the archive, whatever they are, do not tell where anything is written.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {}
+            for entry in archive.infolist():
+                if entry.is_dir():
+                    continue
+                *parents, name = PurePosixPath(entry.filename).parts
+                if name not in ALLOWED or name in entries or len(parents) > 1 or not {"..", "/"}.isdisjoint(parents):
+                    raise FsthError(
+                        f"{path.name} holds {entry.filename[:100]!r}, which is no part of a person: give a file as "
+                        "this page saves it."
+                    )
+                entries[name] = entry
+            if not NEEDED.issubset(entries):
+                raise FsthError(
+                    f"{path.name} holds no person: it needs {CONFIG_NAME} and {WEIGHTS_NAME}, as this page saves them."
+                )
+            check_size(path.name, sum(entry.file_size for entry in entries.values()))
+            folder.mkdir()
+            for name in NEEDED:  # no more than an entry's stated size is ever read of it
+                with archive.open(entries[name]) as packed, open(folder / name, "wb") as file:
+                    shutil.copyfileobj(packed, file)
+        return folder
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        if isinstance(error, FsthError):
+            raise
+        raise FsthError(f"{path.name} is not a .zip that can be read: give a file as this page saves it.") from error
+
+
+def download(repo_id: str, token: str | None, folder: Path) -> Path:
+    """Fetch a person from the hub into a folder of the visitor's own, with their token alone.
+
+    Not by `hub.fetch`: it would take a name for a folder of this machine, its owner's login for the visitor's, and
+    out of the cache a private person whom another visitor had loaded.
+    """
+    token = token or False
+    try:
+        api = HfApi(token=token)
+        commit = api.model_info(repo_id).sha
+        files = api.list_repo_tree(repo_id, revision=commit)
+        sizes = {file.path: file.size for file in files if file.path in NEEDED}
+        reason = None
+    except Exception as error:  # as in `hub.fetch`
+        reason = explain(error)
+    if reason is None:
+        if sizes.keys() != NEEDED:
+            raise FsthError(f"'{repo_id}' on the hub holds no person made with this software: check the name.")
+        check_size(repo_id, sum(sizes.values()))
+        try:
+            options = {"revision": commit, "token": token, "cache_dir": folder, "allow_patterns": list(NEEDED)}
+            return Path(snapshot_download(repo_id, **options))
+        except Exception as error:
+            reason = explain(error)
+    raise FsthError(in_page_words(f"The hub does not give '{repo_id}': {reason}."))
+
+
+def check_size(name: str, size: int) -> None:
+    if size > MAX_BYTES:
+        raise FsthError(f"{name} is too large: a person of at most {MAX_BYTES // 2**20} MB can be loaded here.")
+
+
+def base_model(folder: Path) -> str | None:
+    """Of which model a person says to be made."""
+    try:
+        return json.loads((folder / CONFIG_NAME).read_text())["base_model"]
+    except (OSError, ValueError, KeyError, TypeError):  # what loads it says what is wrong
+        return None
+
+
+def in_page_words(text: str) -> str:
+    """A sentence of `fsth_hub.hub`, which is for the command line, for the page."""
+    return text.replace(LOG_IN, "give a token of yours (on the hub: Settings, Access Tokens) that may do it")
