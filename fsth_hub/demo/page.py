@@ -23,8 +23,9 @@ A portrait moves and speaks as the person in a clip does.
 """
 RESPONSIBLE_USE = f"""
 Use portraits only of people who agreed to it, or who lived long ago. Every clip says in its file that it is
-AI-generated; say so too where you show it. What you upload stays on the machine that runs this page and is deleted
-within the hour. One clip is drawn at a time, of {MAX_SECONDS} s at most; up to {QUEUE_SIZE} requests wait in line.
+AI-generated; say so too where you show it. What you upload stays on the machine that runs this page, unless you
+publish it, and is deleted within the hour. One clip is drawn at a time, of {MAX_SECONDS} s at most; up to
+{QUEUE_SIZE} requests wait in line.
 """
 
 

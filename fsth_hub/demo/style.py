@@ -36,6 +36,8 @@ input[type=checkbox] {border: 1px solid var(--body-text-color-subdued) !importan
 .faces .caption-label {font-size: 0.7em}
 .source-selection {position: absolute; bottom: 0; left: 0; right: 0; background: var(--block-background-fill)}
 :focus-visible {outline: 3px solid var(--color-accent) !important; outline-offset: 2px}
+/* four tabs side by side on a phone: those that do not fit Gradio hides in a menu */
+@media (max-width: 480px) {#tabs .tab-wrapper button {padding-inline: 0.5em; font-size: 0.85em}}
 footer {display: none !important}
 """
 LAUNCH_OPTIONS = {
