@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from hub_server import ANN, ANN_READS, BOB
 from huggingface_hub import constants
 from PIL import Image
 from shards import ROOT
 from test_identity import frames, negative, steps_that_show, tuned  # noqa: F401 (a fixture)
 from test_pipeline import make_pipeline, picture
+from transformers import AutoModel
 
 from fsth_hub import FsthGenerator, FsthIdentity, FsthPipeline
 from fsth_hub.errors import FsthError
@@ -397,3 +399,16 @@ def test_weights_that_are_cut_off_or_do_not_fit(hub, pipe, saved, cache):
             hub.add(f"ann/{repository}", files | {weights: content})
             said = sentence(load, f"ann/{repository}", cache_dir=cache)
             assert f"ann/{repository}" in said and re.search(problem, said)
+
+
+def test_pipeline_with_its_code_is_loaded_by_the_libraries_own_classes(hub, pipe, cache):
+    pipe.push_to_hub("ann/coded", include_code=True)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        DiffusionPipeline.from_pretrained("ann/coded", cache_dir=cache)
+    loaded = DiffusionPipeline.from_pretrained("ann/coded", trust_remote_code=True, cache_dir=cache)
+    assert type(loaded).__name__ == "FsthPipeline"
+    assert torch.equal(loaded.generator.head.bias, pipe.generator.head.bias)
+    network = AutoModel.from_pretrained("ann/coded", subfolder="generator", trust_remote_code=True, cache_dir=cache)
+    assert torch.equal(network.head.bias, pipe.generator.head.bias)
+    own = FsthPipeline.from_pretrained("ann/coded", cache_dir=cache, **ON_CPU)
+    assert torch.equal(own.generator.head.bias, pipe.generator.head.bias)
