@@ -98,6 +98,8 @@ def test_example_runs_at_a_click(visit):
     visitor.limit_frames(2)
     visitor.page.locator("#examples").get_by_text("Astronaut").click()
     assert visitor.result()
+    for faces in ("#portrait-faces", "#driving-faces"):
+        visitor.page.locator(f"{faces} img").wait_for()
 
 
 def test_one_of_several_faces(visit, files):

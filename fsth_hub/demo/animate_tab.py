@@ -279,6 +279,8 @@ def animate_tab(studio: Studio, portraits: PortraitPanel) -> AnimatePanel:
 
     stages = [animate, cancel, placeholder, preview, result, beside]
     started = animate.click(partial(stage, "running"), None, stages, **private)
+    # a gallery does not report a change by an example
+    portraits.look_after(examples.load_input_event.success)
     examples.load_input_event.success(None, js="() => document.querySelector('#animate').click()", **private)
     animation = started.then(
         animator.animate,

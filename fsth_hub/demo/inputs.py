@@ -3,6 +3,7 @@
 Each picture's faces are shown as crops with their landmarks; where there are several, a click chooses.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -125,6 +126,7 @@ class PortraitPanel:
 
     gallery: gr.Gallery
     seen: gr.State
+    look_after: Callable[[Callable], None]  # shows the faces once an event has filled the gallery
 
 
 def faces_gallery(label: str, elem_id: str) -> gr.Gallery:
@@ -188,9 +190,13 @@ def portrait_panel(studio: Studio) -> PortraitPanel:
     notes = gr.Markdown(visible=False, elem_id="portrait-notes", elem_classes="notes")
     faces = faces_gallery("What will be animated", "portrait-faces")
     seen = gr.State([])
-    gallery.change(look, [gallery, seen], [faces, seen, notes], api_visibility="private", show_progress="hidden")
+
+    def look_after(event: Callable) -> None:
+        event(look, [gallery, seen], [faces, seen, notes], api_visibility="private", show_progress="hidden")
+
+    look_after(gallery.change)
     faces.select(choose, seen, [faces, seen], api_visibility="private", show_progress="hidden")
-    return PortraitPanel(gallery, seen)
+    return PortraitPanel(gallery, seen, look_after)
 
 
 def note(text: str) -> dict:
