@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from test_cli import DRIVER, PORTRAIT, assert_one_line_error, read, run
 from test_pipeline import arrays, clip, make_pipeline, picture
 
-from fsth_hub import FsthIdentity, cli, identity, identity_mixin
+from fsth_hub import FsthIdentity, cli_loading, identity, identity_mixin
 from fsth_hub.errors import FsthError, NoFaceError
 from fsth_hub.finetuning import KINDS, PixelLoss
 from fsth_hub.identity import CONFIG_NAME, WEIGHTS_NAME, fingerprint
@@ -302,7 +302,7 @@ def no_loading(monkeypatch):
     def load(*_):
         raise AssertionError("The model was loaded.")
 
-    monkeypatch.setattr(cli, "load_pipeline", load)
+    monkeypatch.setattr(cli_loading, "load_pipeline", load)
 
 
 def test_fine_tune_and_animate(tmp_path, vgg):
