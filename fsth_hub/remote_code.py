@@ -1,6 +1,7 @@
 """The code of the networks and of the image processor beside their weights, for people without this package."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -57,6 +58,10 @@ def add_code(folder: str | Path) -> None:
             _carry(network(config), "AutoModel", folder / name / "config.json")
     processor = FsthImageProcessor.from_pretrained(folder / "image_processor")
     _carry(processor, "AutoImageProcessor", folder / "image_processor" / "preprocessor_config.json")
+
+    # in a repository transformers looks for code at the root, in a folder beside the configuration
+    for path in folder.glob("*/*.py"):
+        shutil.copyfile(path, folder / path.name)
 
     index = json.loads((folder / "model_index.json").read_text())
     index["_class_name"] = ["pipeline", "FsthPipeline"]

@@ -22,7 +22,6 @@ from PIL import Image
 from shards import ROOT
 from test_identity import frames, negative, steps_that_show, tuned  # noqa: F401 (a fixture)
 from test_pipeline import make_pipeline, picture
-from transformers import AutoModel
 
 from fsth_hub import FsthGenerator, FsthIdentity, FsthPipeline
 from fsth_hub.errors import FsthError
@@ -408,7 +407,16 @@ def test_pipeline_with_its_code_is_loaded_by_the_libraries_own_classes(hub, pipe
     loaded = DiffusionPipeline.from_pretrained("ann/coded", trust_remote_code=True, cache_dir=cache)
     assert type(loaded).__name__ == "FsthPipeline"
     assert torch.equal(loaded.generator.head.bias, pipe.generator.head.bias)
-    network = AutoModel.from_pretrained("ann/coded", subfolder="generator", trust_remote_code=True, cache_dir=cache)
-    assert torch.equal(network.head.bias, pipe.generator.head.bias)
+    program = f"""
+import sys
+sys.modules["fsth_hub"] = None  # as where the package is not installed: this process would take its classes
+from transformers import AutoModel
+options = dict(subfolder="generator", trust_remote_code=True, cache_dir={str(cache / "elsewhere")!r})
+network = AutoModel.from_pretrained("ann/coded", **options)
+print(type(network).__module__.split(".")[0], network.head.bias.tolist())
+"""
+    command = [sys.executable, "-c", program]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=cache, check=True).stdout
+    assert told == f"transformers_modules {pipe.generator.head.bias.tolist()}\n"
     own = FsthPipeline.from_pretrained("ann/coded", cache_dir=cache, **ON_CPU)
     assert torch.equal(own.generator.head.bias, pipe.generator.head.bias)
