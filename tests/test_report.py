@@ -92,6 +92,22 @@ def test_differences_are_paired_and_tell_what_is_not_significant(report):
     assert len(differences) == 4
 
 
+def test_the_first_model_is_compared_with_each_other_one(report):
+    report.results["settings"]["models"]["paper"] = {"sha256": "0"}
+    report.people["ann"]["self"]["1"]["paper FF"] = measured(0.60)
+    report.people["bob"]["self"]["1"]["paper FF"] = measured(0.75)
+    differences = rows(report.differences())
+    assert differences["own FF minus paper FF, T = 1", "2"][0] == "-0.4500 [-0.5000, -0.4000]"
+    assert ("own FF minus own FF, T = 1", "2") not in differences
+
+
+def test_numbers_of_portraits_are_compared_with_the_next_lower(report):
+    for name, lpips in (("ann", 0.14), ("bob", 0.13)):
+        report.people[name]["self"]["32"] = {"own FF": measured(lpips)}
+    differences = rows(report.differences())
+    assert differences["own FF, T = 32 minus T = 8", "2"][0] == "0.0100 [-0.0100, 0.0300] n.s."
+
+
 def test_one_person_has_no_interval_and_no_significance(report):
     report.people = {"ann": report.people["ann"]}
     assert rows(report.quality())["1", "own FF"][1] == "0.2000"

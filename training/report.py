@@ -1,6 +1,7 @@
 """Tables and picture grids of what `evaluate.py` has measured: means over people, intervals, paired differences."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote
 
@@ -99,12 +100,16 @@ class Report:
         """Paired over the people that both have: what everybody shows is not lost in how people differ."""
         pairs = []
         shots = self.shots("self")
-        for name in self.results["settings"]["models"]:
+        first, *others = self.results["settings"]["models"]
+        for name in (first, *others):
             for t in shots:
                 feed_forward, *tuned = variants(name)
                 pairs += [((t, feed_forward), (t, WARP))] + [((t, method), (t, feed_forward)) for method in tuned]
-            for t in shots[1:]:
-                pairs += [((t, method), (shots[0], method)) for method in variants(name)]
+            for fewer, t in pairwise(shots):
+                pairs += [((t, method), (fewer, method)) for method in variants(name)]
+        for name in others:
+            for t in shots:
+                pairs += [((t, own), (t, other)) for own, other in zip(variants(first), variants(name), strict=True)]
         rows = []
         for (t, method), (other_t, other) in pairs:
             left, right = self.of("self", t, method), self.of("self", other_t, other)
