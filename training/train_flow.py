@@ -10,7 +10,6 @@ the picture alone, and goes on from what this script saves. Needs opencv-python 
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from collections import Counter
@@ -29,8 +28,9 @@ from transformers import get_linear_schedule_with_warmup
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
-from fsth_hub.modeling_fsth import FsthGenerator
+from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from fsth_hub.source_skips import FLOW_UNIT, SourceSkips, landmark_flow, pixel_grid, resize_flow, warp, with_crown
+from training.checkpoints import save_networks
 from training.dataset import Clip, EpisodeDataset, EpisodeKey, read_index
 
 
@@ -50,7 +50,7 @@ def parse_args(argv=None):
     parser.add_argument("--batch_size", type=int, default=16, help="pairs of frames per process and step")
     parser.add_argument("--learning_rate", type=float, default=5e-4, help="AdamW; falls linearly to nothing")
     parser.add_argument("--max_steps", type=int, default=1000)
-    parser.add_argument("--log_every", type=int, default=50, help="steps between lines, and validations")
+    parser.add_argument("--log_every", type=int, default=50, help="steps between lines, validations and savings")
     parser.add_argument("--num_workers", type=int, default=2, help="data loading processes")
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="bf16")
     parser.add_argument("--seed", type=int, default=0)
@@ -145,7 +145,14 @@ def main(argv=None):
     args = parse_args(argv)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     set_seed(args.seed)
-    generator = FsthGenerator.from_pretrained(args.pretrained / "generator", dtype=torch.float32)
+    embedder, generator, discriminator = (
+        network.from_pretrained(args.pretrained / name, dtype=torch.float32)
+        for network, name in (
+            (FsthEmbedder, "embedder"),
+            (FsthGenerator, "generator"),
+            (FsthDiscriminator, "discriminator"),
+        )
+    )
     if not generator.config.source_skips:
         sys.exit(f"The generator in {args.pretrained} has no source skips, and with them no flow to refine.")
 
@@ -187,12 +194,8 @@ def main(argv=None):
             )
             accelerator.print(json.dumps(line))
             seen[:] = 0
-
-    if accelerator.is_main_process:
-        for name in ("embedder", "discriminator"):
-            shutil.copytree(args.pretrained / name, args.output_dir / name, dirs_exist_ok=True)
-        half = {name: tensor.half() for name, tensor in generator.state_dict().items()}
-        generator.save_pretrained(args.output_dir / "generator", state_dict=half, max_shard_size="15MB")
+            if accelerator.is_main_process:
+                save_networks(args.output_dir, embedder, generator, discriminator)
     accelerator.end_training()
 
 
