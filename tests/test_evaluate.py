@@ -17,7 +17,7 @@ from fsth_hub.pipeline_fsth import FsthPipeline
 from training import evaluate
 from training.dataset import read_index
 from training.metrics import LPIPS
-from training.reenactment import held_out_frames, one_clip_per_person, source_frames, warped_portrait
+from training.reenactment import close_up, held_out_frames, one_clip_per_person, source_frames, warped_portrait
 from training.report import BEGIN, END, UNMOVED, WARP
 
 
@@ -134,8 +134,22 @@ def test_baselines_are_measured_as_by_hand(run):
     assert portrait["ssim"] == pytest.approx(np.mean(0.01**2 / ((drawn * STEP / 255) ** 2 + 0.01**2)), abs=1e-4)
     # without portraits that have other faces the warp of a plain picture is that picture
     warped = person["self"]["1"][WARP]
-    assert all(warped[key] == pytest.approx(portrait[key]) for key in ("lpips", "ssim", "csim", "akd"))
+    assert all(warped[key] == pytest.approx(portrait[key]) for key in ("lpips", "face_lpips", "ssim", "csim", "akd"))
     assert UNMOVED not in person["self"]["2"]  # it is the same
+
+
+def test_close_up_shows_the_face_and_nothing_else():
+    points = torch.from_numpy(landmarks())[None]
+    left, top = points[0, :68].amin(dim=0).floor().int().tolist()
+    right, bottom = points[0, :68].amax(dim=0).ceil().int().tolist()
+    reach = max(right - left, bottom - top) // 2 + 2  # of the square, from its middle, with what sampling blends in
+    x, y = (left + right) // 2, (top + bottom) // 2
+    images = torch.zeros(1, 3, SIZE, SIZE)
+    around = torch.ones_like(images)
+    around[:, :, max(y - reach, 0) : y + reach, max(x - reach, 0) : x + reach] = 0
+    assert around.any() and torch.equal(close_up(around, points), close_up(images, points))
+    images[:, :, top:bottom, left:right] = 1
+    assert close_up(images, points).mean() > 0.5
 
 
 def test_everything_is_written(run, tmp_path):

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fsth_hub.feature_networks import crop_around
 from fsth_hub.identity import FsthIdentity
+from fsth_hub.landmark_layout import FACE
 from fsth_hub.landmarks import LandmarkDetector, MotionAdapter, pick_reference
 from fsth_hub.losses import ContentLoss
 from fsth_hub.modeling_fsth import FsthGenerator
@@ -24,6 +26,7 @@ from training.metrics import LPIPS, IdentityNetwork, expression_distance, keypoi
 
 NUM_DRIVERS = 2  # for each person in cross-reenactment
 LPIPS_BATCH = 8
+CLOSE_UP_SIZE = 224  # pixels
 
 Draw = Callable[[np.ndarray], np.ndarray]  # landmarks to a frame
 
@@ -61,6 +64,11 @@ def to_tensor(images: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1  # N x 3 x S x S
 
 
+def close_up(images: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
+    """The square of the 68 face points, enlarged: hair and background, most of a frame, would drown eyes and mouth."""
+    return crop_around(images, landmarks[:, FACE], 1.0, CLOSE_UP_SIZE)  # N x 3 x 224 x 224
+
+
 @dataclass
 class Instruments:
     lpips: LPIPS
@@ -79,6 +87,11 @@ class Instruments:
 
     def embeddings(self, images, landmarks) -> np.ndarray:
         return np.stack([self.identity(*pair) for pair in zip(images, landmarks, strict=True)])  # N x 192
+
+    def perceptual_distance(self, images, truth) -> float:
+        """Mean LPIPS of N x 3 x H x W in [-1, 1]."""
+        pairs = zip(images.split(LPIPS_BATCH), truth.split(LPIPS_BATCH), strict=True)
+        return torch.cat([self.lpips(*pair) for pair in pairs]).mean().item()
 
     def faces(self, drawn: list[np.ndarray], targets) -> tuple[list, np.ndarray]:
         """Landmarks seen in drawn frames (None: no face), and the identity there. Where no face is seen, identity is
@@ -105,9 +118,11 @@ class SelfReenactment:
     def measure(self, drawn: list[np.ndarray]) -> dict:
         """Means over the frames; `akd` over those that show a face, None where none does."""
         found, identity = self.instruments.faces(drawn, self.targets)
-        pairs = zip(to_tensor(drawn).split(LPIPS_BATCH), to_tensor(self.real).split(LPIPS_BATCH), strict=True)
+        pictures = to_tensor(drawn), to_tensor(self.real)
+        faces = [close_up(images, torch.from_numpy(self.targets)) for images in pictures]
         return count_faces(found) | {
-            "lpips": torch.cat([self.instruments.lpips(*pair) for pair in pairs]).mean().item(),
+            "lpips": self.instruments.perceptual_distance(*pictures),
+            "face_lpips": self.instruments.perceptual_distance(*faces),
             "ssim": float(np.mean([ssim(*pair) for pair in zip(drawn, self.real, strict=True)])),
             "csim": float((identity * self.identity).sum(axis=1).mean()),
             "akd": mean_of_seen(keypoint_distance, found, self.landmarks),

@@ -20,7 +20,13 @@ HEADER_HEIGHT = 28  # of a grid's column titles, pixels
 PEOPLE_SHOWN = 12
 
 # key of a measure: its title and its decimals
-MEASURES = {"lpips": ("LPIPS ↓", 4), "ssim": ("SSIM ↑", 3), "csim": ("CSIM ↑", 3), "akd": ("AKD, % ↓", 2)}
+MEASURES = {
+    "lpips": ("LPIPS ↓", 4),
+    "face_lpips": ("LPIPS of the face ↓", 4),
+    "ssim": ("SSIM ↑", 3),
+    "csim": ("CSIM ↑", 3),
+    "akd": ("AKD, % ↓", 2),
+}
 CROSS_MEASURES = {
     "csim": ("CSIM to the portrait ↑", 3),
     "pose": ("pose, ° ↓", 2),
@@ -196,6 +202,7 @@ class Report:
             "portraits come from the first half of the clip, up to "
             f"{data['num_frames']} frames of the second half are drawn from their landmarks. FF is feed-forward, FT "
             "fine-tuned, in full or by an adapter. Means over people, with 95 % intervals bootstrapped over people. "
+            "*LPIPS of the face* compares the face enlarged, where the frame's is mostly of hair and background. "
             "AKD is over the frames in which a face was found; the others are counted under *no face*."
             f"{self.left_out()}",
             self.quality(),
