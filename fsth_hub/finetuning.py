@@ -3,7 +3,9 @@
 The person's AdaIN parameters, psi' = P e, and their vector in the discriminator, w' = e, start from the embedding and
 become parameters; embedder and projection rest, and there is no match loss. Works on networks and tensors alone.
 
-The generator is tuned in full, as in the paper, or through an adapter: low-rank updates of its convolutions.
+The generator is tuned in full, as in the paper, or through an adapter: low-rank updates of its convolutions. Its
+source skips rest: the heads that are moved within still frames, for want of other pictures, are not how heads move,
+and the flow of hair, shoulders and background would be learned from them (training/LOG.md, entry 7).
 """
 
 import copy
@@ -178,7 +180,8 @@ def fine_tune(
         landmarks (`torch.Tensor` of shape `(1, T, 78, 2)`): pixels, x then y, NaN where absent.
         content (`nn.Module`): [`ContentLoss`], [`PixelLoss`], or what is called like them.
         kind (`str`, *optional*, defaults to `"full"`):
-            `"full"` tunes all weights of the generator, `"adapter"` low-rank updates of its convolutions.
+            `"full"` tunes the weights of the generator, `"adapter"` low-rank updates of its convolutions; either
+            leaves its source skips as they are.
         steps (`int`, *optional*): at most so many; by default by the number of portraits, [`default_steps`].
         batch_size (`int`, *optional*): frames per step; by default two, of a lone portrait one.
         generator_lr, discriminator_lr (`float`): Adam's rates; the generator's by default by kind.
@@ -219,6 +222,8 @@ def fine_tune(
             start_lora(tuned, torch.Generator().manual_seed(seed))
         else:
             tuned = trainable_copy(generator)
+            if generator.config.source_skips:
+                tuned.source_skips.requires_grad_(False)
         judge = trainable_copy(discriminator)
         adain_parameters, person = (nn.Parameter(part.detach().clone()) for part in (start, embedding.float()))
         trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]

@@ -53,8 +53,9 @@ class FsthIdentityMixin:
         Args:
             portraits, face_index, crop: as in [`~FsthPipeline.embed`]; 1 to 64 portraits.
             kind (`str`, *optional*, defaults to `"full"`):
-                `"full"` tunes and keeps all weights of the generator, as the paper does; `"adapter"` tunes and keeps
-                low-rank updates of its convolutions, about 1 MB and 0.2 MB for each portrait with the bundled model.
+                `"full"` tunes the generator itself, as the paper does, and keeps all its weights; `"adapter"` tunes
+                and keeps low-rank updates of its convolutions, about 1 MB with the bundled model. Either leaves its
+                source skips as they are, and keeps 0.2 MB for each portrait besides.
             steps (`int`, *optional*): At most so many; by default 50 for one portrait to 230 for thirty.
             content (`nn.Module`, *optional*):
                 A [`ContentLoss`]; by default over the hub's VGG19, or pixels alone where that cannot be fetched.

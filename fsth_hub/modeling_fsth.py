@@ -20,7 +20,6 @@ from .blocks import (
     AdaptiveResidualBlock,
     ResidualBlock,
     SelfAttention,
-    conv,
     downsampling_path,
     spectral_norm,
 )
@@ -196,9 +195,9 @@ class FsthGenerator(FsthPreTrainedModel):
                 for encoded, source, decoded in zip(channels[2::-1], channels[2::-1], outputs[:3], strict=True)
             )
             self.image_fusion = nn.Conv2d(6, channels[0], 3, padding=1)
-            self.head = ZeroConv2d(channels[0], 3, 3, padding=1)
-        else:
-            self.head = conv(channels[0], 3)
+        # From an orthogonal start the first frames are noise, and the quickest way out of noise is to drive tanh into
+        # saturation: within six steps all frames are white, and stay so for hundreds (training/LOG.md).
+        self.head = ZeroConv2d(channels[0], 3, 3, padding=1)
 
         norms = [module for module in self.modules() if isinstance(module, AdaptiveInstanceNorm)]
         self.adain_sizes = [norm.num_parameters for norm in norms]

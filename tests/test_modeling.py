@@ -81,6 +81,14 @@ def test_paper_projection_has_two_numbers_for_each_adaptive_channel():
     assert sum(model.adain_sizes) == 13_056
 
 
+def test_untrained_generator_draws_grey_and_not_noise_that_saturation_would_hide():
+    torch.manual_seed(0)
+    model = FsthGenerator(tiny_config(source_skips=False))
+    assert not run(model).images.any()
+    torch.optim.SGD(model.parameters(), 1.0).step(lambda: (run(model).images.mean() - 1).square().backward())
+    assert run(model).images.any()  # but it learns
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("skips, attention", [(True, False), (False, False), (False, True)])
 def test_shapes_and_tuple(network, skips, attention):
