@@ -196,7 +196,7 @@ class FsthGenerator(FsthPreTrainedModel):
             )
             self.image_fusion = nn.Conv2d(6, channels[0], 3, padding=1)
         # From an orthogonal start the first frames are noise, and the quickest way out of noise is to drive tanh into
-        # saturation: within six steps all frames are white, and stay so for hundreds (training/LOG.md).
+        # saturation: within six steps most of a frame is white, and stays so for hundreds (training/LOG.md).
         self.head = ZeroConv2d(channels[0], 3, 3, padding=1)
 
         norms = [module for module in self.modules() if isinstance(module, AdaptiveInstanceNorm)]

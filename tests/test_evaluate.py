@@ -135,6 +135,7 @@ def test_baselines_are_measured_as_by_hand(run):
     # without portraits that have other faces the warp of a plain picture is that picture
     warped = person["self"]["1"][WARP]
     assert all(warped[key] == pytest.approx(portrait[key]) for key in ("lpips", "face_lpips", "ssim", "csim", "akd"))
+    assert portrait["face_lpips"] != pytest.approx(portrait["lpips"])  # of another size, with other borders
     assert UNMOVED not in person["self"]["2"]  # it is the same
 
 

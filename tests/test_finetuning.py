@@ -146,17 +146,16 @@ def test_same_seed_same_weights(count, kind):
     assert not torch.equal(first.adain_parameters, other.adain_parameters)
 
 
-def test_source_skips_rest_and_all_else_is_tuned(monkeypatch):
+def test_source_skips_rest_while_the_generator_around_them_is_tuned(monkeypatch):
     scripted(monkeypatch, [3, 2, 1])
     given = networks()
     tuned = tune(given=given, steps=2, generator_lr=1e-3)
     before, after = (dict(network.named_parameters()) for network in (given[1], tuned.generator))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     skips = {name for name in before if name.startswith("source_skips.")}
-    # psi' is tuned in the projection's place, and a norm can have no bearing on what another norm follows
-    assert (
-        skips and not changed & skips and changed >= {"head.weight", "image_fusion.weight", "fusions.0.conv2.weight"}
-    )
+    assert skips and not changed & skips
+    # at either end and in between; psi' is tuned in the projection's place
+    assert changed >= {"head.weight", "image_fusion.weight", "fusions.0.conv2.weight"}
     assert any(name.startswith("encoder.") for name in changed)
 
 
