@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from .landmark_drawing import draw_landmarks
+from .landmark_flow import pixel_grid
 from .landmark_layout import FACE
-from .source_skips import pixel_grid
 
 
 MAX_SOURCES = 8  # that a step draws its frames from
@@ -31,6 +31,7 @@ class Episodes:
     images: torch.Tensor  # B x (1 + K) x 3 x H x W in [-1, 1], the frame to draw first
     landmark_images: torch.Tensor
     landmarks: torch.Tensor  # B x (1 + K) x 78 x 2, pixels
+    mattes: torch.Tensor  # B x (1 + K) x 1 x H x W, 0 to 1
 
 
 def draw(landmarks: torch.Tensor, size: int) -> torch.Tensor:
@@ -39,7 +40,7 @@ def draw(landmarks: torch.Tensor, size: int) -> torch.Tensor:
     return torch.stack(drawings).permute(0, 3, 1, 2).to(landmarks.device) / 127.5 - 1
 
 
-def deform(images, landmarks, heads: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def deform(images, landmarks, mattes, heads: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, ...]:
     """
     Move, zoom, turn and tint the frames of each episode alike, and some heads within their frames, each in its way.
 
@@ -49,11 +50,12 @@ def deform(images, landmarks, heads: torch.Tensor, rng: torch.Generator) -> tupl
     Args:
         images (`torch.Tensor` of shape `(batch, n, 3, height, width)`): square, in [-1, 1].
         landmarks (`torch.Tensor` of shape `(batch, n, 78, 2)`): pixels, NaN where absent.
+        mattes (`torch.Tensor` of shape `(batch, n, 1, height, width)`): 0 to 1.
         heads (`torch.Tensor` of shape `(batch, n)`): bool, those to shift, turn and warp smoothly.
         rng (`torch.Generator`): of the CPU, so that every device makes the same.
 
     Returns:
-        Pictures and landmarks, of the same shapes.
+        Pictures, landmarks and mattes, of the same shapes.
     """
     batch, count, _, size, _ = images.shape
     images, points = images.flatten(0, 1).float(), landmarks.flatten(0, 1).float() * 2 / size - 1
@@ -88,6 +90,7 @@ def deform(images, landmarks, heads: torch.Tensor, rng: torch.Generator) -> tupl
     sampling = grid @ matrix.mT[:, None] + shift[:, None, None] + displacement.permute(0, 2, 3, 1)
     moved = F.grid_sample(images, sampling, mode="bicubic", padding_mode="border", align_corners=False)
     moved = ((moved + 1) * gain[..., None, None] - 1).clamp(-1, 1)
+    mattes = F.grid_sample(mattes.flatten(0, 1).float(), sampling, padding_mode="border", align_corners=False)
     # A landmark p goes where g(x) = p; d changes slowly, so x = M^-1 (p - s - d(x)) settles within a few rounds.
     start = points - shift[:, None]
     x = start @ inverse.mT
@@ -95,16 +98,17 @@ def deform(images, landmarks, heads: torch.Tensor, rng: torch.Generator) -> tupl
         places = x.nan_to_num()[:, None]  # Bn x 1 x 78 x 2
         d = F.grid_sample(displacement, places, padding_mode="border", align_corners=False)[:, :, 0].mT
         x = (start - d) @ inverse.mT  # Bn x 78 x 2
-    return moved.unflatten(0, (batch, count)), ((x + 1) * size / 2).unflatten(0, (batch, count))
+    return tuple(part.unflatten(0, (batch, count)) for part in (moved, (x + 1) * size / 2, mattes))
 
 
-def make_episodes(images, landmarks, targets: list[int], rng: torch.Generator, own: bool = True) -> Episodes:
+def make_episodes(images, landmarks, mattes, targets: list[int], rng: torch.Generator, own: bool = True) -> Episodes:
     """
     Episodes that teach something: a portrait drawn from some of the person's, itself only with its head moved.
 
     Args:
         images (`torch.Tensor` of shape `(T, 3, height, width)`): the portraits, in [-1, 1].
         landmarks (`torch.Tensor` of shape `(T, 78, 2)`): pixels.
+        mattes (`torch.Tensor` of shape `(T, 1, height, width)`): 0 to 1.
         targets (`list[int]`): the portrait to draw of each episode.
         rng (`torch.Generator`): of the CPU.
         own (`bool`, *optional*, defaults to `True`):
@@ -122,6 +126,6 @@ def make_episodes(images, landmarks, targets: list[int], rng: torch.Generator, o
     chosen = torch.tensor(chosen, device=images.device)  # B x (1 + K)
     heads = chosen == chosen[:, :1]
     heads[:, 0] = False
-    images, landmarks = deform(images[chosen], landmarks[chosen], heads, rng)
+    images, landmarks, mattes = deform(images[chosen], landmarks[chosen], mattes[chosen], heads, rng)
     drawings = draw(landmarks.flatten(0, 1), images.shape[-1]).unflatten(0, chosen.shape)
-    return Episodes(images, drawings, landmarks)
+    return Episodes(images, drawings, landmarks, mattes)

@@ -131,7 +131,8 @@ def draw_targets(generator: FsthGenerator, adain_parameters: torch.Tensor, episo
     images, drawings, landmarks = episodes.images, episodes.landmark_images, episodes.landmarks
     sources = None
     if generator.config.source_skips:
-        sources = generator.encode_sources(images[:, 1:], drawings[:, 1:], landmarks[:, 1:])
+        parts = (images, drawings, landmarks, episodes.mattes)
+        sources = generator.encode_sources(*(part[:, 1:] for part in parts))
     return generator(drawings[:, 0], adain_parameters.expand(len(images), -1), landmarks[:, 0], sources).images
 
 
@@ -159,6 +160,7 @@ def fine_tune(
     images: torch.Tensor,
     landmark_images: torch.Tensor,
     landmarks: torch.Tensor,
+    mattes: torch.Tensor,
     content: nn.Module,
     *,
     kind: str = "full",
@@ -178,6 +180,7 @@ def fine_tune(
         images (`torch.Tensor` of shape `(1, T, 3, height, width)`): 1 to 64 portraits of the person, in [-1, 1].
         landmark_images (`torch.Tensor` of the same shape): their landmark drawings in [-1, 1].
         landmarks (`torch.Tensor` of shape `(1, T, 78, 2)`): pixels, x then y, NaN where absent.
+        mattes (`torch.Tensor` of shape `(1, T, 1, height, width)`): how much of each pixel is the figure, 0 to 1.
         content (`nn.Module`): [`ContentLoss`], [`PixelLoss`], or what is called like them.
         kind (`str`, *optional*, defaults to `"full"`):
             `"full"` tunes the weights of the generator, `"adapter"` low-rank updates of its convolutions; either
@@ -213,7 +216,7 @@ def fine_tune(
         embedding = embeddings.mean(dim=1)  # 1 x N
         start = generator.project(embedding.to(generator.dtype)).float()
     warn_of_strangers(embeddings[0].float())
-    images, landmarks = images[0].float(), landmarks[0].float()
+    images, landmarks, mattes = images[0].float(), landmarks[0].float(), mattes[0].float()
 
     def attempt(batch_size: int) -> FineTuned:
         rng = torch.Generator().manual_seed(seed)
@@ -237,7 +240,7 @@ def fine_tune(
             middle, last = num_portraits // 2, num_portraits // 2 + max(1, num_portraits // 8)
             kept, train = train[middle:last], train[:middle] + train[last:]
         held_rng = torch.Generator().manual_seed(seed + 1)
-        held_out = [make_episodes(images, landmarks, [index], held_rng, own) for index in kept]
+        held_out = [make_episodes(images, landmarks, mattes, [index], held_rng, own) for index in kept]
 
         def score():
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -254,7 +257,7 @@ def fine_tune(
             while len(queue) < batch_size:
                 queue += [train[position] for position in torch.randperm(len(train), generator=rng).tolist()]
             targets, queue = queue[:batch_size], queue[batch_size:]
-            episodes = make_episodes(images, landmarks, targets, rng)
+            episodes = make_episodes(images, landmarks, mattes, targets, rng)
             real, drawing = episodes.images[:, 0], episodes.landmark_images[:, 0]
             people = person.expand(len(real), -1)
 

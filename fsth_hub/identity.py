@@ -37,7 +37,7 @@ class FsthIdentity(FsthPerson):
     """A person after fine-tuning (section 3.4), to be driven as any other and to be kept.
 
     Args:
-        crops (`np.ndarray` of shape `(T, height, width, 3)`): the portraits as the networks saw them, uint8 RGB.
+        crops (`np.ndarray` of shape `(T, size, size, 3)`): the portraits' head crops, uint8 RGB.
         crop_landmarks (`np.ndarray` of shape `(T, 78, 2)`): their landmarks, pixels of the crops.
         base_model (`str`): name of the model that was tuned.
         fingerprint (`str`): of its generator, [`fingerprint`].
@@ -52,7 +52,6 @@ class FsthIdentity(FsthPerson):
         name (`str`): of the folder or the hub repository that it was loaded from.
     """
 
-    crops: np.ndarray
     crop_landmarks: np.ndarray
     base_model: str
     fingerprint: str
@@ -164,10 +163,11 @@ class FsthIdentity(FsthPerson):
         expected = pipe.generator.state_dict()
         if config["kind"] == "adapter":
             expected = lora_parameters(add_lora(pipe.generator, rank_of(weights)))
+        side = tensors["crops"].shape[1] if tensors.get("crops") is not None and tensors["crops"].ndim == 4 else 0
         shapes = {f"{prefix}{name}": tensor.shape for name, tensor in expected.items()}
         shapes |= {
             "adain_parameters": (1, sum(pipe.generator.adain_sizes)),
-            "crops": (count, pipe.size, pipe.size, 3),
+            "crops": (count, side, side, 3),
             "crop_landmarks": (count, NUM_POINTS, 2),
         }
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -188,10 +188,11 @@ class FsthIdentity(FsthPerson):
             generator.load_state_dict(weights)
         adain_parameters = tensors["adain_parameters"].clone().to(generator.device, generator.dtype)
         crops, crop_landmarks = (tensors[name].clone().numpy() for name in ("crops", "crop_landmarks"))
+        inputs = pipe.prepare_portraits(crops, crop_landmarks)
         return cls(
             adain_parameters=adain_parameters,
-            sources=pipe.encode_sources(generator, *pipe.prepare_portraits(crops, crop_landmarks)),
-            landmarks=crop_landmarks[0],
+            sources=pipe.encode_sources(generator, *inputs),
+            landmarks=inputs[2][0, 0].cpu().numpy(),
             boxes=boxes,
             generator=generator if adapter is None else None,
             crops=crops,

@@ -5,12 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from .cropping import CropBox
 from .finetuning import default_steps, fine_tune, load_content
 from .identity import FsthIdentity, fingerprint
-from .person import Portrait
+from .person import DEFAULT_SIZE, Portrait
+
+
+def to_one_size(crops: Sequence[np.ndarray], landmarks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Head crops of any sizes, and their landmarks, at the size of the first one, at most `DEFAULT_SIZE`."""
+    side = min(len(crops[0]), DEFAULT_SIZE)
+    resized = [Image.fromarray(crop).resize((side, side), Image.Resampling.BICUBIC) for crop in crops]
+    points = [points * (side / len(crop)) for points, crop in zip(landmarks, crops, strict=True)]
+    return np.stack(resized), np.stack(points).astype(np.float32)
 
 
 class FsthIdentityMixin:
@@ -85,7 +94,8 @@ class FsthIdentityMixin:
         seed: int = 0,
     ) -> FsthIdentity:
         """The same for head crops whose landmarks are known, as in [`~FsthPipeline.embed_crops`]."""
-        images, drawings, points = self.prepare_portraits(crops, landmarks)
+        crops, crop_landmarks = to_one_size(crops, landmarks)
+        images, drawings, points, mattes = self.prepare_portraits(crops, crop_landmarks)
         total = default_steps(len(crops)) if steps is None else steps
         with self.progress_bar(total=total) as progress:
 
@@ -103,23 +113,21 @@ class FsthIdentityMixin:
                 images,
                 drawings,
                 points,
+                mattes,
                 content or load_content(),
                 kind=kind,
                 steps=total,
                 callback=report,
                 seed=seed,
             )
-        # What is kept is what the networks see: the same frames then come from memory and from a saved identity.
-        seen = np.stack(self.image_processor.postprocess(images[0]))
         generator = tuned.generator.to(self.generator.dtype, memory_format=torch.channels_last)
-        crop_landmarks = points[0].cpu().numpy()
         return FsthIdentity(
             adain_parameters=tuned.adain_parameters.to(generator.dtype),
-            sources=self.encode_sources(generator, images, drawings, points),
-            landmarks=crop_landmarks[0],
+            sources=self.encode_sources(generator, images, drawings, points, mattes),
+            landmarks=points[0, 0].cpu().numpy(),
             boxes=boxes or [],
             generator=generator if tuned.adapter is None else None,
-            crops=seen,
+            crops=crops,
             crop_landmarks=crop_landmarks,
             base_model=self.model_name,
             base_revision=self.model_revision,

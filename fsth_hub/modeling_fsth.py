@@ -25,7 +25,7 @@ from .blocks import (
 )
 from .configuration_fsth import FsthConfig
 from .hub import FETCH_OPTIONS, fetch
-from .source_skips import FsthSources, SkipFusion, SourceSkips, ZeroConv2d
+from .source_skips import Composition, FsthSources, SkipFusion, SourceSkips, ZeroConv2d
 
 
 # An embedder's lowest map has 4 x 4 positions at 256 pixels. The paper sums over them; their mean times this number
@@ -53,10 +53,12 @@ class FsthGeneratorOutput(ModelOutput):
             The frames; in [-1, 1] in the paper preset, and to be clamped to it with source skips.
         warped (`torch.Tensor` of shape `(batch, 3, height, width)`, *optional*):
             The fused warped portraits that the frames started from; `None` without source skips.
+        composition ([`Composition`], *optional*): how to put them together anew; `None` without source skips.
     """
 
     images: torch.Tensor | None = None
     warped: torch.Tensor | None = None
+    composition: Composition | None = None
 
 
 @dataclass
@@ -208,9 +210,9 @@ class FsthGenerator(FsthPreTrainedModel):
         """The person's AdaIN parameters, psi = P e (section 3.2): B x embedding_dim to B x sum(adain_sizes)."""
         return self.projection(embedding)
 
-    def encode_sources(self, images, landmark_images, landmarks) -> FsthSources:
-        """The portraits' feature pyramids, once for a person; see [`SourceSkips.encode`] for shapes."""
-        return self.source_skips.encode(images, landmark_images, landmarks)
+    def encode_sources(self, images, landmark_images, landmarks, mattes=None) -> FsthSources:
+        """The portraits' feature pyramids and layers, once for a person; see [`SourceSkips.encode`] for shapes."""
+        return self.source_skips.encode(images, landmark_images, landmarks, mattes)
 
     def forward(
         self,
@@ -255,7 +257,9 @@ class FsthGenerator(FsthPreTrainedModel):
         x = self.head(F.relu(self.final_norm(x, next(parameters))))  # B x 3 x 256 x 256
         output = FsthGeneratorOutput(images=torch.tanh(x))
         if fused is not None:
-            output = FsthGeneratorOutput(images=fused.images + x, warped=fused.images)
+            x = x * fused.figure.to(x.dtype)
+            composition = Composition(**fused.composition, residual=x)
+            output = FsthGeneratorOutput(images=fused.images + x, warped=fused.images, composition=composition)
         return output if return_dict else output.to_tuple()
 
 

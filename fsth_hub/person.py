@@ -3,17 +3,24 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
-from .cropping import CropBox, whole_frame
+from .cropping import CropBox, crop_box, crop_image, to_crop, whole_frame
 from .errors import FsthError, NoFaceError
 from .image_processing_fsth import load_image
 from .modeling_fsth import FsthGenerator
 from .source_skips import FsthSources
 
+
+if TYPE_CHECKING:
+    from .media.compositing import Compositor
+
+DEFAULT_SIZE, MAX_SIZE = 512, 1024  # of frames, pixels
 
 Portrait = str | Path | Image.Image | np.ndarray
 
@@ -27,6 +34,7 @@ class FsthPerson:
         sources (`FsthSources`, *optional*): the portraits' feature pyramids; with source skips only.
         landmarks (`np.ndarray` of shape `(78, 2)`): of the first portrait, pixels of its crop.
         boxes (`list[CropBox]`): where in each portrait the head was cut out, pixels of the portrait.
+        crops (`Sequence[np.ndarray]`): the head crops, each S x S x 3 uint8 RGB, as large as they were cut out.
         generator ([`FsthGenerator`], *optional*): tuned to this person; by default the pipeline's own draws them.
     """
 
@@ -34,11 +42,27 @@ class FsthPerson:
     sources: FsthSources | None
     landmarks: np.ndarray
     boxes: list[CropBox]
+    crops: Sequence[np.ndarray]
     generator: FsthGenerator | None = None
 
     def tuned_generator(self, generator: FsthGenerator) -> FsthGenerator:
         """What draws this person: their own generator if there is one, or the pipeline's, which is given."""
         return self.generator or generator
+
+    @property
+    def max_size(self) -> int:
+        """The largest frames that the first portrait has the pixels for: their side in pixels, an even number."""
+        return len(self.crops[0]) // 2 * 2
+
+    def compositor(self, size: int) -> "Compositor":
+        """What puts frames of this size together; the last one is kept."""
+        from .media.compositing import Compositor  # here, so that a person can be looked at without OpenCV
+
+        kept = self.__dict__.get("_compositor")
+        if kept is None or kept.size != size:
+            mattes = self.sources.mattes[0, :, 0].float().cpu().numpy()  # T x H x W
+            kept = self.__dict__["_compositor"] = Compositor(self.crops, mattes, size)
+        return kept
 
 
 class FsthPersonMixin:
@@ -64,7 +88,10 @@ class FsthPersonMixin:
     def read_portraits(
         self, portraits: Portrait | Sequence[Portrait], face_index: int | Sequence[int] = 0, crop: bool = True
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[CropBox]]:
-        """Cut the heads out of portraits: the crops, their landmarks, and the squares, as `embed_crops` takes them."""
+        """
+        Cut the heads out of portraits: the crops, their landmarks, and the squares, as `embed_crops` takes them. Crops
+        are as large as the heads, but no smaller than what the networks see, and 1024 pixels at most.
+        """
         single_array = isinstance(portraits, np.ndarray) and portraits.ndim < 4
         if single_array or isinstance(portraits, (str, Path, Image.Image)):
             portraits = [portraits]
@@ -83,11 +110,11 @@ class FsthPersonMixin:
             if not 0 <= face_index < len(faces):
                 raise FsthError(f"Face {face_index} was asked for, but {name} shows {len(faces)}, counted from 0.")
             points = faces[face_index].points
-            box = None if crop else whole_frame(*image.shape[1::-1], name)
-            for values, value in zip(
-                (crops, landmarks, boxes), self.image_processor.crop(image, points, box), strict=True
-            ):
-                values.append(value)
+            box = crop_box(points) if crop else whole_frame(*image.shape[1::-1], name)
+            side = min(max(round(box.side), self.size), MAX_SIZE)
+            crops.append(crop_image(image, box, side))
+            landmarks.append(to_crop(points, box, side))
+            boxes.append(box)
         return crops, landmarks, boxes
 
     @torch.no_grad()
@@ -98,27 +125,40 @@ class FsthPersonMixin:
         The same for head crops whose landmarks are known.
 
         Args:
-            crops: Each 256 x 256 x 3 uint8 RGB.
+            crops: Each S x S x 3 uint8 RGB of any size S.
             landmarks: For each crop 78 x 2, pixels of the crop.
             boxes (`list[CropBox]`, *optional*): Where the crops come from.
         """
-        images, drawings, points = self.prepare_portraits(crops, landmarks)
+        images, drawings, points, mattes = self.prepare_portraits(crops, landmarks)
         embedding = self.embedder(self._to_dtype(images), self._to_dtype(drawings)).embedding
-        sources = self.encode_sources(self.generator, images, drawings, points)
-        return FsthPerson(self.generator.project(embedding), sources, points[0, 0].cpu().numpy(), boxes or [])
+        return FsthPerson(
+            adain_parameters=self.generator.project(embedding),
+            sources=self.encode_sources(self.generator, images, drawings, points, mattes),
+            landmarks=points[0, 0].cpu().numpy(),
+            boxes=boxes or [],
+            crops=crops,
+        )
 
     def prepare_portraits(self, crops: Sequence[np.ndarray], landmarks: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """Head crops (pictures), their drawings and landmarks as the networks take them, 1 x K x ..., float32."""
+        """Head crops (pictures), their drawings, landmarks and mattes as networks take them, 1 x K x ..., float32."""
+        from .media.matting import cut_out
+
+        mattes = np.stack([cut_out(*pair) for pair in zip(crops, landmarks, strict=True)])[:, None]  # K x 1 x h x w
+        mattes = F.interpolate(torch.from_numpy(mattes), (self.size, self.size), mode="bilinear", antialias=True)
         inputs = self.image_processor.preprocess(list(crops), list(landmarks))
         return [
             inputs["pixel_values"].to(self.device, memory_format=torch.channels_last)[None],  # 1 x K x 3 x 256 x 256
             inputs["landmark_images"].to(self.device, memory_format=torch.channels_last)[None],
             inputs["landmarks"].to(self.device)[None],  # 1 x K x 78 x 2
+            mattes.to(self.device)[None],  # 1 x K x 1 x 256 x 256
         ]
 
     @torch.no_grad()
-    def encode_sources(self, generator: FsthGenerator, images, landmark_images, landmarks) -> FsthSources | None:
+    def encode_sources(
+        self, generator: FsthGenerator, images, landmark_images, landmarks, mattes
+    ) -> FsthSources | None:
         """What a generator, this pipeline's or a tuned one, keeps of portraits; `None` without source skips."""
         if not generator.config.source_skips:
             return None
-        return generator.encode_sources(self._to_dtype(images), self._to_dtype(landmark_images), landmarks)
+        pictures = (self._to_dtype(pictures) for pictures in (images, landmark_images))
+        return generator.encode_sources(*pictures, landmarks, self._to_dtype(mattes))

@@ -21,7 +21,7 @@ from .landmarks.motion import MotionMode
 from .landmarks.smoothing import DEFAULT_SMOOTHING
 from .modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from .paste_back import paste_back as ready_canvas
-from .person import FsthPerson, FsthPersonMixin, Portrait
+from .person import DEFAULT_SIZE, MAX_SIZE, FsthPerson, FsthPersonMixin, Portrait
 from .pretrained import FsthPretrainedMixin
 from .provenance import OUTPUT_METADATA, Origin, add_mark, check_credentials, sign
 from .video import Clip, open_clip, write_clip
@@ -171,9 +171,10 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         reference_frame: int | None = None,
         motion_strength: float = 1.0,
         smoothing: float = DEFAULT_SMOOTHING,
+        size: int | None = None,
     ) -> Iterator[np.ndarray]:
         """
-        Draw the person frame by frame as the driver moves; each frame is 256 x 256 x 3 uint8 RGB, without a mark.
+        Draw the person frame by frame as the driver moves; each frame is size x size x 3 uint8 RGB, without a mark.
 
         Args:
             person ([`FsthPerson`]): of [`~FsthPipeline.embed`] or [`~FsthPipeline.fine_tune`].
@@ -188,7 +189,9 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
             smoothing (`float`, *optional*, defaults to 0.05):
                 Seconds, 0 to 1, over which the detector's tremble is averaged out while the driver's head rests; 0
                 takes the landmarks as they were found. What moves is smoothed less, and nothing lags.
+            size (`int`, *optional*): as in [`~FsthPipeline.output_size`].
         """
+        size = self.output_size(person, size)
         landmarks = smooth_clip(driving.landmarks, driving.fps, smoothing)
         if reference_frame is None:
             reference_frame = pick_reference(person.landmarks, landmarks)
@@ -197,26 +200,56 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         adapt = MotionAdapter(person.landmarks, landmarks[reference_frame], motion, motion_strength)
         generator = person.tuned_generator(self.generator).fused()
         for points in landmarks:
-            yield self.draw_frame(generator, person, adapt(points))
+            yield self.draw_frame(generator, person, adapt(points), size)
+
+    def output_size(self, person: FsthPerson, size: int | None = None) -> int:
+        """
+        The side of a person's frames in pixels: what is asked for, or what the first portrait has, if that is less.
+
+        Args:
+            person ([`FsthPerson`]): of [`~FsthPipeline.embed`].
+            size (`int`, *optional*):
+                From the size that the networks see (256) to 1024, an even number; by default 512. Flow and residual
+                are generated at 256, and the portrait's own pixels put where they lead.
+
+        Raises:
+            FsthError: Another size, or a model without source skips, which has no pixels of the portrait to take.
+        """
+        if not self.generator.config.source_skips:
+            if size not in (None, self.size):
+                raise FsthError(
+                    f"This model draws frames of {self.size} x {self.size} pixels alone: it does not look at the "
+                    "portrait's own pixels (source_skips). Leave the size out."
+                )
+            return self.size
+        if size is not None and (not self.size <= size <= MAX_SIZE or size % 2):
+            raise FsthError(f"The size must be an even number from {self.size} to {MAX_SIZE}, not {size}.")
+        return min(size or max(DEFAULT_SIZE, self.size), person.max_size)
 
     @torch.no_grad()
-    def draw_frame(self, generator: FsthGenerator, person: FsthPerson, points: np.ndarray) -> np.ndarray:
+    def draw_frame(
+        self, generator: FsthGenerator, person: FsthPerson, points: np.ndarray, size: int | None = None
+    ) -> np.ndarray:
         """
         Draw one frame, for callers with landmarks of their own.
 
         Args:
             generator ([`FsthGenerator`]): the person's or this pipeline's, [`~FsthGenerator.fused`], which is faster.
             person ([`FsthPerson`]): of [`~FsthPipeline.embed`].
-            points (`np.ndarray` of shape `(78, 2)`): pixels of the frame, NaN where absent.
+            points (`np.ndarray` of shape `(78, 2)`): pixels of a frame of 256 x 256, NaN where absent.
+            size (`int`, *optional*): as in [`~FsthPipeline.output_size`].
 
         Returns:
-            `np.ndarray` of shape `(256, 256, 3)`: uint8 RGB.
+            `np.ndarray` of shape `(size, size, 3)`: uint8 RGB.
         """
+        size = self.output_size(person, size)
         drawing = self.image_processor.draw(points).to(generator.device, memory_format=torch.channels_last)
         # points stay in float32: half precision has no sub-pixels
         points = torch.from_numpy(points)[None].to(drawing.device)
         output = generator(self._to_dtype(drawing), person.adain_parameters, points, person.sources)
-        return self.image_processor.postprocess(output.images)[0]
+        if output.composition is None:
+            return self.image_processor.postprocess(output.images)[0]
+        return person.compositor(size)(output.composition)
 
     def _to_dtype(self, images: torch.Tensor) -> torch.Tensor:
         return images.to(self.generator.dtype)
@@ -235,6 +268,7 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         reference_frame: int | None = None,
         motion_strength: float = 1.0,
         smoothing: float = DEFAULT_SMOOTHING,
+        size: int | None = None,
         paste_back: bool = False,
         output_path: str | Path | None = None,
         mark: bool = True,
@@ -249,6 +283,9 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
             portraits: Pictures of one person, or an [`FsthPerson`], such as an [`FsthIdentity`].
             driving: A clip or its frames, or a [`DrivingMotion`] of [`~FsthPipeline.read_driving`].
             motion, reference_frame, motion_strength, smoothing: as in [`~FsthPipeline.drive`].
+            size (`int`, *optional*):
+                Side of the frames in pixels, even, 256 to 1024, but never more than the first portrait has; by default
+                512, or with `paste_back` as many as the head has in the photograph.
             paste_back (`bool`, *optional*, defaults to `False`):
                 Put the moving head back into the first portrait, reduced to fit 1920 x 1080 or 1080 x 1920 pixels.
             crop, face_index, driving_face_index, num_frames, fps:
@@ -274,6 +311,10 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         signed = credentials and check_credentials()
         person = portraits if isinstance(portraits, FsthPerson) else self.embed(portraits, face_index, crop)
         canvas = ready_canvas(portraits, person) if paste_back else None
+        wanted = size
+        if canvas is not None and size is None and self.generator.config.source_skips:
+            wanted = int(np.clip(canvas.box.side, self.size, MAX_SIZE)) // 2 * 2
+        side = self.output_size(person, wanted)
         stage("embed")
         driver_file = driving if isinstance(driving, (str, Path)) else getattr(driving, "audio_path", None)
         if not isinstance(driving, DrivingMotion):
@@ -283,7 +324,7 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
 
         def frames_with_progress():
             with self.progress_bar(total=len(driving.landmarks)) as progress:
-                drawn = self.drive(person, driving, motion, reference_frame, motion_strength, smoothing)
+                drawn = self.drive(person, driving, motion, reference_frame, motion_strength, smoothing, side)
                 for index, frame in enumerate(drawn if canvas is None else map(canvas, drawn)):
                     frame = add_mark(frame) if mark else frame
                     if callback is not None:
@@ -301,6 +342,8 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         report = {
             "frames": len(driving.landmarks),
             "fps": driving.fps,
+            "size": side,
+            "max_size": person.max_size,
             "portrait_boxes": [list(box) for box in person.boxes],
             "driving_box": list(driving.box),
             "frames_without_face": driving.missing,

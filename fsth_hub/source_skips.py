@@ -2,11 +2,9 @@
 
 A generator that sees a person through an embedding alone must learn faces by heart, which takes as many videos as the
 paper had. Here the portraits' features are warped to the driving landmarks and given to its decoder instead:
-a backward flow interpolated from the landmarks (no learning), a small network that refines it and tells how far each
-portrait can be trusted where, and a softmax over the portraits that fuses them.
-
-Flows are in half sides of the frame (the units of `grid_sample`) and always float32: bfloat16 has too few digits for
-coordinates.
+a backward flow that the landmarks give (`landmark_flow.py`), a small network that refines it around the face and tells
+how far each portrait can be trusted where, and a softmax over the portraits that fuses them. What is seen of the
+portraits is warped in layers (`layers.py`), the figure over a background that stays.
 """
 
 from dataclasses import dataclass
@@ -17,15 +15,11 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from .configuration_fsth import FsthConfig
-from .landmark_layout import JAW, LEFT_EYE, RIGHT_EYE, RIGID
+from .landmark_flow import FADE_WIDTH, FIGURE_FADE_WIDTH, pixel_grid, portrait_flow, resize_flow, warp
+from .landmark_layout import OUTER_LIPS
+from .layers import background_plates, blur
 
 
-# Widths in half sides of the frame, the best of a sweep over pairs of frames: how near a landmark must be to move a
-# pixel, and how far from all landmarks a pixel still moves with a head that moves little.
-SOFTMAX_WIDTH = 0.06
-FADE_WIDTH = 0.18
-# How high the top of the head lies above the eyes, in the distance from them down to the chin.
-CROWN_HEIGHT = 0.7
 # Half sides in the refiner's unit of flow. Without it its input would drown among features twenty times as large, and
 # as Adam moves every weight by the rate in each step, one step would shift its output by several pixels.
 FLOW_UNIT = 0.05
@@ -36,6 +30,7 @@ FLOW_UNIT = 0.05
 LIKENESS_WIDTH = 0.002
 # Portraits that are fused for a frame, those most like it: of 32 they have over 90 % of the weight on average.
 MAX_FUSED = 4
+CAVITY_LIGHT = 0.25  # in a mouth, of that on the lips
 
 
 @dataclass
@@ -46,6 +41,9 @@ class FsthSources(ModelOutput):
         images (`torch.Tensor` of shape `(batch, num_portraits, 3, height, width)`): portraits in [-1, 1].
         landmark_images (`torch.Tensor` of the same shape): their landmark drawings in [-1, 1].
         landmarks (`torch.Tensor` of shape `(batch, num_portraits, 78, 2)`): pixels, x then y, NaN where absent.
+        mattes (`torch.Tensor` of shape `(batch, num_portraits, 1, height, width)`): how much is the figure, 0 to 1.
+        plates (`torch.Tensor` of the shape of `images`): what is behind the figure.
+        cavities (`torch.Tensor` of shape `(batch, num_portraits, 3, 1, 1)`): the colour inside a mouth, in [-1, 1].
         features (`tuple` of `torch.Tensor`):
             Feature maps at 1/2, 1/4 and 1/8 of the resolution, each `(batch, num_portraits, channels, h, w)`.
     """
@@ -53,84 +51,54 @@ class FsthSources(ModelOutput):
     images: torch.Tensor | None = None
     landmark_images: torch.Tensor | None = None
     landmarks: torch.Tensor | None = None
+    mattes: torch.Tensor | None = None
+    plates: torch.Tensor | None = None
+    cavities: torch.Tensor | None = None
     features: tuple[torch.Tensor, ...] | None = None
 
     def map(self, function) -> "FsthSources":
         """Apply `function` to every tensor, for instance to repeat a person along the batch."""
-        features = tuple(function(feature) for feature in self.features)
-        return FsthSources(function(self.images), function(self.landmark_images), function(self.landmarks), features)
+        mapped = {name: function(value) for name, value in self.items() if name != "features"}
+        return FsthSources(**mapped, features=tuple(function(feature) for feature in self.features))
+
+
+@dataclass
+class Composition(ModelOutput):
+    """How a frame is put together from the portraits, for whoever has these at a higher resolution.
+
+    Args:
+        chosen (`torch.Tensor` of shape `(batch, k)`): which portraits.
+        cavities (`torch.Tensor` of shape `(batch, k, 3, 1, 1)`): the colour inside their mouths, in [-1, 1].
+        flow (`torch.Tensor` of shape `(batch, k, height, width, 2)`): where to look in each, normalized coordinates.
+        shares (`torch.Tensor` of shape `(batch, k, 1, h, w)`): how much each counts; they sum to 1.
+        shade (`torch.Tensor` of shape `(batch, k, 1, height, width)`): 0 where a mouth's cavity is seen instead.
+        residual (`torch.Tensor` of shape `(batch, 3, height, width)`): what the decoder adds in the end.
+    """
+
+    chosen: torch.Tensor | None = None
+    cavities: torch.Tensor | None = None
+    flow: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
+    shade: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
 
 
 @dataclass
 class FusedSources(ModelOutput):
-    """The portraits as one, warped to the driving landmarks: the image and its features, shapes as above without K."""
+    """The portraits as one, warped to the driving landmarks.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch, 3, height, width)`): the frame they give, in [-1, 1].
+        features (`tuple` of `torch.Tensor`): as in [`FsthSources`], without the dimension of portraits.
+        figure (`torch.Tensor` of shape `(batch, 1, height, width)`):
+            Where the figure is, and a margin around it; the background is not the decoder's to change.
+        composition ([`Composition`]): without the residual.
+    """
 
     images: torch.Tensor | None = None
     features: tuple[torch.Tensor, ...] | None = None
-
-
-def pixel_grid(height: int, width: int, device) -> torch.Tensor:
-    """Pixel centres in half sides, x then y: height x width x 2."""
-    ys = (torch.arange(height, device=device, dtype=torch.float32) * 2 + 1) / height - 1
-    xs = (torch.arange(width, device=device, dtype=torch.float32) * 2 + 1) / width - 1
-    return torch.stack([xs.expand(height, width), ys[:, None].expand(height, width)], dim=-1)
-
-
-def landmark_flow(driving, source, image_size: int, grid) -> torch.Tensor:
-    """
-    Backward flow from driving to source points: each pixel moves with the points near it, less the further it is
-    from all of them.
-
-    Args:
-        driving, source (`torch.Tensor` of shape `(batch, n, 2)`): pixels; points that are NaN in either are ignored.
-        image_size (`int`): side of the frame in pixels.
-        grid (`torch.Tensor` of shape `(h, w, 2)`): where to compute the flow, of [`pixel_grid`].
-
-    Returns:
-        `torch.Tensor` of shape `(batch, h, w, 2)`: in half sides.
-    """
-    driving, source = (points.float() * 2 / image_size - 1 for points in (driving, source))
-    known = torch.isfinite(driving + source).all(dim=-1)  # B x n
-    driving, source = (torch.where(known[..., None], points, 0.0) for points in (driving, source))
-    # |g - d|^2 by its expansion: the pairwise differences would be 78 times the memory
-    grid = grid.reshape(1, -1, 2)  # 1 x hw x 2
-    squared = (grid**2).sum(-1, keepdim=True) - 2 * grid @ driving.mT + (driving**2).sum(-1)[:, None]  # B x hw x n
-    squared = squared.clamp(min=0).masked_fill(~known[:, None], torch.inf)
-    weights = torch.softmax(-squared / (2 * SOFTMAX_WIDTH**2), dim=-1)
-    # A head that moves further takes more of its surroundings along: a fade narrower than the movement would fold the
-    # flow over itself and show the face twice, where it is and where it was.
-    displacement = source - driving  # B x n x 2
-    movement = displacement.sum(dim=1) / known.sum(dim=1, keepdim=True)  # B x 2
-    fade_squared = FADE_WIDTH**2 + (movement**2).sum(dim=-1)[:, None, None]
-    fade = torch.exp(-squared.amin(dim=-1, keepdim=True) / (2 * fade_squared))  # B x hw x 1
-    return weights @ displacement * fade  # B x hw x 2
-
-
-def with_crown(driving, source) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Add the top of the head, which no landmark marks: without it forehead and hair stay where they were and the face is
-    drawn away from under them. In the driving frame it is the jaw mirrored above the eyes; in the portrait it lies
-    where the points that do not move on the skull take it (the affine map that fits them best).
-
-    Args:
-        driving, source (`torch.Tensor` of shape `(batch, 78, 2)`): pixels.
-
-    Returns:
-        Both with 15 points more, `(batch, 93, 2)`.
-    """
-    right, left = driving[:, RIGHT_EYE].mean(dim=1), driving[:, LEFT_EYE].mean(dim=1)  # B x 2
-    along = F.normalize(left - right, dim=-1)
-    down = torch.stack([-along[:, 1], along[:, 0]], dim=-1)[:, None]  # B x 1 x 2
-    jaw = driving[:, JAW[1:-1]]  # B x 15 x 2
-    below_eyes = ((jaw - (left + right)[:, None] / 2) * down).sum(dim=-1, keepdim=True)
-    crown = jaw - (1 + CROWN_HEIGHT) * below_eyes * down
-
-    skull, skull_source = driving[:, RIGID], source[:, RIGID]
-    middle, middle_source = skull.mean(dim=1, keepdim=True), skull_source.mean(dim=1, keepdim=True)
-    a, b = skull - middle, skull_source - middle_source  # B x 21 x 2
-    affine = torch.linalg.solve(a.mT @ a, a.mT @ b)  # B x 2 x 2
-    crown_source = (crown - middle) @ affine + middle_source
-    return torch.cat([driving, crown], dim=1), torch.cat([source, crown_source], dim=1)
+    figure: torch.Tensor | None = None
+    composition: Composition | None = None
 
 
 def landmark_likeness(driving, source, image_size: int) -> torch.Tensor:
@@ -147,18 +115,6 @@ def landmark_likeness(driving, source, image_size: int) -> torch.Tensor:
     """
     distance = (driving - source).float().square().sum(dim=-1).sqrt()  # ... x 78
     return -distance.nanmean(dim=-1) * 2 / image_size / LIKENESS_WIDTH
-
-
-def warp(maps, flow, grid, mode: str = "bilinear"):
-    """Sample `maps` (B x C x H x W) at `grid + flow` (flow B x h x w x 2), the border repeated: B x C x h x w."""
-    sampled = F.grid_sample(maps.float(), grid + flow, mode, padding_mode="border", align_corners=False)
-    return sampled.to(maps.dtype)
-
-
-def resize_flow(flow, height: int, width: int):
-    """B x h x w x 2 to B x height x width x 2; half sides do not change with the resolution."""
-    resized = F.interpolate(flow.permute(0, 3, 1, 2), (height, width), mode="bilinear", align_corners=False)
-    return resized.permute(0, 2, 3, 1)
 
 
 class ZeroConv2d(nn.Conv2d):
@@ -224,12 +180,14 @@ class SourceSkips(nn.Module):
         # driving drawing, warped drawing, warped portrait, flow, warped features, all at 1/4 of the resolution
         self.refiner = FlowRefiner(3 + 3 + 3 + 2 + channels[1], config.base_channels)
 
-    def encode(self, images, landmark_images, landmarks) -> FsthSources:
+    def encode(self, images, landmark_images, landmarks, mattes=None) -> FsthSources:
         """
         Args:
             images (`torch.Tensor` of shape `(batch, num_portraits, 3, height, width)`): portraits in [-1, 1].
             landmark_images (`torch.Tensor` of the same shape): their landmark drawings in [-1, 1].
             landmarks (`torch.Tensor` of shape `(batch, num_portraits, 78, 2)`): pixels, x then y, NaN where absent.
+            mattes (`torch.Tensor` of shape `(batch, num_portraits, 1, height, width)`, *optional*):
+                How much of each pixel is the figure, 0 to 1; by default all, and the background goes with the head.
         """
         shape = images.shape[:2]
         x = torch.cat([landmark_images, images], dim=2).flatten(0, 1)  # BK x 6 x 256 x 256
@@ -237,11 +195,21 @@ class SourceSkips(nn.Module):
         for block in self.encoder:
             x = block(x)
             features.append(x.unflatten(0, shape))  # B x K x 32 x 128 x 128 ... B x K x 128 x 32 x 32
-        return FsthSources(images, landmark_images, landmarks, tuple(features))
+        if mattes is None:
+            mattes = torch.ones_like(images[:, :, :1])
+        return FsthSources(
+            images=images,
+            landmark_images=landmark_images,
+            landmarks=landmarks,
+            mattes=mattes,
+            plates=background_plates(images, mattes).to(images.dtype),
+            cavities=cavity_colours(images, landmarks),
+            features=tuple(features),
+        )
 
     def refine(self, sources: FsthSources, landmark_images, landmarks):
         """
-        Where in one portrait each of a batch to look for what a frame shows, at 1/4 of its resolution.
+        Where in one portrait each of a batch to look for what a frame shows.
 
         Args:
             sources ([`FsthSources`]): of [`~SourceSkips.encode`], without the dimension of portraits.
@@ -249,14 +217,15 @@ class SourceSkips(nn.Module):
             landmarks (`torch.Tensor` of shape `(batch, 78, 2)`): of the frames, pixels.
 
         Returns:
-            The flow that the landmarks give and what it lacks (both `(batch, h, w, 2)`, half sides), the logits of
-            confidence and of visibility (both `(batch, 1, h, w)`).
+            The flow that the landmarks give ([`PortraitFlow`]), what it lacks around the face
+            (`(batch, h, w, 2)`, normalized coordinates, at 1/4 of the resolution), and the logits of confidence and of
+            visibility there (both `(batch, 1, h, w)`).
         """
         size = landmark_images.shape[-1]
         grid = pixel_grid(size // 4, size // 4, landmarks.device)
         with torch.autocast(landmarks.device.type, enabled=False):
-            flow = landmark_flow(*with_crown(landmarks, sources.landmarks), size, grid)
-            flow = flow.unflatten(1, grid.shape[:2])  # B x 64 x 64 x 2
+            known = portrait_flow(landmarks, sources.landmarks, size, fade_width(sources.mattes))
+            flow = resize_flow(known.flow, size // 4, size // 4)  # B x 64 x 64 x 2
         pictures = torch.cat([sources.images, sources.landmark_images], dim=1)
         small = F.interpolate(pictures, scale_factor=0.25, mode="area")  # B x 6 x 64 x 64
         warped = warp(torch.cat([small, sources.features[1]], dim=1), flow, grid)
@@ -264,34 +233,76 @@ class SourceSkips(nn.Module):
         flow_input = (flow / FLOW_UNIT).permute(0, 3, 1, 2).to(warped.dtype)
         refined = self.refiner(torch.cat([drawing, warped, flow_input], dim=1)).float()  # B x 4 x 64 x 64
         residual_flow = FLOW_UNIT * refined[:, :2].permute(0, 2, 3, 1)
-        return flow, residual_flow, refined[:, 2:3], refined[:, 3:]
+        return known, residual_flow, refined[:, 2:3], refined[:, 3:]
 
     def forward(self, sources: FsthSources, landmark_images, landmarks) -> FusedSources:
-        likeness = landmark_likeness(landmarks[:, None], sources.landmarks, landmark_images.shape[-1])  # B x T
-        if likeness.shape[1] > MAX_FUSED:
-            likeness, chosen = likeness.topk(MAX_FUSED)  # B x K
-            rows = torch.arange(len(chosen), device=chosen.device)[:, None]
-            sources = sources.map(lambda tensor: tensor[rows, chosen])
+        size = landmark_images.shape[-1]
+        likeness = landmark_likeness(landmarks[:, None], sources.landmarks, size)  # B x T
+        likeness, chosen = likeness.topk(min(MAX_FUSED, likeness.shape[1]))  # B x K
         batch, num_portraits = likeness.shape
-        flat = sources.map(lambda tensor: tensor.flatten(0, 1))
+        rows = torch.arange(batch, device=chosen.device)[:, None]
+        flat = sources.map(lambda tensor: tensor.expand(batch, *tensor.shape[1:])[rows, chosen].flatten(0, 1))
         landmark_images, landmarks = (
             tensor.repeat_interleave(num_portraits, dim=0) for tensor in (landmark_images, landmarks)
         )  # BK x ...
-        flow, residual_flow, confidence, visibility = self.refine(flat, landmark_images, landmarks)
-        flow = flow + residual_flow  # BK x 64 x 64 x 2
+        known, residual_flow, confidence, visibility = self.refine(flat, landmark_images, landmarks)
+        residual_flow = resize_flow(residual_flow, size, size)
+        flow = known.flow + residual_flow * (1 - known.exactness)  # BK x 256 x 256 x 2
         # portraits are trusted until training says otherwise
         visibility = torch.sigmoid(visibility + 2)
         confidence = confidence + likeness.flatten()[:, None, None, None]  # BK x 1 x 64 x 64
+        shares = torch.softmax(confidence.unflatten(0, (batch, num_portraits)), dim=1)  # B x K x 1 x 64 x 64
 
-        def fuse(maps, weights=None, mode="bilinear"):
+        def sample(maps, mode="bilinear"):
             height, width = maps.shape[-2:]
-            warped = warp(maps, resize_flow(flow, height, width), pixel_grid(height, width, maps.device), mode)
-            if weights is not None:
-                warped = warped * F.interpolate(weights, (height, width), mode="bilinear").to(warped.dtype)
-            logits = F.interpolate(confidence, (height, width), mode="bilinear")
-            shares = torch.softmax(logits.unflatten(0, (batch, num_portraits)), dim=1).to(warped.dtype)
-            return (warped.unflatten(0, (batch, num_portraits)) * shares).sum(dim=1)
+            return warp(maps, resize_flow(flow, height, width), pixel_grid(height, width, maps.device), mode)
+
+        def fuse(maps):
+            height, width = maps.shape[-2:]
+            weights = F.interpolate(shares.flatten(0, 1), (height, width), mode="bilinear").to(maps.dtype)
+            return (maps * weights).unflatten(0, (batch, num_portraits)).sum(dim=1)
+
+        def warp_features(maps):
+            return sample(maps) * F.interpolate(visibility, maps.shape[-2:], mode="bilinear").to(maps.dtype)
 
         # what is seen is sampled bicubically: bilinear sampling blurs, and costs 4 % in LPIPS
-        images = fuse(flat.images, mode="bicubic")
-        return FusedSources(images=images, features=tuple(fuse(maps, visibility) for maps in flat.features))
+        shade = known.shade.permute(0, 3, 1, 2)  # BK x 1 x 256 x 256
+        mattes = sample(flat.mattes.float())
+        figures = sample(flat.images.float() - (1 - flat.mattes.float()) * flat.plates.float(), mode="bicubic")
+        images = shade * figures + (1 - shade) * flat.cavities + (1 - mattes) * flat.plates
+        composition = Composition(
+            chosen=chosen,
+            cavities=flat.cavities.unflatten(0, (batch, num_portraits)),
+            flow=flow.unflatten(0, (batch, num_portraits)),
+            shares=shares,
+            shade=shade.unflatten(0, (batch, num_portraits)),
+        )
+        return FusedSources(
+            images=fuse(images).to(sources.images.dtype),
+            features=tuple(fuse(warp_features(maps)) for maps in flat.features),
+            figure=fuse(margin(mattes)),
+            composition=composition,
+        )
+
+
+def margin(mattes):
+    """Mattes (B x 1 x H x W) grown by a margin in which the figure's edge, and its hair, may be drawn."""
+    small = F.max_pool2d(F.avg_pool2d(mattes, 4), 5, 1, 2)  # B x 1 x 64 x 64
+    return F.interpolate(blur(small, 1), mattes.shape[-2:], mode="bilinear")
+
+
+def fade_width(mattes) -> torch.Tensor:
+    """How far from the landmarks a portrait moves (B), by how surely something in its matte (B x 1 x H x W) does not."""
+    background = 1 - F.avg_pool2d(mattes.float(), 8).flatten(1).amin(dim=1)
+    return FADE_WIDTH + (FIGURE_FADE_WIDTH - FADE_WIDTH) * background
+
+
+@torch.no_grad()
+def cavity_colours(images, landmarks) -> torch.Tensor:
+    """The colour inside the mouths of portraits (B x K x 3 x H x W in [-1, 1]): that of the lips, in the dark."""
+    lips = landmarks[..., OUTER_LIPS, :].float() * 2 / images.shape[-1] - 1  # B x K x 12 x 2
+    colours = F.grid_sample(
+        images.flatten(0, 1).float(), lips.flatten(0, 1)[:, None], padding_mode="border", align_corners=False
+    )  # BK x 3 x 1 x 12
+    colours = (colours.mean(dim=(2, 3)) + 1) * CAVITY_LIGHT - 1
+    return colours.unflatten(0, images.shape[:2])[..., None, None]

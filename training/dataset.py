@@ -4,6 +4,7 @@ Reads the shards that `prepare_dataset.py` writes: uncompressed tar files in Web
 found by its offset and a folder larger than memory can be drawn from at random. A clip is
 
     KEY.0000.jpg ... KEY.0063.jpg   head crops
+    KEY.0000.png ... KEY.0063.png   their mattes, greyscale
     KEY.landmarks.npy               frames x 78 x 2 float32, pixels of the crop, NaN where absent
     KEY.json                        {"identity": ..., "source": ..., "times": [...]}
 """
@@ -12,7 +13,7 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,7 @@ from fsth_hub.landmark_layout import FLIP, INNER_LIPS, IRISES, LEFT_EYE, RIGHT_E
 MAX_SHIFT = 0.06  # of the frame's side
 ZOOM_RANGE = (0.88, 1.1)
 COLOUR_RANGE = (0.75, 1.25)
+LIGHT_RANGE = (0.8, 1.1)  # of each colour channel: teeth and eyes must take the light of the face
 GREYSCALE_PROBABILITY = 0.05  # old photographs
 IRISLESS_PROBABILITY = 0.15  # detectors that know no irises
 
@@ -43,12 +45,19 @@ class Clip:
     shard: Path
     frames: list[tuple[int, int]]  # offset and size of each JPEG in the shard
     landmarks: np.ndarray  # frames x 78 x 2
+    mattes: list[tuple[int, int]]  # as `frames`, of each PNG
 
     def image(self, index: int) -> Image.Image:
-        offset, size = self.frames[index]
+        return self._open(*self.frames[index]).convert("RGB")
+
+    def matte(self, index: int) -> Image.Image:
+        """What is figure (255) and what background (0) of a frame."""
+        return self._open(*self.mattes[index]).convert("L")
+
+    def _open(self, offset: int, size: int) -> Image.Image:
         with open(self.shard, "rb") as file:
             file.seek(offset)
-            return Image.open(io.BytesIO(file.read(size))).convert("RGB")
+            return Image.open(io.BytesIO(file.read(size)))
 
 
 def read_index(folder: str | Path) -> list[Clip]:
@@ -62,14 +71,18 @@ def read_index(folder: str | Path) -> list[Clip]:
         with tarfile.open(shard) as tar:
             for member in tar:
                 key, extension = member.name.split(".", 1)
-                parts = members.setdefault(key, {"frames": []})
-                if extension.endswith("jpg"):
-                    parts["frames"].append((member.offset_data, member.size))
+                parts = members.setdefault(key, {"frames": [], "mattes": []})
+                kinds = {"jpg": "frames", "png": "mattes"}
+                if (kind := kinds.get(extension.rpartition(".")[2])) is not None:
+                    parts[kind].append((member.offset_data, member.size))
                 else:
                     parts[extension] = tar.extractfile(member).read()
         for key, parts in members.items():
             landmarks = np.load(io.BytesIO(parts["landmarks.npy"]), allow_pickle=False)
-            clips.append(Clip(key, json.loads(parts["json"])["identity"], shard, parts["frames"], landmarks))
+            if len(parts["mattes"]) != len(parts["frames"]):
+                raise FsthError(f"{shard} has no mattes of {key}: make the shards anew with prepare_dataset.py.")
+            identity = json.loads(parts["json"])["identity"]
+            clips.append(Clip(key, identity, shard, parts["frames"], landmarks, parts["mattes"]))
     return clips
 
 
@@ -144,8 +157,8 @@ class EpisodeDataset(Dataset):
     def __getitem__(self, key: EpisodeKey) -> dict[str, torch.Tensor | int]:
         """
         Returns:
-            `dict`: `images` and `landmark_images` ((1 + K) x 3 x S x S uint8, the frame to draw first), `landmarks`
-            ((1 + K) x 78 x 2 float32, pixels) and `clip` (the row of W).
+            `dict`: `images`, `landmark_images` and `mattes` ((1 + K) x 3, 3 and 1 x S x S uint8, the frame to draw
+            first), `landmarks` ((1 + K) x 78 x 2 float32, pixels) and `clip` (the row of W).
         """
         index, num_sources, seed = key
         rng = np.random.default_rng(seed)
@@ -156,40 +169,48 @@ class EpisodeDataset(Dataset):
             far = np.argsort(-distances, kind="stable")[: max(num_sources, len(others) // 2)]
             others = [others[position] for position in rng.permutation(far)]
         transform = self.random_transform(rng) if self.augment else self.plain_transform
-        pairs = [transform(clip.image(frame), clip.landmarks[frame]) for frame in [target, *others[:num_sources]]]
-        drawings = [draw_landmarks(points, self.image_size) for _, points in pairs]
+        frames = [target, *others[:num_sources]]
+        images, mattes, landmarks = zip(
+            *(transform(clip.image(frame), clip.matte(frame), clip.landmarks[frame]) for frame in frames), strict=True
+        )
         return {
-            "images": to_tensor([image for image, _ in pairs]),
-            "landmark_images": to_tensor(drawings),
-            "landmarks": torch.from_numpy(np.stack([points for _, points in pairs])),
+            "images": to_tensor(images),
+            "landmark_images": to_tensor([draw_landmarks(points, self.image_size) for points in landmarks]),
+            "mattes": to_tensor([matte[..., None] for matte in mattes]),
+            "landmarks": torch.from_numpy(np.stack(landmarks)),
             "clip": index,
         }
 
-    def plain_transform(self, image: Image.Image, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def plain_transform(self, image: Image.Image, matte: Image.Image, points: np.ndarray) -> tuple:
         box = CropBox(0, 0, image.width)
-        return crop_image(np.asarray(image), box, self.image_size), to_crop(points, box, self.image_size)
+        pixels, matte = (crop_image(np.asarray(picture), box, self.image_size) for picture in (image, matte))
+        return pixels, matte, to_crop(points, box, self.image_size)
 
     def random_transform(self, rng: np.random.Generator):
         mirror, greyscale, irisless = rng.random(3) < (0.5, GREYSCALE_PROBABILITY, IRISLESS_PROBABILITY)
         zoom, factors = rng.uniform(*ZOOM_RANGE), rng.uniform(*COLOUR_RANGE, size=3)
-        shift = rng.uniform(-MAX_SHIFT, MAX_SHIFT, size=2)
+        shift, light = rng.uniform(-MAX_SHIFT, MAX_SHIFT, size=2), rng.uniform(*LIGHT_RANGE, size=3)
 
-        def transform(image: Image.Image, points: np.ndarray):
+        def transform(image: Image.Image, matte: Image.Image, points: np.ndarray):
             side = image.width
             left, top = (side * (0.5 + offset - zoom / 2) for offset in shift)
             box = CropBox(left, top, side * zoom)
-            pixels = Image.fromarray(crop_image(np.asarray(image), box, self.image_size))
+            pixels, matte = (crop_image(np.asarray(picture), box, self.image_size) for picture in (image, matte))
+            pixels = Image.fromarray(pixels)
             for enhance, factor in zip(
                 (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True
             ):
                 pixels = enhance(pixels).enhance(0 if greyscale and enhance is ImageEnhance.Color else factor)
             pixels, points = np.asarray(pixels), to_crop(points, box, self.image_size)
+            if not greyscale:
+                pixels = (pixels * light).clip(0, 255).round().astype(np.uint8)
             if mirror:
-                pixels, points = pixels[:, ::-1], points[FLIP] * [-1, 1] + [self.image_size, 0]
+                pixels, matte = pixels[:, ::-1], matte[:, ::-1]
+                points = points[FLIP] * [-1, 1] + [self.image_size, 0]
             if irisless:
                 points = points.copy()
                 points[IRISES] = np.nan
-            return pixels, points.astype(np.float32)
+            return pixels, matte, points.astype(np.float32)
 
         return transform
 
@@ -200,5 +221,5 @@ def expression_distances(points: np.ndarray, target: np.ndarray) -> np.ndarray:
     return sum(np.abs(part - part.mean(axis=1, keepdims=True)).mean(axis=(1, 2)) for part in parts)
 
 
-def to_tensor(images: list[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # N x 3 x S x S
+def to_tensor(images: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # N x C x S x S

@@ -54,13 +54,13 @@ class MetaLearner(nn.Module):
         self.embedder = embedder
         self.generator = generator
 
-    def forward(self, images, landmark_images, landmarks):
+    def forward(self, images, landmark_images, landmarks, mattes):
         """Draw frame 0 of each episode as the person of frames 1 .. K; B x (1 + K) x ..."""
         sources = images[:, 1:], landmark_images[:, 1:]
         embedder_output = self.embedder(*sources)
         adain_parameters = self.generator.project(embedder_output.embedding)
         if self.generator.config.source_skips:
-            pyramid = self.generator.encode_sources(*sources, landmarks[:, 1:])
+            pyramid = self.generator.encode_sources(*sources, landmarks[:, 1:], mattes[:, 1:])
             output = self.generator(landmark_images[:, 0], adain_parameters, landmarks[:, 0], pyramid)
         else:
             output = self.generator(landmark_images[:, 0], adain_parameters)
@@ -143,8 +143,8 @@ def to_pixels(images: torch.Tensor) -> np.ndarray:
 def validate(learner: MetaLearner, content: ContentLoss, batches) -> tuple[dict[str, float], np.ndarray]:
     """Content terms of the averaged generator on fixed episodes, beside the warp's, and a picture of some."""
     totals, columns = {}, []
-    for images, landmark_images, landmarks in batches:
-        fake, warped, _ = learner(images, landmark_images, landmarks)
+    for images, landmark_images, landmarks, mattes in batches:
+        fake, warped, _ = learner(images, landmark_images, landmarks, mattes)
         warped = images[:, 1] if warped is None else warped
         for suffix, frames in (("", fake), ("_warped", warped)):
             for name, term in content(frames, images[:, 0], landmarks[:, 0]).items():
@@ -167,7 +167,8 @@ def to_device(batch, device):
     images, landmark_images = (
         batch[key].to(device, non_blocking=True).float() / 127.5 - 1 for key in ("images", "landmark_images")
     )
-    return images, landmark_images, batch["landmarks"].to(device, non_blocking=True)
+    landmarks, mattes = (batch[key].to(device, non_blocking=True) for key in ("landmarks", "mattes"))
+    return images, landmark_images, landmarks, mattes.float() / 255
 
 
 def append_line(path: Path, entry: dict):
@@ -273,7 +274,7 @@ def main(argv=None):
         bare_discriminator.requires_grad_(False)
         for part in range(num_parts):
             batch = next(batches)
-            images, landmark_images, landmarks = to_device(batch, device)
+            images, landmark_images, landmarks, mattes = to_device(batch, device)
             real, drawing = images[:, 0].contiguous(memory_format=torch.channels_last), landmark_images[:, 0]
             clip = batch["clip"].to(device)
             # a pass in training mode is a power iteration: one for an update, however many parts it has
@@ -281,7 +282,7 @@ def main(argv=None):
             bare_discriminator.train(part == 0)
             with accelerator.accumulate(learner):
                 with accelerator.autocast():
-                    fake, _, frame_embeddings = learner(images, landmark_images, landmarks)
+                    fake, _, frame_embeddings = learner(images, landmark_images, landmarks, mattes)
                     part_terms = content(fake, real, landmarks[:, 0], window)
                     if adversarial:
                         person = bare_discriminator.identities(clip)
@@ -310,11 +311,11 @@ def main(argv=None):
                     real, drawing, clip, fake = drawn[part]
                 else:
                     batch = next(batches)
-                    images, landmark_images, landmarks = to_device(batch, device)
+                    images, landmark_images, landmarks, mattes = to_device(batch, device)
                     real, drawing, clip = images[:, 0], landmark_images[:, 0], batch["clip"].to(device)
                     learner.train(part == 0)
                     with torch.no_grad(), accelerator.autocast():
-                        fake, _, _ = learner(images, landmark_images, landmarks)
+                        fake, _, _ = learner(images, landmark_images, landmarks, mattes)
                 discriminator.train(part == 0)
                 with accelerator.accumulate(discriminator):
                     with accelerator.autocast():

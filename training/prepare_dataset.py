@@ -43,6 +43,7 @@ from fsth_hub.cropping import crop_box, crop_image, to_crop, whole_frame
 from fsth_hub.errors import FsthError, NoFaceError, VideoError
 from fsth_hub.landmark_layout import FACE
 from fsth_hub.landmarks import Face, get_detector, track_clip
+from fsth_hub.media.matting import cut_out
 from fsth_hub.video import open_clip
 
 
@@ -59,9 +60,11 @@ FAST = 0.02
 
 
 class Frames(NamedTuple):
-    """What is kept of a clip: crops (JPEG), landmarks (frames x 78 x 2, pixels of the crop) and times (s)."""
+    """What is kept of a clip: crops (JPEG), mattes (PNG, greyscale), landmarks (frames x 78 x 2, pixels of the crop)
+    and times (s)."""
 
     crops: list[bytes]
+    mattes: list[bytes]
     landmarks: np.ndarray
     times: list[float]
 
@@ -132,14 +135,21 @@ def process_clip(path: Path, args) -> Frames:
     box = crop_box(np.stack([faces[index].points for index in found]))
     if args.no_crop:
         box = whole_frame(clip.width, clip.height, path.name)
-    wanted, crops = set(chosen), []
+    wanted, crops, mattes = set(chosen), [], []
     for index, frame in enumerate(islice(clip, 0, chosen[-1] * stride + 1, stride)):
         if index in wanted:
-            buffer = io.BytesIO()
-            Image.fromarray(crop_image(frame, box, args.image_size)).save(buffer, "JPEG", quality=JPEG_QUALITY)
-            crops.append(buffer.getvalue())
+            crop = crop_image(frame, box, args.image_size)
+            matte = cut_out(crop, to_crop(faces[index].points, box, args.image_size))
+            crops.append(encode(crop, "JPEG", quality=JPEG_QUALITY))
+            mattes.append(encode((matte * 255).round().astype(np.uint8), "PNG"))
     landmarks = to_crop(np.stack([faces[index].points for index in chosen]), box, args.image_size)
-    return Frames(crops, landmarks, [index * stride / clip.fps for index in chosen])
+    return Frames(crops, mattes, landmarks, [index * stride / clip.fps for index in chosen])
+
+
+def encode(picture: np.ndarray, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format, **options)
+    return buffer.getvalue()
 
 
 def try_clip(path: Path, args) -> Frames | Skipped:
@@ -202,13 +212,14 @@ def add_bytes(tar: tarfile.TarFile, name: str, content: bytes):
     tar.addfile(member, io.BytesIO(content))
 
 
-def add_clip(tar: tarfile.TarFile, relative: Path, crops: list[bytes], landmarks: np.ndarray, times: list[float]):
+def add_clip(tar: tarfile.TarFile, relative: Path, frames: Frames):
     # one key for each path, without the dot at which WebDataset's keys end
     key = quote(relative.as_posix(), safe="").replace(".", "%2E")
-    for index, crop in enumerate(crops):
+    for index, (crop, matte) in enumerate(zip(frames.crops, frames.mattes, strict=True)):
         add_bytes(tar, f"{key}.{index:04d}.jpg", crop)
+        add_bytes(tar, f"{key}.{index:04d}.png", matte)
     buffer = io.BytesIO()
-    np.save(buffer, landmarks)
+    np.save(buffer, frames.landmarks)
     add_bytes(tar, f"{key}.landmarks.npy", buffer.getvalue())
     known = VOXCELEB2.search(relative.as_posix())
     # clips below a person's folder that share a folder come from one video; those in it stand for themselves
@@ -217,7 +228,7 @@ def add_clip(tar: tarfile.TarFile, relative: Path, crops: list[bytes], landmarks
         "identity": known[1] if known else relative.parts[0],
         "video": video.as_posix(),
         "source": relative.as_posix(),
-        "times": times,
+        "times": frames.times,
     }
     add_bytes(tar, f"{key}.json", json.dumps(description).encode())
 
@@ -237,7 +248,7 @@ def write_shard(name: str, group: list[Path], args, function=try_clip) -> list[d
             if isinstance(result, Skipped):
                 entry |= {"reason": result.reason, "skipped": result.sentence}
             else:
-                add_clip(tar, relative, *result)
+                add_clip(tar, relative, result)
                 entry["frames"] = len(result.crops)
             entries.append(entry)
     partial.replace(args.shards / name)

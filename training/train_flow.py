@@ -28,15 +28,16 @@ from transformers import get_linear_schedule_with_warmup
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
+from fsth_hub.landmark_flow import pixel_grid, portrait_flow, warp
 from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
-from fsth_hub.source_skips import FLOW_UNIT, SourceSkips, landmark_flow, pixel_grid, resize_flow, warp, with_crown
+from fsth_hub.source_skips import FLOW_UNIT, SourceSkips, fade_width
 from training.checkpoints import save_networks
 from training.dataset import Clip, EpisodeDataset, EpisodeKey, read_index
 
 
 ERROR_WINDOW = 9  # pixels over which the measured flow is judged
 MAX_ERROR = 0.25  # mean absolute difference, of [-1, 1], above which it has lost its way
-MAX_RESIDUAL = 0.35  # half sides
+MAX_RESIDUAL = 0.35  # normalized coordinates
 WARMUP_STEPS = 50
 
 
@@ -57,23 +58,26 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def measure_residual_flow(frame, portrait, landmarks, portrait_landmarks) -> tuple[torch.Tensor, torch.Tensor]:
+def measure_residual_flow(
+    frame, portrait, landmarks, portrait_landmarks, matte, portrait_matte
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
     What the landmarks' flow lacks to the flow that is measured between a frame and the portrait.
 
     Args:
         frame, portrait (`torch.Tensor` of shape `(3, size, size)`): in [-1, 1].
         landmarks, portrait_landmarks (`torch.Tensor` of shape `(78, 2)`): pixels.
+        matte, portrait_matte (`torch.Tensor` of shape `(1, size, size)`): how much is the figure, 0 to 1.
 
     Returns:
-        The residual flow at 1/4 of the resolution (h x w x 2, half sides), and its weight (h x w): how much of each
-        cell the measured flow explains better than the landmarks' flow does, or no worse.
+        The residual flow at 1/4 of the resolution (h x w x 2, normalized coordinates), and its weight (h x w): how
+        much of each cell is figure, around the exact flow, and explained by the measured flow better than by the
+        landmarks' or no worse.
     """
     size = frame.shape[-1]
-    coarse, grid = pixel_grid(size // 4, size // 4, "cpu"), pixel_grid(size, size, "cpu")
-    points = landmarks[None].float(), portrait_landmarks[None].float()
-    flow = landmark_flow(*with_crown(*points), size, coarse).unflatten(1, coarse.shape[:2])
-    flow = resize_flow(flow, size, size)  # 1 x size x size x 2
+    grid = pixel_grid(size, size, "cpu")
+    known = portrait_flow(landmarks[None], portrait_landmarks[None], size, fade_width(portrait_matte[None]))
+    flow = known.flow  # 1 x size x size x 2
     warped = warp(portrait[None], flow, grid)
 
     grey = [cv2.cvtColor(to_uint8(picture), cv2.COLOR_RGB2GRAY) for picture in (frame, warped[0])]
@@ -87,6 +91,7 @@ def measure_residual_flow(frame, portrait, landmarks, portrait_landmarks) -> tup
 
     after = error(warp(portrait[None], measured, grid))
     explained = ((after <= error(warped) * 1.02 + 1e-3) & (after < MAX_ERROR)).float()  # 1 x 1 x size x size
+    explained = explained * matte * (1 - known.exactness.permute(0, 3, 1, 2))
     weight = F.avg_pool2d(explained, 4)[0, 0]
     residual = F.avg_pool2d((measured - flow).permute(0, 3, 1, 2) * explained, 4)[0] / weight.clamp(min=1e-3)
     return residual.permute(1, 2, 0), weight * (residual.norm(dim=0) < MAX_RESIDUAL)
@@ -105,11 +110,10 @@ class FlowDataset(Dataset):
     def __getitem__(self, key: EpisodeKey) -> dict[str, torch.Tensor]:
         episode = self.episodes[key]
         images, drawings = (episode[name].float() / 127.5 - 1 for name in ("images", "landmark_images"))
-        landmarks = episode["landmarks"]
-        residual, weight = measure_residual_flow(*images, *landmarks)
-        return {
-            "images": images, "drawings": drawings, "landmarks": landmarks, "residual": residual, "weight": weight
-        }  # fmt: skip
+        landmarks, mattes = episode["landmarks"], episode["mattes"].float() / 255
+        residual, weight = measure_residual_flow(*images, *landmarks, *mattes)
+        inputs = {"images": images, "drawings": drawings, "landmarks": landmarks, "mattes": mattes}
+        return inputs | {"residual": residual, "weight": weight}
 
 
 class FlowLearner(nn.Module):
@@ -120,8 +124,8 @@ class FlowLearner(nn.Module):
         self.skips = skips
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean end-point error of the refined flow and of the landmarks' own, in half sides."""
-        sources = self.skips.encode(batch["images"][:, 1:], batch["drawings"][:, 1:], batch["landmarks"][:, 1:])
+        """Mean end-point error of the refined flow and of the landmarks' own, in normalized coordinates."""
+        sources = self.skips.encode(*(batch[name][:, 1:] for name in ("images", "drawings", "landmarks", "mattes")))
         sources = sources.map(lambda tensor: tensor[:, 0])
         _, flow, _, _ = self.skips.refine(sources, batch["drawings"][:, 0], batch["landmarks"][:, 0])
         share = batch["weight"] / batch["weight"].sum().clamp(min=1)  # B x h x w

@@ -1,0 +1,349 @@
+"""Where in a portrait to look for what a frame shows, from the landmarks of both and nothing learned.
+
+Far from the face each pixel goes with the landmarks near it (`smooth_flow`). Inside, the flow is exact: interpolated
+over a triangulation of the face's points, so that lids and lips lie where the landmarks have them. Eyes and mouth are
+openings with a flow of their own: an iris moves behind the lids and stays round, upper teeth keep to the skull and
+lower ones to the jaw, and nothing is taken from beyond the portrait's own lids and lips.
+
+Flows lead back from the frame to the portrait, in normalized coordinates (half sides of the frame, the units of
+`grid_sample`), and are always float32: bfloat16 has too few digits for coordinates. Nothing here has a gradient.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .landmark_layout import JAW, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS, RIGID
+
+
+# Widths in normalized coordinates, the best of a sweep over pairs of frames: how near a landmark must be to move a
+# pixel, and how far from all landmarks a pixel still moves with a head that moves little. A figure that is cut out of
+# its background takes no background along, and its hair and shoulders follow from further away.
+SOFTMAX_WIDTH = 0.06
+FADE_WIDTH, FIGURE_FADE_WIDTH = 0.18, 0.5
+# How high the top of the head lies above the eyes, in the distance from them down to the chin.
+CROWN_HEIGHT = 0.7
+
+# The triangulation of a mean face: the 68 points, seven of the forehead (68 to 74) and one of either cheek (75, 76).
+# No triangle spans an opening.
+BROWS = (17, 18, 20, 21, 22, 23, 25, 26)
+CHEEKS = ((36, 31, 3, 2), (45, 35, 13, 14))
+FOREHEAD_HEIGHT = 0.45  # above the brows, in distances between the eyes
+TRIANGLES = torch.tensor([
+    (0, 1, 36), (0, 17, 36), (0, 17, 68), (1, 2, 75), (1, 36, 75), (2, 3, 75), (3, 4, 48), (3, 48, 75), (4, 5, 48),
+    (5, 6, 59), (5, 48, 59), (6, 7, 59), (7, 8, 57), (7, 57, 58), (7, 58, 59), (8, 9, 57), (9, 10, 55), (9, 55, 56),
+    (9, 56, 57), (10, 11, 55), (11, 12, 54), (11, 54, 55), (12, 13, 54), (13, 14, 76), (13, 54, 76), (14, 15, 76),
+    (15, 16, 45), (15, 45, 76), (16, 26, 45), (16, 26, 74), (17, 18, 36), (17, 18, 68), (18, 19, 37), (18, 19, 69),
+    (18, 36, 37), (18, 68, 69), (19, 20, 37), (19, 20, 70), (19, 69, 70), (20, 21, 38), (20, 21, 70), (20, 37, 38),
+    (21, 22, 27), (21, 22, 71), (21, 27, 39), (21, 38, 39), (21, 70, 71), (22, 23, 43), (22, 23, 72), (22, 27, 42),
+    (22, 42, 43), (22, 71, 72), (23, 24, 44), (23, 24, 72), (23, 43, 44), (24, 25, 44), (24, 25, 73), (24, 72, 73),
+    (25, 26, 45), (25, 26, 74), (25, 44, 45), (25, 73, 74), (27, 28, 39), (27, 28, 42), (28, 29, 39), (28, 29, 42),
+    (29, 30, 31), (29, 30, 35), (29, 31, 40), (29, 35, 47), (29, 39, 40), (29, 42, 47), (30, 31, 32), (30, 32, 33),
+    (30, 33, 34), (30, 34, 35), (31, 32, 49), (31, 40, 75), (31, 49, 75), (32, 33, 50), (32, 49, 50), (33, 34, 52),
+    (33, 50, 51), (33, 51, 52), (34, 35, 53), (34, 52, 53), (35, 47, 76), (35, 53, 76), (36, 41, 75), (40, 41, 75),
+    (45, 46, 76), (46, 47, 76), (48, 49, 60), (48, 49, 75), (48, 59, 60), (49, 50, 61), (49, 60, 61), (50, 51, 61),
+    (51, 52, 63), (51, 61, 62), (51, 62, 63), (52, 53, 63), (53, 54, 64), (53, 54, 76), (53, 63, 64), (54, 55, 64),
+    (55, 56, 65), (55, 64, 65), (56, 57, 65), (57, 58, 67), (57, 65, 66), (57, 66, 67), (58, 59, 67), (59, 60, 67),
+])  # fmt: skip
+# How exact the flow is at each vertex; in between it goes over into the smooth one.
+EXACTNESS = torch.ones(77)
+EXACTNESS[JAW] = 0
+EXACTNESS[68:] = 0
+
+# Corner, points of the upper rim, corner; the same along the lower rim; the centre of the iris.
+EYES = (([36, 37, 38, 39], [36, 41, 40, 39], RIGHT_IRIS[0]), ([42, 43, 44, 45], [42, 47, 46, 45], LEFT_IRIS[0]))
+MOUTH = ([60, 61, 62, 63, 64], [60, 67, 66, 65, 64])
+IRIS_RADIUS, IRIS_REACH = 0.25, 0.5  # in widths of the eye: what moves as one, and what moves along in part
+RIM = 0.02  # in widths of an opening: how far within the portrait's rim to stay, which is not the opening's own
+# What a portrait's mouth hides is dark, the further behind the lips the darker: how far, in widths of the mouth, until
+# e-fold, and how little is seen in the end.
+CAVITY_DEPTH, CAVITY_SHADE = 0.06, 0.8
+
+
+def pixel_grid(height: int, width: int, device) -> torch.Tensor:
+    """Pixel centres in normalized coordinates, x then y: height x width x 2."""
+    ys = (torch.arange(height, device=device, dtype=torch.float32) * 2 + 1) / height - 1
+    xs = (torch.arange(width, device=device, dtype=torch.float32) * 2 + 1) / width - 1
+    return torch.stack([xs.expand(height, width), ys[:, None].expand(height, width)], dim=-1)
+
+
+def warp(maps, flow, grid, mode: str = "bilinear"):
+    """Sample `maps` (B x C x H x W) at `grid + flow` (flow B x h x w x 2), the border repeated: B x C x h x w."""
+    sampled = F.grid_sample(maps.float(), grid + flow, mode, padding_mode="border", align_corners=False)
+    return sampled.to(maps.dtype)
+
+
+def resize_flow(flow, height: int, width: int):
+    """B x h x w x 2 to B x height x width x 2; normalized coordinates do not change with the resolution."""
+    resized = F.interpolate(flow.permute(0, 3, 1, 2), (height, width), mode="bilinear", align_corners=False)
+    return resized.permute(0, 2, 3, 1)
+
+
+def smooth_flow(driving, source, image_size: int, grid, fade_width=FADE_WIDTH) -> torch.Tensor:
+    """
+    Backward flow from driving to source points: each pixel moves with the points near it, less the further it is
+    from all of them.
+
+    Args:
+        driving, source (`torch.Tensor` of shape `(batch, n, 2)`): pixels; points that are NaN in either are ignored.
+        image_size (`int`): side of the frame in pixels.
+        grid (`torch.Tensor` of shape `(h, w, 2)`): where to compute the flow, of [`pixel_grid`].
+        fade_width (`float`, or `torch.Tensor` of shape `(batch,)`, *optional*): how far from all points, see above.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, h, w, 2)`: in normalized coordinates.
+    """
+    driving, source = (points.float() * 2 / image_size - 1 for points in (driving, source))
+    known = torch.isfinite(driving + source).all(dim=-1)  # B x n
+    driving, source = (torch.where(known[..., None], points, 0.0) for points in (driving, source))
+    # |g - d|^2 by its expansion: the pairwise differences would be 78 times the memory
+    flat = grid.reshape(1, -1, 2)  # 1 x hw x 2
+    squared = (flat**2).sum(-1, keepdim=True) - 2 * flat @ driving.mT + (driving**2).sum(-1)[:, None]  # B x hw x n
+    squared = squared.clamp(min=0).masked_fill(~known[:, None], torch.inf)
+    weights = torch.softmax(-squared / (2 * SOFTMAX_WIDTH**2), dim=-1)
+    # A head that moves further takes more of its surroundings along: a fade narrower than the movement would fold the
+    # flow over itself and show the face twice, where it is and where it was.
+    displacement = source - driving  # B x n x 2
+    movement = displacement.sum(dim=1) / known.sum(dim=1, keepdim=True)  # B x 2
+    fade_squared = torch.as_tensor(fade_width, device=grid.device) ** 2 + (movement**2).sum(dim=-1)  # B
+    fade = torch.exp(-squared.amin(dim=-1, keepdim=True) / (2 * fade_squared[:, None, None]))  # B x hw x 1
+    return (weights @ displacement * fade).unflatten(1, grid.shape[:2])  # B x h x w x 2
+
+
+def skull_map(driving, source) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The affine map from a frame to a portrait that fits the points which do not move on the skull best.
+
+    Args:
+        driving, source (`torch.Tensor` of shape `(batch, 78, 2)`): pixels.
+
+    Returns:
+        The points' middle in both (`(batch, 1, 2)`) and the matrix between (`(batch, 2, 2)`): points p of the frame go
+        to `(p - middle) @ matrix + middle_source`.
+    """
+    skull, skull_source = driving[:, RIGID], source[:, RIGID]
+    middle, middle_source = skull.mean(dim=1, keepdim=True), skull_source.mean(dim=1, keepdim=True)
+    a, b = skull - middle, skull_source - middle_source  # B x 21 x 2
+    return middle, middle_source, torch.linalg.solve(a.mT @ a, a.mT @ b)
+
+
+def with_crown(driving, source) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Add the top of the head, which no landmark marks: without it forehead and hair stay where they were and the face is
+    drawn away from under them. In the driving frame it is the jaw mirrored above the eyes; in the portrait it lies
+    where the skull takes it.
+
+    Args:
+        driving, source (`torch.Tensor` of shape `(batch, 78, 2)`): pixels.
+
+    Returns:
+        Both with 15 points more, `(batch, 93, 2)`.
+    """
+    right, left = driving[:, RIGHT_EYE].mean(dim=1), driving[:, LEFT_EYE].mean(dim=1)  # B x 2
+    along = F.normalize(left - right, dim=-1)
+    down = torch.stack([-along[:, 1], along[:, 0]], dim=-1)[:, None]  # B x 1 x 2
+    jaw = driving[:, JAW[1:-1]]  # B x 15 x 2
+    below_eyes = ((jaw - (left + right)[:, None] / 2) * down).sum(dim=-1, keepdim=True)
+    crown = jaw - (1 + CROWN_HEIGHT) * below_eyes * down
+
+    middle, middle_source, matrix = skull_map(driving, source)
+    crown_source = (crown - middle) @ matrix + middle_source
+    return torch.cat([driving, crown], dim=1), torch.cat([source, crown_source], dim=1)
+
+
+@dataclass
+class Opening:
+    """An eye or the inner mouth of each face of a batch, in coordinates of its own: x from corner to corner is 0 to 1,
+    y is as long and points down.
+
+    Args:
+        points (`torch.Tensor` of shape `(batch, 78, 2)`): pixels.
+        upper, lower (`list[int]`): the points of its rims, from corner to corner.
+    """
+
+    points: torch.Tensor
+    upper: list[int]
+    lower: list[int]
+
+    def __post_init__(self):
+        self.corner = self.points[:, self.upper[0], None]  # B x 1 x 2
+        along = self.points[:, self.upper[-1], None] - self.corner
+        self.width = along.norm(dim=-1, keepdim=True).clamp(min=1)  # B x 1 x 1, pixels
+        along = along / self.width
+        down = torch.stack([-along[..., 1], along[..., 0]], dim=-1)
+        self.axes = torch.cat([along, down], dim=1)  # B x 2 x 2
+
+    def to_local(self, places) -> torch.Tensor:
+        """Pixels (B x n x 2) in the opening's coordinates."""
+        return (places - self.corner) @ self.axes.mT / self.width
+
+    def to_pixels(self, local) -> torch.Tensor:
+        return local * self.width @ self.axes + self.corner
+
+    def rims(self, x) -> tuple[torch.Tensor, torch.Tensor]:
+        """y of the upper and the lower rim at each x (B x n); the rims touch where they cross."""
+        upper, lower = (self._rim(x, indices) for indices in (self.upper, self.lower))
+        middle = (upper + lower) / 2
+        return torch.minimum(upper, middle), torch.maximum(lower, middle)
+
+    def _rim(self, x, indices: list[int]) -> torch.Tensor:
+        knots = self.to_local(self.points[:, indices])  # B x k x 2
+        # a foreshortened rim may run backwards, where it is no function of x
+        xs = knots[..., 0] + 1e-3 * torch.arange(len(indices), device=x.device)
+        xs, ys = torch.cummax(xs, dim=1).values, knots[..., 1]
+        steps = (xs[:, 1:] - xs[:, :-1]).clamp(min=1e-3)
+        slopes = (ys[:, 1:] - ys[:, :-1]) / steps  # B x (k - 1)
+        y = ys[:, :1].expand_as(x)
+        for number in range(len(indices) - 1):
+            run = (x - xs[:, number, None]).clamp(min=0).minimum(steps[:, number, None])
+            y = y + slopes[:, number, None] * run
+        return y
+
+    def within(self, local) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whether points (B x n x 2, local) lie within, and how deep between upper (0) and lower rim (1)."""
+        x, y = local.unbind(dim=-1)
+        upper, lower = self.rims(x)
+        depth = (y - upper) / (lower - upper).clamp(min=1e-4)
+        return (x > 0) & (x < 1) & (y > upper) & (y < lower), depth.clamp(0, 1)
+
+    def clamp(self, local) -> torch.Tensor:
+        """The nearest points (B x n x 2, local) in height that lie within, off the rim if there is room."""
+        x = local[..., 0].clamp(0, 1)
+        upper, lower = self.rims(x)
+        rim = ((lower - upper) / 2).clamp(max=RIM)
+        return torch.stack([x, local[..., 1].maximum(upper + rim).minimum(lower - rim)], dim=-1)
+
+
+@dataclass
+class PortraitFlow:
+    """Where in a portrait to look for what a frame shows.
+
+    Args:
+        flow (`torch.Tensor` of shape `(batch, size, size, 2)`): in normalized coordinates.
+        exactness (`torch.Tensor` of shape `(batch, size, size, 1)`): 1 at lids and lips, 0 outside the face.
+        shade (`torch.Tensor` of shape `(batch, size, size, 1)`):
+            How much of what is found there is seen: 1 but in a mouth further open than the portrait's, where it falls
+            towards 0 the further a place lay behind the lips.
+    """
+
+    flow: torch.Tensor
+    exactness: torch.Tensor
+    shade: torch.Tensor
+
+
+def add_vertices(driving, source) -> tuple[torch.Tensor, torch.Tensor]:
+    """The vertices of the triangulation in both frames: the 68 points, forehead and cheeks, B x 77 x 2."""
+    right, left = driving[:, RIGHT_EYE].mean(dim=1), driving[:, LEFT_EYE].mean(dim=1)  # B x 2
+    up = torch.stack([(left - right)[:, 1], (right - left)[:, 0]], dim=-1)[:, None]  # B x 1 x 2
+    brows = driving[:, BROWS]
+    middle = (brows[:, 3:4] + brows[:, 4:5]) / 2
+    brows = torch.cat([brows[:, :3], middle, brows[:, 5:]], dim=1)  # B x 7 x 2
+    forehead = brows + FOREHEAD_HEIGHT * up
+    cheeks = torch.stack([driving[:, corners].mean(dim=1) for corners in CHEEKS], dim=1)  # B x 2 x 2
+    added = torch.cat([forehead, cheeks], dim=1)
+    centre, centre_source, matrix = skull_map(driving, source)
+    added_source = (added - centre) @ matrix + centre_source
+    return torch.cat([driving[:, :68], added], dim=1), torch.cat([source[:, :68], added_source], dim=1)
+
+
+def list_pixels(points, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The pixels of the bounding boxes of groups of points, one after another: their sum is small where a mask of all
+    pixels for each group would be large.
+
+    Args:
+        points (`torch.Tensor` of shape `(n, k, 2)`): pixels.
+        size (`int`): side of the frame in pixels.
+
+    Returns:
+        To which group each pixel belongs and which one it is, x then y (`(m,)` and `(m, 2)`, integers).
+    """
+    low = (points.amin(dim=1) - 0.5).floor().clamp(0, size - 1).long()  # n x 2
+    high = (points.amax(dim=1) + 0.5).floor().clamp(0, size - 1).long()
+    width, height = (high - low + 1).unbind(dim=-1)  # n
+    counts = width * height
+    groups = torch.repeat_interleave(torch.arange(len(points), device=points.device), counts)  # m
+    position = torch.arange(len(groups), device=points.device) - (counts.cumsum(0) - counts)[groups]
+    pixels = torch.stack([position % width[groups], position // width[groups]], dim=-1) + low[groups]
+    return groups, pixels
+
+
+@torch.no_grad()
+def face_flow(driving, source, size: int) -> PortraitFlow:
+    """
+    The flow within the face, over its triangulation and in its openings; 0 outside.
+
+    Args:
+        driving, source (`torch.Tensor` of shape `(batch, 78, 2)`): pixels; irises may be NaN.
+        size (`int`): side of the frame in pixels.
+    """
+    driving, source = driving.float(), source.float()
+    result = torch.tensor([0.0, 0, 0, 1], device=driving.device).repeat(len(driving), size, size, 1)
+
+    def put(faces, pixels, targets, exactness, shade):
+        flow = (targets - pixels - 0.5) * (2 / size)
+        result[faces, pixels[:, 1], pixels[:, 0]] = torch.cat([flow, exactness, shade], dim=-1)
+
+    # the triangles: a pixel p = a + s (b - a) + t (c - a) lies at the same s and t in the portrait's triangle
+    triangles = TRIANGLES.to(driving.device)
+    corners, corners_source = (points[:, triangles].flatten(0, 1) for points in add_vertices(driving, source))
+    exactness = EXACTNESS.to(driving.device)[triangles].repeat(len(driving), 1)[..., None]  # Bt x 3 x 1
+    owners, pixels = list_pixels(corners, size)
+    a = corners[:, :1]  # Bt x 1 x 2
+    edges = corners[:, 1:] - a  # Bt x 2 x 2
+    inverse = torch.linalg.inv_ex(edges).inverse  # Bt x 2 x 2; what is degenerate holds no pixel
+    shares = ((pixels + 0.5)[:, None] - a[owners]) @ inverse[owners]  # m x 1 x 2
+    shares = shares[:, 0]
+    inside = (shares.amin(dim=-1) >= 0) & (shares.sum(dim=-1) <= 1)  # m
+    owners, pixels, shares = owners[inside], pixels[inside], shares[inside]
+    table = torch.cat([corners_source, exactness], dim=-1)  # Bt x 3 x 3
+    table = torch.cat([table[:, :1], table[:, 1:] - table[:, :1]], dim=1)[owners]  # m x 3 x 3
+    values = table[:, 0] + shares[:, :1] * table[:, 1] + shares[:, 1:] * table[:, 2]
+    put(owners // len(TRIANGLES), pixels, values[:, :2], values[:, 2:], torch.ones_like(shares[:, :1]))
+
+    ones = torch.ones(1, 1, device=driving.device)
+    for upper, lower, iris in EYES:
+        owners, pixels = list_pixels(driving[:, upper + lower], size)
+        eye, own = Opening(driving[owners], upper, lower), Opening(source[owners], upper, lower)
+        local = eye.to_local(pixels[:, None] + 0.5)  # m x 1 x 2
+        centre = eye.to_local(driving[owners, None, iris])
+        gaze = (own.to_local(source[owners, None, iris]) - centre).nan_to_num()
+        distance = (local - centre).norm(dim=-1, keepdim=True).nan_to_num(torch.inf)
+        share = ((IRIS_REACH - distance) / (IRIS_REACH - IRIS_RADIUS)).clamp(0, 1)
+        target = own.to_pixels(own.clamp(local + gaze * share * share * (3 - 2 * share)))
+        within = eye.within(local)[0][:, 0]  # m
+        count = int(within.sum())
+        put(owners[within], pixels[within], target[within, 0], ones.expand(count, 1), ones.expand(count, 1))
+
+    owners, pixels = list_pixels(driving[:, MOUTH[0] + MOUTH[1]], size)
+    mouth, own = Opening(driving[owners], *MOUTH), Opening(source[owners], *MOUTH)
+    places = pixels[:, None] + 0.5  # m x 1 x 2
+    within, depth = mouth.within(mouth.to_local(places))
+    middle, middle_source, matrix = skull_map(driving, source)
+    # how the jaw has moved in the portrait's skull
+    chin = source[:, 8, None] - ((driving[:, 8, None] - middle) @ matrix + middle_source)  # B x 1 x 2
+    teeth = (places - middle[owners]) @ matrix[owners] + middle_source[owners]
+    local = own.to_local(teeth + (depth * depth * (3 - 2 * depth))[..., None] * chin[owners])
+    seen = own.clamp(local)
+    shade = 1 - CAVITY_SHADE * (1 - torch.exp(-(local - seen).norm(dim=-1) / CAVITY_DEPTH))  # m x 1
+    within = within[:, 0]
+    exactness = ones.expand(int(within.sum()), 1)
+    put(owners[within], pixels[within], own.to_pixels(seen)[within, 0], exactness, shade[within])
+    return PortraitFlow(result[..., :2], result[..., 2:3], result[..., 3:])
+
+
+@torch.no_grad()
+def portrait_flow(driving, source, size: int, fade_width=FADE_WIDTH) -> PortraitFlow:
+    """
+    Both flows as one: exact within the face, smooth outside.
+
+    Args:
+        driving, source (`torch.Tensor` of shape `(batch, 78, 2)`): pixels; irises may be NaN.
+        size (`int`): side of the frame in pixels, a multiple of 4.
+        fade_width (`float`, or `torch.Tensor` of shape `(batch,)`, *optional*): as in [`smooth_flow`].
+    """
+    grid = pixel_grid(size // 4, size // 4, driving.device)
+    smooth = smooth_flow(*with_crown(driving.float(), source.float()), size, grid, fade_width)
+    face = face_flow(driving, source, size)
+    flow = torch.lerp(resize_flow(smooth, size, size), face.flow, face.exactness)
+    return PortraitFlow(flow, face.exactness, face.shade)

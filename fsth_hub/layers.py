@@ -1,0 +1,88 @@
+"""A portrait as two layers: the figure, which moves, over a background plate, which stays.
+
+A matte says how much of each pixel is the figure. The figure is kept premultiplied, as what the portrait has beyond
+its share of the plate (`image - (1 - matte) * plate`): put back unmoved it gives the portrait exactly, whatever the
+matte, and where the matte is 1 everywhere there is no plate. Pictures are RGB in [-1, 1], mattes 0 to 1.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+
+SEEN = 0.1  # of the figure's share, above which a pixel says nothing of the background
+MARGIN = 0.02  # of the side: how far around the figure its colours, and its shadow, reach
+# Mean difference of two portraits where both show background, above which they were taken before different ones.
+SAME_BACKGROUND = 0.08
+
+
+def blur(maps, radius: int):
+    """Two box filters after each other; B x C x H x W."""
+    for _ in range(2):
+        maps = F.avg_pool2d(F.pad(maps, (radius,) * 4, mode="replicate"), 2 * radius + 1, 1)
+    return maps
+
+
+def fill(images, known):
+    """
+    Continue pictures smoothly into their holes: each level of an image pyramid is filled from the next smaller one.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch, 3, height, width)`): what is not known in them does not matter.
+        known (`torch.Tensor` of shape `(batch, 1, height, width)`): 0 to 1.
+    """
+    if min(images.shape[-2:]) <= 2:
+        mean = (images * known).mean(dim=(2, 3), keepdim=True) / known.mean(dim=(2, 3), keepdim=True).clamp(min=1e-6)
+        return images * known + mean * (1 - known)
+    weight = F.avg_pool2d(known, 2, ceil_mode=True)
+    smaller = F.avg_pool2d(images * known, 2, ceil_mode=True) / weight.clamp(min=1e-6)
+    smaller = fill(smaller, (4 * weight).clamp(max=1))
+    filled = F.interpolate(smaller, images.shape[-2:], mode="bilinear", align_corners=False)
+    return images * known + filled * (1 - known)
+
+
+@torch.no_grad()
+def background_plates(images, mattes, wanted: Sequence[int] | None = None) -> torch.Tensor:
+    """
+    What is behind the figure of each portrait: taken from the person's other portraits where these were taken before
+    the same background and show it, continued from around the figure elsewhere. Portraits that were taken before
+    another background than the first one get that one's, so that it stays the same whichever of them counts most.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch, num_portraits, 3, height, width)`): a person's portraits.
+        mattes (`torch.Tensor` of shape `(batch, num_portraits, 1, height, width)`): their mattes.
+        wanted (`Sequence[int]`, *optional*): of which portraits; by default of all.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, len(wanted), 3, height, width)`.
+    """
+    images, num_portraits, width = images.float(), images.shape[1], images.shape[-1]
+    radius = max(1, round(MARGIN * width))
+    figure = (mattes.float().flatten(0, 1) > SEEN).float()
+    figure = F.max_pool2d(figure, 2 * radius + 1, 1, radius)
+    known = (1 - blur(figure, max(1, radius // 2))).unflatten(0, images.shape[:2])  # B x K x 1 x H x W
+
+    def is_same(one: int, other: int):
+        both = known[:, one] * known[:, other]
+        difference = (images[:, one] - images[:, other]).abs() * both
+        return difference.mean(dim=(1, 2, 3)) < SAME_BACKGROUND * both.mean(dim=(1, 2, 3))  # B
+
+    def plate(index: int):
+        total, weight = torch.zeros_like(images[:, 0]), torch.zeros_like(known[:, 0])
+        for other in range(num_portraits):
+            if other != index:
+                share = known[:, other] * is_same(index, other)[:, None, None, None]
+                total, weight = total + images[:, other] * share, weight + share
+        own, seen = known[:, index], weight.clamp(max=1)
+        behind = total / weight.clamp(min=1e-6) * seen + fill(images[:, index], own) * (1 - seen)
+        return images[:, index] * own + behind * (1 - own)
+
+    first = plate(0)
+    return torch.stack(
+        [
+            first if index == 0 else torch.where(is_same(0, index)[:, None, None, None], plate(index), first)
+            for index in (range(num_portraits) if wanted is None else wanted)
+        ],
+        dim=1,
+    )

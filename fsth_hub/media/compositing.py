@@ -1,0 +1,107 @@
+"""Frames of any size from a person's own pixels: what the generator says of where they come from, applied to crops
+that are larger than those it sees."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from ..layers import background_plates
+from ..source_skips import Composition
+
+
+MAX_DONORS = 8  # portraits that fill the hole behind a figure, besides the first one
+MAX_LAYERS = 8  # portraits whose layers are kept; a frame takes four at most
+MIN_SHARE = 0.02  # of a portrait anywhere in a frame, below which it is left out
+
+
+class Compositor:
+    """
+    Puts frames together, one at a time: the portraits' figures, sampled once and bicubically where the flow leads,
+    over the background plate, and what the generator adds.
+
+    Args:
+        crops: T head crops, each S x S x 3 uint8 RGB of any size.
+        mattes: For each, H x W float32, how much is the figure, 0 to 1.
+        size: Side of the frames in pixels.
+    """
+
+    def __init__(self, crops: Sequence[np.ndarray], mattes: Sequence[np.ndarray], size: int):
+        self.crops, self.mattes, self.size = crops, mattes, size
+        self._layers: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        rows, columns = np.mgrid[:size, :size].astype(np.float32)
+        self._places = np.dstack([columns, rows])  # S x S x 2, pixels
+
+    def __call__(self, composition: Composition) -> np.ndarray:
+        """
+        Args:
+            composition ([`Composition`]): of one frame.
+
+        Returns:
+            S x S x 3 uint8 RGB.
+        """
+        flows, shares, shades, cavities, residual = (
+            getattr(composition, name)[0].float().cpu().numpy()
+            for name in ("flow", "shares", "shade", "cavities", "residual")
+        )  # K x h x w x 2, K x 1 x h x w, K x 1 x h x w, K x 3 x 1 x 1, 3 x h x w
+        used = [number for number in range(len(shares)) if shares[number].max() >= MIN_SHARE]
+        shares = shares / shares[used].sum(axis=0)
+        total = None
+        for number in used:
+            figure, plate = self._layers_of(int(composition.chosen[0, number]))
+            places = cv2.resize(flows[number], (self.size, self.size)) * (self.size / 2) + self._places
+            frame = cv2.remap(figure, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)  # S x S x 4
+            alpha = frame[..., 3].clip(0, 1)
+            frame = frame[..., :3].copy()
+            self._open_mouth(frame, shades[number, 0], cavities[number, :, 0, 0])
+            frame += plate * (1 - alpha[..., None])
+            if len(used) > 1:
+                share = cv2.resize(shares[number, 0], (self.size, self.size))
+                frame *= share[..., None]
+            total = frame if total is None else total + frame
+        residual = np.ascontiguousarray(residual.transpose(1, 2, 0)) * 127.5
+        residual = cv2.resize(residual, (self.size, self.size), interpolation=cv2.INTER_CUBIC)
+        return cv2.add(total, residual, dtype=cv2.CV_8U)
+
+    def _open_mouth(self, frame: np.ndarray, shade: np.ndarray, cavity: np.ndarray) -> None:
+        """Blend the colour of the cavity in where the mouth is open, and only there."""
+        rows, columns = np.nonzero(shade < 1)
+        if not len(rows):
+            return
+        scale = self.size / len(shade)
+        top, left = (max(0, int((places.min() - 1) * scale)) for places in (rows, columns))
+        bottom, right = (int((places.max() + 2) * scale) for places in (rows, columns))
+        shade = cv2.resize(shade, (self.size, self.size))[top:bottom, left:right, None]
+        region = frame[top:bottom, left:right]
+        region *= shade
+        region += (1 - shade) * (cavity + 1) * 127.5
+
+    def _layers_of(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The premultiplied figure of a portrait with its matte (S x S x 4 float32, 0 to 255 and 0 to 1), and its
+        plate (S x S x 3 float32)."""
+        if index in self._layers:
+            self._layers.move_to_end(index)
+            return self._layers[index]
+        spread = np.linspace(0, len(self.crops) - 1, min(len(self.crops), MAX_DONORS)).round().astype(int)
+        numbers = sorted({0, index, *spread.tolist()})
+        images = torch.stack([torch.from_numpy(self._resized(number).copy()) for number in numbers])
+        images = images.permute(0, 3, 1, 2) / 127.5 - 1  # K x 3 x S x S
+        mattes = np.stack([cv2.resize(self.mattes[number], (self.size, self.size)) for number in numbers])
+        position = numbers.index(index)
+        plate = background_plates(images[None], torch.from_numpy(mattes)[None, :, None], [position])[0, 0]
+        plate = np.ascontiguousarray((plate.permute(1, 2, 0).numpy() + 1) * 127.5)
+        matte = mattes[position, ..., None]
+        figure = self._resized(index) - (1 - matte) * plate
+        self._layers[index] = np.concatenate([figure, matte], axis=2).astype(np.float32), plate
+        if len(self._layers) > MAX_LAYERS:
+            self._layers.popitem(last=False)
+        return self._layers[index]
+
+    def _resized(self, index: int) -> np.ndarray:
+        crop = self.crops[index]
+        if len(crop) == self.size:
+            return crop
+        return np.asarray(Image.fromarray(crop).resize((self.size, self.size), Image.Resampling.BICUBIC))
