@@ -8,12 +8,13 @@ there in the same way; so a driver in half profile can move a portrait that face
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
 
 from ..errors import FsthError, NoFaceError
-from ..landmark_layout import FACE, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS
+from ..landmark_layout import FACE, JAW, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS
 from .pose import UNITS_BETWEEN_EYES, Pose
 
 
@@ -32,6 +33,11 @@ MAX_CLOSING_GAIN = 3.0  # an opening hardly open in the reference frame would bl
 # in radians, moved in distances between the eyes, and as the logarithm of its size.
 MAX_TURN, MAX_MOVE, MAX_ZOOM = 0.3, 0.5, 0.2
 MAX_STRENGTH = 2.0
+# A portrait in half profile shows less of the head still: beyond this sine of its yaw it turns less far, by so much.
+HALF_PROFILE, TURNED_LESS = 0.42, 2.5
+# Where the axis of the neck lies behind the eyes, in hundredths of the distance between them: the jaw's far side faces
+# away from the viewer there, and in its place the portrait shows the outline of the cheek.
+NECK_DEPTH = 90
 
 EYES = ((RIGHT_EYE, RIGHT_IRIS), (LEFT_EYE, LEFT_IRIS))
 
@@ -73,6 +79,11 @@ class MotionAdapter:
         self.portrait_pose, self.reference_pose = Pose.of(portrait), Pose.of(reference)
         self.portrait = self.portrait_pose.lift(portrait)  # 78 x 3
         self.reference = self.reference_pose.lift(reference)
+        beyond = np.clip(abs(self.portrait_pose.rotation[0, 2]) - HALF_PROFILE, 0, 0.3)
+        self.max_turn = MAX_TURN * (1 - TURNED_LESS * beyond)
+        outward = (self.portrait[JAW] - [0, 0, NECK_DEPTH]) * [1, 0, 1]  # 17 x 3
+        away = outward @ self.portrait_pose.rotation[2] / np.linalg.norm(outward, axis=1)
+        self.hidden = np.clip((away - HALF_PROFILE) / 0.15, 0, 1)[:, None]  # 17 x 1, of the jaw
         self.scale = self.portrait[FACE].std(axis=0) / self.reference[FACE].std(axis=0)  # x, y, z
         self.closing_gain = np.minimum(
             _openings(self.portrait) / _openings(self.reference), MAX_CLOSING_GAIN * self.scale[1]
@@ -95,6 +106,7 @@ class MotionAdapter:
     def _relative(self, points: np.ndarray) -> np.ndarray:
         portrait, reference, driver = self.portrait_pose, self.reference_pose, Pose.of(points)
         change = self.strength * (driver.lift(points) - self.reference)
+        change[JAW] *= 1 - self.hidden
         moved = self.portrait + change * self.scale
         self._close(moved, change)
         for eye, iris in EYES:
@@ -103,11 +115,17 @@ class MotionAdapter:
         move = self.strength * (driver.centre - reference.centre) / (UNITS_BETWEEN_EYES * reference.scale)
         zoom = self.strength * np.log(driver.scale / reference.scale)
         pose = Pose(
-            rotation=_soften_turn(driver.rotation @ reference.rotation.T, self.strength) @ portrait.rotation,
+            rotation=_soften_turn(driver.rotation @ reference.rotation.T, self.strength, self.max_turn)
+            @ portrait.rotation,
             scale=portrait.scale * np.exp(_soften(zoom, MAX_ZOOM)),
             centre=portrait.centre + _soften(move, MAX_MOVE) * UNITS_BETWEEN_EYES * portrait.scale,
         )
-        return pose.project(moved)
+        seen = pose.project(moved)
+        # The outline of a cheek is not a place on the skull: as the head turns, others come to lie on it. It moves and
+        # grows with the head, but turned with it the far cheek would bulge.
+        unturned = replace(pose, rotation=portrait.rotation).project(moved)
+        seen[JAW] += self.hidden * (unturned[JAW] - seen[JAW])
+        return seen
 
     def _close(self, moved: np.ndarray, change: np.ndarray) -> None:
         """Close eyes and mouth in proportion: what shuts on the driver shuts on the portrait, and no further."""
@@ -139,13 +157,13 @@ def _soften(change: np.ndarray, limit: float) -> np.ndarray:
     return change if length == 0 else change * (limit * np.tanh(length / limit) / length)
 
 
-def _soften_turn(rotation: np.ndarray, strength: float) -> np.ndarray:
+def _soften_turn(rotation: np.ndarray, strength: float, limit: float) -> np.ndarray:
     """A rotation (3 x 3) about its axis by its angle times the strength, softened (Rodrigues' formula)."""
     angle = np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1))
     if angle < 1e-6:
         return rotation
     cross = (rotation - rotation.T) / (2 * np.sin(angle))  # the axis as a cross product
-    softened = _soften(strength * angle, MAX_TURN)
+    softened = _soften(strength * angle, limit)
     return np.eye(3) + np.sin(softened) * cross + (1 - np.cos(softened)) * cross @ cross
 
 
