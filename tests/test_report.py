@@ -9,7 +9,16 @@ from huggingface_hub import ModelCard
 
 import fsth_hub
 from fsth_hub.errors import FsthError
-from training.report import BEGIN, END, Report, interval, render, write_between_markers, write_model_index
+from training.report import (
+    BEGIN,
+    END,
+    MEASURES,
+    Report,
+    interval,
+    render,
+    write_between_markers,
+    write_model_index,
+)
 
 
 BUNDLED_CARD = Path(fsth_hub.__file__).parent / "checkpoints" / "small" / "README.md"
@@ -72,7 +81,7 @@ def test_interval_holds_the_mean_of_people_and_narrows_with_their_number():
 
 
 def test_rows_say_over_how_many_people_they_are(report):
-    quality = rows(report.quality())
+    quality = rows(report.means("self", MEASURES))
     assert quality["1", "own FF"][:2] == ["3", "0.3100 [0.2000, 0.4800]"]
     assert quality["1", "own FT full"][:2] == ["2", "0.2000 [0.1000, 0.3000]"]
     assert quality["8", "own FF"][0] == "2"
@@ -83,7 +92,7 @@ def test_rows_say_over_how_many_people_they_are(report):
 
 
 def test_frames_without_a_face_are_counted_and_their_people_named(report):
-    akd, faceless = rows(report.quality())["1", "own FF"][-2:]
+    akd, faceless = rows(report.means("self", MEASURES))["1", "own FF"][-2:]
     assert akd == "2.00 [2.00, 2.00] (2 of the people)" and faceless == "6 of 12"
 
 
@@ -117,7 +126,7 @@ def test_numbers_of_portraits_are_compared_with_the_next_lower(report):
 
 def test_one_person_has_no_interval_and_no_significance(report):
     report.people = {"ann": report.people["ann"]}
-    assert rows(report.quality())["1", "own FF"][1] == "0.2000"
+    assert rows(report.means("self", MEASURES))["1", "own FF"][1] == "0.2000"
     assert rows(report.differences())["own FT full minus own FF, T = 1", "1"][0] == "-0.1000 n.s."
 
 

@@ -35,6 +35,8 @@ COLOUR_RANGE = (0.75, 1.25)
 GREYSCALE_PROBABILITY = 0.05  # old photographs
 IRISLESS_PROBABILITY = 0.15  # detectors that know no irises
 
+HELD_OUT_STILLS = 50  # of so many stills one is never trained on
+
 
 @dataclass
 class Clip:
@@ -71,6 +73,11 @@ def read_index(folder: str | Path) -> list[Clip]:
             landmarks = np.load(io.BytesIO(parts["landmarks.npy"]), allow_pickle=False)
             clips.append(Clip(key, json.loads(parts["json"])["identity"], shard, parts["frames"], landmarks))
     return clips
+
+
+def is_held_out_still(name: str) -> bool:
+    """Whether a still (named by its number, such as 00050.jpg) is kept for validation: no training may ever use it."""
+    return int(Path(name).stem) % HELD_OUT_STILLS == 0
 
 
 class EpisodeKey(NamedTuple):
