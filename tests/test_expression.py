@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from shards import landmarks
 
 from fsth_hub.landmark_layout import LEFT_EYE, OUTER_LIPS, RIGHT_EYE, interocular
+from fsth_hub.landmarks import Face
 from training.background import Background
-from training.dataset import is_held_out_still
+from training.dataset import Clip, is_held_out_still
 from training.expression import (
     EXPRESSION_KEYS,
     PART_SIZE,
@@ -18,6 +20,8 @@ from training.expression import (
     mouth_openings,
     mouths,
 )
+from training.portraits import PortraitReenactment
+from training.reenactment import CrossReenactment, Instruments, SelfReenactment
 
 
 SIZE = 128
@@ -135,3 +139,54 @@ def test_a_background_that_moves_or_shows_nothing_has_no_swim():
 
 def test_one_still_of_fifty_is_held_out():
     assert [index for index in range(120) if is_held_out_still(f"stills/crops/{index:05d}.jpg")] == [0, 50, 100]
+
+
+class Seer:
+    """Draws frames that show nothing but their number, and sees half of the movement that each was to show."""
+
+    def __init__(self):
+        self.asked = []
+
+    def draw(self, points: np.ndarray) -> np.ndarray:
+        self.asked.append(points)
+        return np.full((SIZE, SIZE, 3), len(self.asked), np.uint8)
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        number = int(image[0, 0, 0])
+        if number == 0:  # a true frame
+            return [Face(face(), 1.0)]
+        return [Face((self.asked[number - 1] + face()) / 2, 1.0)]
+
+
+def clip_of(identity: str) -> Clip:
+    """Eyes that blink once in either half and a mouth that opens at the end of each."""
+    openings = [(0.3, 0.0)] * 8 + [(0.05, 0.0)] * 3 + [(0.3, 0.1), (0.3, 0.2), (0.3, 0.3), (0.3, 0.4)]
+    points = np.stack([face(*pair) for pair in openings * 2])
+    clip = Clip(identity, identity, None, [(0, 0)] * len(points), points)
+    clip.image = lambda index: Image.new("RGB", (SIZE, SIZE))
+    return clip
+
+
+@pytest.mark.parametrize("kind", ["self", "cross", "portraits"])
+def test_tasks_measure_the_expression_over_frames_that_show_one(kind):
+    seer = Seer()
+    instruments = Instruments(lambda a, b: torch.zeros(len(a)), lambda image, points: np.array([1.0, 0.0]), seer)
+    if kind == "self":
+        task = SelfReenactment(clip_of("ann"), 2, instruments)
+        assert len(task.targets) == 2 and len(task.extremes) == 8
+        assert sorted(mouth_openings(task.extremes))[-3:] == pytest.approx([0.1, 0.2, 0.3], abs=1e-3)  # 0.4 is there
+        assert sorted(eye_openings(task.extremes))[:4] == pytest.approx([0.05, 0.05, 0.05, 0.3], abs=1e-3)
+    elif kind == "cross":
+        task = CrossReenactment(clip_of("ann"), [clip_of("bob"), clip_of("cid")], 4, instruments)
+        assert len(task.targets) == 4 and len(task.extremes) > 12
+    else:
+        motion = [None, *clip_of("bob").landmarks]
+        task = PortraitReenactment(np.zeros((SIZE, SIZE, 3), np.uint8), face(), [motion], instruments)
+        assert len(task.targets) > 12 and len(task.extremes) == 0
+        assert mouth_openings(task.targets[task.shown[0]]) == pytest.approx(0.4, abs=0.02)
+        assert eye_openings(task.targets[task.shown[1]]) == pytest.approx(0.05, abs=0.02)
+    drawn, extremes = ([seer.draw(points) for points in group] for group in (task.targets, task.extremes))
+    measured = task.measure(drawn, extremes)
+    assert measured["frames"] == len(drawn) and task.rest == pytest.approx(0.3, abs=0.01)
+    for key in ("mouth_slope", "eyes_slope", "blink"):
+        assert measured[key] == pytest.approx(0.5, abs=0.02)

@@ -277,6 +277,7 @@ def measure(args):
 def measure_portraits(args, results: dict, pipe: FsthPipeline, methods: dict, instruments: Instruments):
     """Each picture of `--portraits`, driven by each of `--drivers`."""
     pipe.set_progress_bar_config(disable=True)
+    pipe.detector = instruments.detector
     motions = [read_motion(pipe, driver) for driver in args.drivers] if args.portraits else []
     for group, source in args.portraits.items():
         measured = results.setdefault("portraits", {}).setdefault(group, {"left_out": [], "people": {}})
