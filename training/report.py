@@ -110,14 +110,15 @@ class Report:
                 if method != UNMOVED or shots == self.shots(task)[0]:
                     yield shots, method, self.of(task, shots, method)
 
-    def means(self, task: str, measures: dict) -> str:
+    def means(self, task: str, measures: dict, with_faceless: bool = True) -> str:
         rows = []
         for shots, method, people in self.rows(task):
             measured = [
                 cell([p.get(key) for p in people.values()], d, len(people)) for key, (_, d) in measures.items()
             ]
-            rows.append([shots, method, len(people), *measured, faceless(people)])
-        return table(["T", "method", "people", *(title for title, _ in measures.values()), "no face"], rows)
+            rows.append([shots, method, len(people), *measured] + [faceless(people)] * with_faceless)
+        titles = [title for title, _ in measures.values()] + ["no face"] * with_faceless
+        return table(["T", "method", "people", *titles], rows)
 
     def differences(self, task: str = "self", measures: dict = MEASURES) -> str:
         """Paired over the people that both have: what everybody shows is not lost in how people differ."""
@@ -244,7 +245,7 @@ class Report:
             "how far eyes close that are to close, in parts of the way asked. These count up to 12 frames more, those "
             "with the most closed eyes and the most open mouths. *Swim* is the optical flow from one drawn frame to "
             "the next where the true background stands still.",
-            self.means("self", PART_MEASURES),
+            self.means("self", PART_MEASURES, with_faceless=False),
             self.differences("self", PART_MEASURES),
             "Time, and size of what is saved of a person, median over people, on "
             f"{machine['hardware']} ({machine['threads']} threads, {machine['dtype']}, PyTorch {machine['torch']}):",
@@ -258,7 +259,7 @@ class Report:
                 "as the change from the portrait or from the driver's reference frame.",
                 self.cross(),
                 "Expression in cross-reenactment, of what the drivers' landmarks ask of the portrait:",
-                self.means("cross", EXPRESSION_MEASURES),
+                self.means("cross", EXPRESSION_MEASURES, with_faceless=False),
                 self.differences("cross", CROSS_MEASURES | EXPRESSION_MEASURES),
             ]
         parts += self.portraits()
