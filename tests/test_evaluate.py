@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from shards import grey, landmarks, write_shards
 from test_modeling import SIZE
-from test_pipeline import NO_FACE, StubDetector, make_pipeline
+from test_pipeline import NO_FACE, StubDetector, make_pipeline, picture
+from test_video import make_clip
 
 from fsth_hub.pipeline_fsth import FsthPipeline
 from training import evaluate
@@ -136,6 +137,8 @@ def test_baselines_are_measured_as_by_hand(run):
     warped = person["self"]["1"][WARP]
     assert all(warped[key] == pytest.approx(portrait[key]) for key in ("lpips", "face_lpips", "ssim", "csim", "akd"))
     assert portrait["face_lpips"] != pytest.approx(portrait["lpips"])  # of another size, with other borders
+    assert portrait["mouth_lpips"] > 0 and portrait["eyes_lpips"] > 0
+    assert portrait["swim"] is None  # nothing can be seen to move on plain grey
     assert UNMOVED not in person["self"]["2"]  # it is the same
 
 
@@ -230,6 +233,52 @@ def test_other_settings_are_refused_and_other_models_are_added(run, model, tmp_p
     assert results["settings"]["models"]["tiny"] != results["settings"]["models"]["other"]
 
 
+def test_portraits_are_driven_by_clips(run, model, tmp_path):
+    folder, others = tmp_path / "paintings", tmp_path / "others"
+    for path, names in ((folder, "abc"), (others, "d")):
+        path.mkdir()
+        for name in names:
+            Image.fromarray(picture(NO_FACE if name == "b" else 40)).save(path / f"{name}.png")
+    (tmp_path / "list.txt").write_text("others/d.png\n\n")
+    driver, other_driver = tmp_path / "driver.mp4", tmp_path / "other.mp4"
+    make_clip(driver, [grey(10 * index) for index in range(15)])
+    make_clip(other_driver, [grey(0)])
+    paintings, drive = ["--portraits", f"paintings={folder}"], ["--drivers", str(driver)]
+    options = ["--shots", "1", "--people", "1", *drive, "--max_portraits", "2", *paintings]
+    output = run(*options, "--portraits", f"list={tmp_path / 'list.txt'}")
+    results = results_of(output)
+    measured = results["portraits"]["paintings"]
+    assert measured["left_out"] == ["b.png"] and list(measured["people"]) == ["a.png"]
+    methods = measured["people"]["a.png"]["portraits"]["1"]
+    assert list(methods) == [UNMOVED, WARP, "tiny FF"] and list(results["portraits"]["list"]["people"]) == ["d.png"]
+    assert len({m["frames"] for m in methods.values()}) == 1 and 12 <= methods[WARP]["frames"] <= 15
+    assert methods[UNMOVED]["csim"] == pytest.approx(1) and 0 < methods["tiny FF"]["csim"] < 1
+    assert (
+        methods["tiny FF"]["mouth_slope"] is None and methods["tiny FF"]["blink"] is None
+    )  # one face, always the same
+    text = (output / "evaluation.md").read_text()
+    assert "Portraits *paintings*: 1 pictures" in text and "No face was found in b.png." in text
+    assert "--portraits paintings=paintings --portraits list=list.txt --drivers driver.mp4 --max_portraits 2" in text
+    with Image.open(output / "paintings.jpg") as sheet:  # portrait, landmarks, warp, model; two frames of one picture
+        assert sheet.width == 4 * SIZE and 2 * SIZE < sheet.height < 3 * SIZE
+
+    # another model, and more pictures, are added; another driver would be another measurement
+    more = ["--shots", "1", "--people", "1", *drive, *paintings]
+    added = results_of(run(*more, model=f"again={model}"))["portraits"]["paintings"]["people"]
+    assert list(added) == ["a.png", "c.png"] and added["a.png"]["portraits"]["1"].items() >= methods.items()
+    assert "again FF" in added["a.png"]["portraits"]["1"] and "again FF" in added["c.png"]["portraits"]["1"]
+    with pytest.raises(SystemExit, match=r"other settings \(portraits paintings\)"):
+        run("--shots", "1", "--drivers", str(other_driver), *paintings)
+
+
+def test_pictures_that_are_not_there_are_named(run, tmp_path):
+    (tmp_path / "list.txt").write_text("absent.png\n")
+    for source, message in ((tmp_path / "list.txt", "no picture .*absent.png"), (tmp_path, "no pictures in")):
+        with pytest.raises(SystemExit, match=message):
+            run("--shots", "1", "--portraits", f"group={source}", "--drivers", str(tmp_path / "list.txt"))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.filterwarnings("ignore:Portrait 1 seems to show another person")
 def test_fine_tuned_people_are_limited_and_drawn_by_their_own_generator(run, vgg):
     options = {"vgg": vgg, "fine_tune_steps": 1, "people_fine_tuned": 1, "num_frames": 1}
@@ -269,6 +318,8 @@ def test_what_is_missing_is_said_before_anything_is_measured(run, tmp_path, caps
         (["--fine_tune", "half"], "invalid choice: 'half'"),
         (["--shots", "0"], "must be at least 1"),
         (["--model", "nameless"], "NAME=FOLDER_OR_ID"),
+        (["--portraits", "nameless", "--drivers", "clip.mp4"], "NAME=FOLDER_OR_LIST"),
+        (["--portraits", "name=folder"], "give --drivers"),
     ):
         with pytest.raises(SystemExit):
             run(*options)

@@ -9,7 +9,17 @@ from huggingface_hub import ModelCard
 
 import fsth_hub
 from fsth_hub.errors import FsthError
-from training.report import BEGIN, END, Report, interval, render, write_between_markers, write_model_index
+from training.report import (
+    BEGIN,
+    END,
+    MEASURES,
+    PART_MEASURES,
+    Report,
+    interval,
+    render,
+    write_between_markers,
+    write_model_index,
+)
 
 
 BUNDLED_CARD = Path(fsth_hub.__file__).parent / "checkpoints" / "small" / "README.md"
@@ -72,7 +82,7 @@ def test_interval_holds_the_mean_of_people_and_narrows_with_their_number():
 
 
 def test_rows_say_over_how_many_people_they_are(report):
-    quality = rows(report.quality())
+    quality = rows(report.means("self", MEASURES))
     assert quality["1", "own FF"][:2] == ["3", "0.3100 [0.2000, 0.4800]"]
     assert quality["1", "own FT full"][:2] == ["2", "0.2000 [0.1000, 0.3000]"]
     assert quality["8", "own FF"][0] == "2"
@@ -83,7 +93,7 @@ def test_rows_say_over_how_many_people_they_are(report):
 
 
 def test_frames_without_a_face_are_counted_and_their_people_named(report):
-    akd, faceless = rows(report.quality())["1", "own FF"][-2:]
+    akd, faceless = rows(report.means("self", MEASURES))["1", "own FF"][-2:]
     assert akd == "2.00 [2.00, 2.00] (2 of the people)" and faceless == "6 of 12"
 
 
@@ -117,13 +127,41 @@ def test_numbers_of_portraits_are_compared_with_the_next_lower(report):
 
 def test_one_person_has_no_interval_and_no_significance(report):
     report.people = {"ann": report.people["ann"]}
-    assert rows(report.quality())["1", "own FF"][1] == "0.2000"
+    assert rows(report.means("self", MEASURES))["1", "own FF"][1] == "0.2000"
     assert rows(report.differences())["own FT full minus own FF, T = 1", "1"][0] == "-0.1000 n.s."
 
 
 def test_cross_reenactment_compares_with_the_same_persons_own(report):
     row = rows(report.cross())["1", "own FF"]
     assert row[0] == "3" and [cell.split()[0] for cell in row[1:6]] == ["0.600", "0.800", "0.750", "1.50", "–"]
+
+
+def test_parts_and_background_are_averaged_and_compared_where_there_are_any(report):
+    for name, slope in (("ann", 0.5), ("bob", 0.7), ("cid", None)):
+        for method, more in (("warp by landmarks", 0.3), ("own FF", 0.0)):
+            values = {"mouth_slope": None if slope is None else slope - more, "swim": 0.25 + more}
+            report.people[name]["self"]["1"][method] |= values
+    means = rows(report.means("self", PART_MEASURES, with_faceless=False))["1", "own FF"]
+    assert means[3] == "0.60 [0.50, 0.70] (2 of the people)" and means[-1] == "0.250 [0.250, 0.250]"
+    assert means[1] == "–"  # measured before there was such a measure
+    differences = rows(report.differences("self", PART_MEASURES))["own FF minus warp by landmarks, T = 1", "3"]
+    assert differences[2] == "0.30 [0.30, 0.30] (2 of the people)" and differences[-1] == "-0.300 [-0.300, -0.300]"
+
+
+def test_each_group_of_portraits_has_tables(report):
+    assert "Portraits" not in report.markdown()
+
+    def picture(slope):
+        measured = {"frames": 24, "frames_without_face": 2, "csim": 0.9, "mouth_slope": slope}
+        return {"portraits": {"1": {"warp by landmarks": measured | {"mouth_slope": 0.2}, "own FF": measured}}}
+
+    people = {"a.jpg": picture(0.4), "b.jpg": picture(0.8)}
+    report.results["portraits"] = {"paintings": {"left_out": ["c.jpg"], "people": people}}
+    means, differences = map(rows, report.portraits()[1:])
+    assert means["1", "own FF"][:3] == ["2", "0.900 [0.900, 0.900]", "0.60 [0.40, 0.80]"]
+    assert means["1", "own FF"][-1] == "4 of 48"
+    assert differences["own FF minus warp by landmarks, T = 1", "2"][1] == "0.40 [0.20, 0.60]"
+    assert "*paintings*: 2 pictures" in report.markdown() and "No face was found in c.jpg." in report.markdown()
 
 
 def test_markdown_names_times_people_left_out_command_and_weights(report):

@@ -37,6 +37,8 @@ LIGHT_RANGE = (0.8, 1.1)  # of each colour channel: teeth and eyes must take the
 GREYSCALE_PROBABILITY = 0.05  # old photographs
 IRISLESS_PROBABILITY = 0.15  # detectors that know no irises
 
+HELD_OUT_STILLS = 50  # of so many stills one is never trained on
+
 
 @dataclass
 class Clip:
@@ -84,6 +86,11 @@ def read_index(folder: str | Path) -> list[Clip]:
             identity = json.loads(parts["json"])["identity"]
             clips.append(Clip(key, identity, shard, parts["frames"], landmarks, parts["mattes"]))
     return clips
+
+
+def is_held_out_still(name: str) -> bool:
+    """Whether a still (named by its number, such as 00050.jpg) is kept for validation: no training may ever use it."""
+    return int(Path(name).stem) % HELD_OUT_STILLS == 0
 
 
 class EpisodeKey(NamedTuple):

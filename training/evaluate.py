@@ -5,7 +5,8 @@
 Self-reenactment: of one clip of each person, T portraits from its first half stand for the person, and frames of its
 second half are drawn from their landmarks and compared with the truth. Beside each model, feed-forward and fine-tuned,
 stand the first portrait as it is and the portrait warped by the landmarks alone. Cross-reenactment (`--cross`): the
-portrait is driven by other people's clips.
+portrait is driven by other people's clips. Portraits (`--portraits`, `--drivers`): paintings and photographs are
+driven by clips, and eyes and mouth compared with what the landmarks ask for.
 
 Writes evaluation.json, evaluation.md and picture grids. What is measured is saved at once: killed and started again,
 or started with more models, shots or people, the script measures what is not there yet.
@@ -35,6 +36,7 @@ from fsth_hub.losses import ContentLoss
 from fsth_hub.pipeline_fsth import FsthPipeline
 from training.dataset import Clip, read_index
 from training.metrics import LPIPS, IdentityNetwork
+from training.portraits import PortraitReenactment, files_hash, list_pictures, read_motion, read_portrait
 from training.reenactment import (
     NUM_DRIVERS,
     CrossReenactment,
@@ -48,10 +50,7 @@ from training.reenactment import (
     unmoved_portrait,
     warped_portrait,
 )
-from training.report import UNMOVED, WARP, check_markers, render, save_strip, strip_path
-
-
-FRAMES_SHOWN = 2  # of each person in a grid
+from training.report import RESULTS, UNMOVED, WARP, check_markers, render, save_strip, strip_path
 
 
 def parse_args(argv=None):
@@ -73,6 +72,15 @@ def parse_args(argv=None):
     parser.add_argument("--vgg", help="for fine-tuning: ImageNet VGG, safetensors file or hub repository")
     parser.add_argument("--face_network", help="for fine-tuning, optional: safetensors file or hub repository")
     parser.add_argument("--cross", action="store_true", help="also cross-reenactment, with the least T")
+    parser.add_argument(
+        "--portraits",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER_OR_LIST",
+        help="repeatable: pictures, or a .txt with a path in each line, to be driven by --drivers, T = 1",
+    )
+    parser.add_argument("--drivers", type=Path, nargs="+", default=[], help="clips that drive --portraits")
+    parser.add_argument("--max_portraits", type=int, help="no more than so many pictures of each --portraits")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--write", type=Path, action="append", default=[], help="cards with markers for the tables")
@@ -92,6 +100,15 @@ def parse_args(argv=None):
         if not name or not (source if separator else name == "bundled"):
             parser.error(f"--model {text}: give NAME=FOLDER_OR_ID, or bundled")
         args.models[name] = source or None
+    if args.portraits and not args.drivers:
+        parser.error("--portraits are to be driven: give --drivers")
+    groups = {}
+    for text in args.portraits:
+        name, _, source = text.partition("=")
+        if not name or not source or "/" in name:
+            parser.error(f"--portraits {text}: give NAME=FOLDER_OR_LIST")
+        groups[name] = Path(source)
+    args.portraits = groups
     return args
 
 
@@ -136,6 +153,10 @@ def describe_settings(args, clips: list[Clip], pipes: dict[str, FsthPipeline]) -
         "models": {name: {"sha256": weights_hash(pipe)} for name, pipe in pipes.items()},
         "networks": {use: network_description(path) for use, path in uses.items() if path},
         "fine_tuning": {"steps": args.fine_tune_steps} if args.fine_tune else {},
+        "portraits": {
+            name: {"pictures": files_hash(list_pictures(source)), "drivers": files_hash(args.drivers)}
+            for name, source in args.portraits.items()
+        },
         "machine": {
             "hardware": hardware(pipe.device),
             "device": str(pipe.device),
@@ -156,11 +177,11 @@ def open_results(path: Path, settings: dict) -> dict:
         f"{group} {name}"
         for group, values in settings.items()
         for name, value in values.items()
-        if name in before[group] and before[group][name] != value
+        if name in before.get(group, {}) and before[group][name] != value
     ]
     if other:
         raise FsthError(f"{path} was measured with other settings ({', '.join(other)}): give another --output_dir.")
-    results["settings"] = {group: before[group] | values for group, values in settings.items()}
+    results["settings"] = {group: before.get(group, {}) | values for group, values in settings.items()}
     return results
 
 
@@ -181,6 +202,11 @@ def command_line(args) -> str:
         if getattr(args, name) is not None:
             parts += [f"--{name}", str(getattr(args, name))]
     parts += ["--fine_tune", *args.fine_tune] * bool(args.fine_tune) + ["--cross"] * args.cross
+    for name, source in args.portraits.items():
+        parts += ["--portraits", f"{name}={public(source)}"]
+    if args.portraits:
+        parts += ["--drivers", *map(public, args.drivers)]
+        parts += ["--max_portraits", str(args.max_portraits)] * (args.max_portraits is not None)
     return shlex.join([*parts, "--output_dir", "RUN/evaluation"])
 
 
@@ -215,7 +241,7 @@ def measure(args):
             for kind in args.fine_tune
         }
 
-    path = args.output_dir / "evaluation.json"
+    path = args.output_dir / RESULTS
     results = open_results(path, describe_settings(args, clips, pipes))
     if command_line(args) not in results["commands"]:
         results["commands"].append(command_line(args))
@@ -239,35 +265,66 @@ def measure(args):
             crops, landmarks = [np.asarray(clip.image(index)) for index in sources], clip.landmarks[sources]
             num_fine_tuned[shots] += 1
             beyond_limit = args.people_fine_tuned is not None and num_fine_tuned[shots] > args.people_fine_tuned
-            for method, prepare in (methods if beyond_limit else methods | tuned).items():
-                if method == UNMOVED and shots > args.shots[0]:
-                    continue
-                wanted = tasks if shots == args.shots[0] else tasks[:1]
-                wanted = [task for task in wanted if method not in person[task.name].get(str(shots), {})]
-                if not wanted:
-                    continue
-                draw, costs = prepare(crops, landmarks)
-                for task in wanted:
-                    drawn, times = zip(*(timed(draw, points) for points in task.targets), strict=True)
-                    measured = task.measure(drawn)
-                    numbers = {key: round(value, 4) for key, value in measured.items() if value is not None}
-                    print(f"{name}, T = {shots}, {task.name}, {method}: {numbers}", flush=True)
-                    seconds = costs.get("seconds", {}) | {"draw": float(np.median(times))}
-                    measured |= costs | {"seconds": seconds}
-                    person[task.name].setdefault(str(shots), {})[method] = measured
-                    save_pictures(args.output_dir, name, task, shots, method, crops[0], drawn)
-                    save_results(path, results)
+            wanted = methods if beyond_limit else methods | tuned
+            if shots > args.shots[0]:
+                tasks = tasks[:1]
+                wanted = {method: prepare for method, prepare in wanted.items() if method != UNMOVED}
+            measure_tasks(args.output_dir, results, person, name, tasks, wanted, shots, (crops, landmarks))
+    measure_portraits(args, results, next(iter(pipes.values())), methods, instruments)
     save_results(path, results)
+
+
+def measure_portraits(args, results: dict, pipe: FsthPipeline, methods: dict, instruments: Instruments):
+    """Each picture of `--portraits`, driven by each of `--drivers`."""
+    pipe.set_progress_bar_config(disable=True)
+    pipe.detector = instruments.detector
+    motions = [read_motion(pipe, driver) for driver in args.drivers] if args.portraits else []
+    for group, source in args.portraits.items():
+        measured = results.setdefault("portraits", {}).setdefault(group, {"left_out": [], "people": {}})
+        for picture in list_pictures(source)[: args.max_portraits]:
+            found = read_portrait(pipe, picture)
+            if found is None:
+                print(f"{group}, {picture.name}: no face was found", flush=True)
+                measured["left_out"] = sorted({*measured["left_out"], picture.name})
+                continue
+            portrait, own = found
+            person = measured["people"].setdefault(picture.name, {PortraitReenactment.name: {}})
+            task = PortraitReenactment(portrait, own, motions, instruments)
+            name = f"{group}/{picture.name}"
+            measure_tasks(args.output_dir, results, person, name, [task], methods, 1, ([portrait], own[None]))
+
+
+def measure_tasks(
+    folder: Path, results: dict, person: dict, name: str, tasks: list, methods: dict, shots: int, sources
+):
+    """By each method what is not measured yet. `person` is the part of the results that is filled in, `sources` are
+    the portraits and their landmarks.
+    """
+    for method, prepare in methods.items():
+        wanted = [task for task in tasks if method not in person[task.name].get(str(shots), {})]
+        if not wanted:
+            continue
+        draw, costs = prepare(*sources)
+        for task in wanted:
+            drawn, times = zip(*(timed(draw, points) for points in task.targets), strict=True)
+            measured = task.measure(drawn, [draw(points) for points in task.extremes])
+            numbers = {key: round(value, 4) for key, value in measured.items() if value is not None}
+            print(f"{name}, T = {shots}, {task.name}, {method}: {numbers}", flush=True)
+            seconds = costs.get("seconds", {}) | {"draw": float(np.median(times))}
+            measured |= costs | {"seconds": seconds}
+            person[task.name].setdefault(str(shots), {})[method] = measured
+            save_pictures(folder, name, task, shots, method, sources[0][0], drawn)
+            save_results(folder / RESULTS, results)
 
 
 def save_pictures(folder: Path, name: str, task, shots: int, method: str, portrait: np.ndarray, drawn):
     """Some frames of a method, and what belongs beside them in a grid."""
-    chosen = [(2 * number + 1) * len(drawn) // (2 * FRAMES_SHOWN) for number in range(FRAMES_SHOWN)]
-    columns = {"portrait": [portrait] * len(drawn), task.real_title: task.real, method: drawn}
+    drawings = {index: draw_landmarks(task.targets[index], len(portrait)) for index in task.shown}
+    columns = {"portrait": [portrait] * len(drawn), "landmarks": drawings, method: drawn}
+    if task.real:
+        columns[task.real_title] = task.real
     for column, frames in columns.items():
-        save_strip(strip_path(folder, name, task.name, str(shots), column), [frames[index] for index in chosen])
-    drawings = [draw_landmarks(task.targets[index], len(portrait)) for index in chosen]
-    save_strip(strip_path(folder, name, task.name, str(shots), "landmarks"), drawings)
+        save_strip(strip_path(folder, name, task.name, str(shots), column), [frames[index] for index in task.shown])
 
 
 def main(argv=None):

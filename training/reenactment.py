@@ -20,11 +20,14 @@ from fsth_hub.losses import ContentLoss
 from fsth_hub.modeling_fsth import FsthGenerator
 from fsth_hub.pipeline_fsth import FsthPipeline
 from fsth_hub.source_skips import landmark_flow, landmark_likeness, pixel_grid, resize_flow, warp
+from training.background import Background
 from training.dataset import Clip
+from training.expression import delivered, extreme_frames, eye_openings, eyes, mouths
 from training.metrics import LPIPS, IdentityNetwork, expression_distance, keypoint_distance, pose_distance, ssim
 
 
 NUM_DRIVERS = 2  # for each person in cross-reenactment
+FRAMES_SHOWN = 2  # of each person in a grid
 LPIPS_BATCH = 8
 CLOSE_UP_SIZE = 224  # pixels
 
@@ -58,6 +61,11 @@ def held_out_frames(num_frames: int, count: int) -> list[int]:
 
 def spread(start: int, stop: int, count: int) -> list[int]:
     return np.linspace(start, stop - 1, count).round().astype(int).tolist()
+
+
+def frames_shown(num_frames: int) -> list[int]:
+    """Of so many drawn frames those for a grid."""
+    return [(2 * number + 1) * num_frames // (2 * FRAMES_SHOWN) for number in range(FRAMES_SHOWN)]
 
 
 def to_tensor(images: list[np.ndarray]) -> torch.Tensor:
@@ -101,6 +109,15 @@ class Instruments:
         points = [target if points is None else points for points, target in zip(found, targets, strict=True)]
         return found, self.embeddings(drawn, points)
 
+    def expression(self, task, found: list, extremes: list[np.ndarray]) -> dict:
+        """What of a task's expressions arrives, in frames whose landmarks were found and in those drawn for it."""
+        found = [*found, *(self.find(frame) for frame in extremes)]
+        return delivered([*task.targets, *task.extremes], found, task.rest)
+
+
+# What is to be drawn: `targets` holds the landmarks of the frames that are compared with `real` ones, `extremes` those
+# of frames with closed eyes and open mouths that are drawn for the measure of the expression alone.
+
 
 class SelfReenactment:
     """The second half of a person's own clip, to be drawn from its landmarks."""
@@ -111,21 +128,33 @@ class SelfReenactment:
         chosen = held_out_frames(len(clip.frames), num_frames)
         self.instruments = instruments
         self.real = [np.asarray(clip.image(index)) for index in chosen]
+        self.shown = frames_shown(len(chosen))
         self.targets = clip.landmarks[chosen]
         self.landmarks = instruments.look(self.real, self.targets)
         self.identity = instruments.embeddings(self.real, self.landmarks)
+        half = len(clip.frames) - len(clip.frames) // 2
+        others = {half + index for index in extreme_frames(clip.landmarks[half:])} - {*chosen}
+        self.extremes = clip.landmarks[sorted(others)]
+        self.rest = float(np.median(eye_openings(clip.landmarks[half:])))
+        self.background = Background(self.real, self.targets)
 
-    def measure(self, drawn: list[np.ndarray]) -> dict:
+    def measure(self, drawn: list[np.ndarray], extremes: list[np.ndarray]) -> dict:
         """Means over the frames; `akd` over those that show a face, None where none does."""
         found, identity = self.instruments.faces(drawn, self.targets)
-        pictures = to_tensor(drawn), to_tensor(self.real)
-        faces = [close_up(images, torch.from_numpy(self.targets)) for images in pictures]
+        pictures, targets = (to_tensor(drawn), to_tensor(self.real)), torch.from_numpy(self.targets)
+        parts = {"face_lpips": close_up, "mouth_lpips": mouths, "eyes_lpips": eyes}
+        expression = self.instruments.expression(self, found, extremes)
         return count_faces(found) | {
             "lpips": self.instruments.perceptual_distance(*pictures),
-            "face_lpips": self.instruments.perceptual_distance(*faces),
+            **{
+                key: self.instruments.perceptual_distance(*(crop(images, targets) for images in pictures))
+                for key, crop in parts.items()
+            },
             "ssim": float(np.mean([ssim(*pair) for pair in zip(drawn, self.real, strict=True)])),
             "csim": float((identity * self.identity).sum(axis=1).mean()),
             "akd": mean_of_seen(keypoint_distance, found, self.landmarks),
+            **expression,
+            "swim": self.background.swim(drawn),
         }
 
 
@@ -141,7 +170,8 @@ class CrossReenactment:
         portrait, own = np.asarray(clip.image(0)), clip.landmarks[0]
         self.portrait = instruments.look([portrait], [own])[0]
         self.identity = instruments.identity(portrait, self.portrait)
-        self.real, self.targets, self.landmarks, self.references = [], [], [], []
+        self.real, self.targets, self.landmarks, self.references, self.extremes = [], [], [], [], []
+        openings = []
         for driver in drivers:
             index = pick_reference(own, list(driver.landmarks))
             adapt = MotionAdapter(own, driver.landmarks[index])
@@ -149,11 +179,16 @@ class CrossReenactment:
             images = [np.asarray(driver.image(frame)) for frame in (index, *chosen)]
             reference, *seen = instruments.look(images, driver.landmarks[[index, *chosen]])
             self.real += images[1:]
-            self.targets += [adapt(driver.landmarks[frame]) for frame in chosen]
+            asked = np.stack([adapt(points) for points in driver.landmarks])
+            self.targets += list(asked[chosen])
+            self.extremes += list(asked[sorted({*extreme_frames(asked)} - {*chosen})])
             self.landmarks += seen
             self.references += [reference] * len(chosen)
+            openings += eye_openings(asked).tolist()
+        self.rest = float(np.median(openings))
+        self.shown = frames_shown(len(self.targets))
 
-    def measure(self, drawn: list[np.ndarray]) -> dict:
+    def measure(self, drawn: list[np.ndarray], extremes: list[np.ndarray]) -> dict:
         """Means over the frames; `csim` to the portrait, the distances over those that show a face."""
         found, identity = self.instruments.faces(drawn, self.targets)
         against = [self.portrait] * len(drawn), self.landmarks, self.references
@@ -161,6 +196,7 @@ class CrossReenactment:
             "csim": float((identity @ self.identity).mean()),
             "pose": mean_of_seen(pose_distance, found, *against),
             "expression": mean_of_seen(expression_distance, found, *against),
+            **self.instruments.expression(self, found, extremes),
         }
 
 

@@ -13,6 +13,7 @@ from fsth_hub.errors import FsthError
 from fsth_hub.finetuning import KINDS
 
 
+RESULTS = "evaluation.json"
 UNMOVED, WARP = "unmoved portrait", "warp by landmarks"
 BEGIN, END = "<!-- evaluation:begin -->", "<!-- evaluation:end -->"
 RESAMPLES = 10_000
@@ -32,6 +33,20 @@ CROSS_MEASURES = {
     "pose": ("pose, ° ↓", 2),
     "expression": ("expression, % ↓", 2),
 }
+EXPRESSION_MEASURES = {
+    "mouth_slope": ("mouth, slope → 1", 2),
+    "mouth_corr": ("mouth, correlation ↑", 2),
+    "eyes_slope": ("eyes, slope → 1", 2),
+    "eyes_corr": ("eyes, correlation ↑", 2),
+    "blink": ("blink → 1", 2),
+}
+PART_MEASURES = {
+    "mouth_lpips": ("LPIPS of the mouth ↓", 4),
+    "eyes_lpips": ("LPIPS of the eyes ↓", 4),
+    **EXPRESSION_MEASURES,
+    "swim": ("background swim, pixels ↓", 3),
+}
+PORTRAIT_MEASURES = {"csim": CROSS_MEASURES["csim"], **EXPRESSION_MEASURES}
 
 
 def interval(values) -> tuple[float, float]:
@@ -65,7 +80,7 @@ class Report:
     """
     Args:
         results (`dict`): what `evaluate.py` writes to evaluation.json. `people` holds for each person under `self` and
-            `cross`, number of shots and method what was measured.
+            `cross`, number of shots and method what was measured; `portraits` for each group people with `portraits`.
     """
 
     def __init__(self, results: dict):
@@ -95,17 +110,20 @@ class Report:
                 if method != UNMOVED or shots == self.shots(task)[0]:
                     yield shots, method, self.of(task, shots, method)
 
-    def quality(self) -> str:
+    def means(self, task: str, measures: dict, with_faceless: bool = True) -> str:
         rows = []
-        for shots, method, people in self.rows("self"):
-            measured = [cell([p[key] for p in people.values()], d, len(people)) for key, (_, d) in MEASURES.items()]
-            rows.append([shots, method, len(people), *measured, faceless(people)])
-        return table(["T", "method", "people", *(title for title, _ in MEASURES.values()), "no face"], rows)
+        for shots, method, people in self.rows(task):
+            measured = [
+                cell([p.get(key) for p in people.values()], d, len(people)) for key, (_, d) in measures.items()
+            ]
+            rows.append([shots, method, len(people), *measured] + [faceless(people)] * with_faceless)
+        titles = [title for title, _ in measures.values()] + ["no face"] * with_faceless
+        return table(["T", "method", "people", *titles], rows)
 
-    def differences(self) -> str:
+    def differences(self, task: str = "self", measures: dict = MEASURES) -> str:
         """Paired over the people that both have: what everybody shows is not lost in how people differ."""
         pairs = []
-        shots = self.shots("self")
+        shots = self.shots(task)
         first, *others = self.results["settings"]["models"]
         for name in (first, *others):
             for t in shots:
@@ -118,20 +136,18 @@ class Report:
                 pairs += [((t, own), (t, other)) for own, other in zip(variants(first), variants(name), strict=True)]
         rows = []
         for (t, method), (other_t, other) in pairs:
-            left, right = self.of("self", t, method), self.of("self", other_t, other)
+            left, right = self.of(task, t, method), self.of(task, other_t, other)
             both = left.keys() & right.keys()
             if not both:
                 continue
             title = f"{method} minus {other}, T = {t}" if t == other_t else f"{method}, T = {t} minus T = {other_t}"
             measured = []
-            for key, (_, decimals) in MEASURES.items():
-                values = [
-                    None if None in (left[name][key], right[name][key]) else left[name][key] - right[name][key]
-                    for name in sorted(both)
-                ]
+            for key, (_, decimals) in measures.items():
+                values = [(left[name].get(key), right[name].get(key)) for name in sorted(both)]
+                values = [None if None in pair else pair[0] - pair[1] for pair in values]
                 measured.append(cell(values, decimals, len(both), paired=True))
             rows.append([title, len(both), *measured])
-        return table(["difference", "people", *(title for title, _ in MEASURES.values())], rows)
+        return table(["difference", "people", *(title for title, _ in measures.values())], rows)
 
     def times(self) -> str:
         rows = []
@@ -168,8 +184,8 @@ class Report:
         results = []
         for shots in self.shots("self"):
             people = self.of("self", shots, f"{name} FF")
-            for key, (title, decimals) in MEASURES.items():
-                values = [p[key] for p in people.values() if p[key] is not None]
+            for key, (title, decimals) in (MEASURES | PART_MEASURES).items():
+                values = [p[key] for p in people.values() if p.get(key) is not None]
                 if values:
                     result = EvalResult(
                         task_type="image-to-video",
@@ -178,11 +194,25 @@ class Report:
                         dataset_name=f"One clip each of {len(people)} people who are not in the training data",
                         dataset_config=f"T = {shots}",  # numbers of one configuration stand together
                         metric_type=key,
-                        metric_name=title.rstrip(" ↓↑"),
+                        metric_name=title.rstrip(" ↓↑→1"),
                         metric_value=round(float(np.mean(values)), decimals),
                     )
                     results.append(result)
         return name, results
+
+    def portraits(self) -> list[str]:
+        """A table of means and one of differences for each group of portraits, with what they show."""
+        parts = []
+        for group, measured in self.results.get("portraits", {}).items():
+            report = Report(self.results | {"people": measured["people"]})
+            missing = f" No face was found in {', '.join(measured['left_out'])}." if measured["left_out"] else ""
+            parts += [
+                f"Portraits *{group}*: {len(measured['people'])} pictures driven by clips in relative motion; CSIM is "
+                f"to the portrait.{missing}",
+                report.means("portraits", PORTRAIT_MEASURES),
+                report.differences("portraits", PORTRAIT_MEASURES),
+            ]
+        return parts
 
     def left_out(self) -> str:
         """Who has too few frames for which number of shots; empty where nobody."""
@@ -205,10 +235,18 @@ class Report:
             "*LPIPS of the face* compares the face enlarged, where the frame's is mostly of hair and background. "
             "AKD is over the frames in which a face was found; the others are counted under *no face*."
             f"{self.left_out()}",
-            self.quality(),
+            self.means("self", MEASURES),
             "Differences, paired over the people that both have; *n.s.*: zero lies within the interval, so the "
             "difference is not significant. Minus is better for LPIPS and AKD, plus for SSIM and CSIM.",
             self.differences(),
+            "Expression and background. Mouth and eyes are compared level and enlarged. *Slope* and *correlation* are "
+            "of the openings that the detector sees on the drawn frames against those that the landmarks ask for: a "
+            "slope of 1 delivers all, 0 nothing; people whose landmarks hardly ask for anything have none. *Blink* is "
+            "how far eyes close that are to close, in parts of the way asked. These count up to 12 frames more, those "
+            "with the most closed eyes and the most open mouths. *Swim* is the optical flow from one drawn frame to "
+            "the next where the true background stands still.",
+            self.means("self", PART_MEASURES, with_faceless=False),
+            self.differences("self", PART_MEASURES),
             "Time, and size of what is saved of a person, median over people, on "
             f"{machine['hardware']} ({machine['threads']} threads, {machine['dtype']}, PyTorch {machine['torch']}):",
             self.times(),
@@ -220,7 +258,11 @@ class Report:
                 "(yaw, pitch, roll) and expression (openings of eyes and mouth) are compared with the driver's, each "
                 "as the change from the portrait or from the driver's reference frame.",
                 self.cross(),
+                "Expression in cross-reenactment, of what the drivers' landmarks ask of the portrait:",
+                self.means("cross", EXPRESSION_MEASURES, with_faceless=False),
+                self.differences("cross", CROSS_MEASURES | EXPRESSION_MEASURES),
             ]
+        parts += self.portraits()
         commands = "\n".join(self.results["commands"])
         parts += [f"Weights (SHA-256): {models}. Networks: {networks}.", f"```bash\n{commands}\n```"]
         return "\n\n".join(parts) + "\n"
@@ -276,11 +318,11 @@ def save_strip(path: Path, frames: list[np.ndarray]):
     Image.fromarray(np.concatenate(frames)).save(path, quality=95)
 
 
-def save_grid(folder: Path, task: str, shots: str, identities: list[str], columns: list[str]):
-    """FOLDER/TASK-T.jpg of the strips that there are; a person whom a column does not have is grey there."""
+def save_grid(target: Path, task: str, shots: str, identities: list[str], columns: list[str]):
+    """The strips that there are beside `target` in one picture; a person whom a column does not have is grey there."""
     rows = []
     for identity in identities[:PEOPLE_SHOWN]:
-        paths = [strip_path(folder, identity, task, shots, column) for column in columns]
+        paths = [strip_path(target.parent, identity, task, shots, column) for column in columns]
         strips = [np.asarray(Image.open(path)) if path.exists() else None for path in paths]
         known = [strip for strip in strips if strip is not None]
         if known:
@@ -292,12 +334,12 @@ def save_grid(folder: Path, task: str, shots: str, identities: list[str], column
     draw, width = ImageDraw.Draw(header), rows[0].shape[1] // len(columns)
     for number, column in enumerate(columns):
         draw.text((number * width + 4, 4), column, "black", ImageFont.load_default(16))
-    Image.fromarray(np.concatenate([np.asarray(header), *rows])).save(folder / f"{task}-{shots}.jpg", quality=90)
+    Image.fromarray(np.concatenate([np.asarray(header), *rows])).save(target, quality=90)
 
 
 def render(folder: Path, write: list[Path]):
     """evaluation.md and the grids from FOLDER/evaluation.json; the tables and `model-index` into the files `write`."""
-    path = folder / "evaluation.json"
+    path = folder / RESULTS
     if not path.is_file():
         raise FsthError(f"There is no evaluation.json in {folder}; measure first.")
     report = Report(json.loads(path.read_text()))
@@ -306,7 +348,12 @@ def render(folder: Path, write: list[Path]):
     for task, ends in (("self", ("portrait", "truth")), ("cross", ("portrait", "driver"))):
         for shots in report.shots(task):
             methods = [method for method in report.methods(task, shots) if method != UNMOVED]
-            save_grid(folder, task, shots, list(report.people), [ends[0], "landmarks", *methods, ends[1]])
+            columns = [ends[0], "landmarks", *methods, ends[1]]
+            save_grid(folder / f"{task}-{shots}.jpg", task, shots, list(report.people), columns)
+    for group, measured in report.results.get("portraits", {}).items():
+        names = [f"{group}/{name}" for name in measured["people"]]
+        methods = [f"{name} FF" for name in report.results["settings"]["models"]]
+        save_grid(folder / f"{group}.jpg", "portraits", "1", names, ["portrait", "landmarks", WARP, *methods])
     for target in write:
         write_between_markers(target, markdown)
         write_model_index(target, report)
