@@ -13,10 +13,8 @@ from fsth_hub.landmark_layout import FACE, interocular
 
 MAX_STILL = 0.3  # pixels of the truth's flow from one frame to the next
 HEAD_MARGIN = 0.5  # distances between the eyes around the outline of the landmarks: hair, ears and neck
-TEXTURE_WINDOW, MIN_TEXTURE = (
-    9,
-    3.0,
-)  # pixels; standard deviation of the grey values there, without which no flow is seen
+# Pixels, and the standard deviation of the grey values there without which no flow is seen.
+TEXTURE_WINDOW, MIN_TEXTURE = 9, 3.0
 MIN_SHARE = 0.01  # of the frame that must stand still
 
 

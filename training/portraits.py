@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fsth_hub.errors import FsthError, NoFaceError
+from fsth_hub.errors import FsthError
+from fsth_hub.image_processing_fsth import load_image
 from fsth_hub.landmarks import MotionAdapter, pick_reference, smooth_clip
 from fsth_hub.pipeline_fsth import FsthPipeline
 from training.expression import delivered, extreme_frames, eye_openings, mouth_openings
@@ -54,12 +55,10 @@ def read_motion(pipe: FsthPipeline, driver: Path) -> list[np.ndarray | None]:
 
 
 def read_portrait(pipe: FsthPipeline, path: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """The head crop and its landmarks, or None where no face is found."""
-    try:
-        crops, landmarks, _ = pipe.read_portraits([path])
-    except NoFaceError:
-        return None
-    return crops[0], np.asarray(landmarks[0], np.float32)
+    """The head crop, as large as the networks see it, and its landmarks, or None where no face is found."""
+    image = load_image(path)
+    faces = pipe.detector.detect(image)
+    return pipe.image_processor.crop(image, faces[0].points)[:2] if faces else None
 
 
 class PortraitReenactment:

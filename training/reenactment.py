@@ -14,12 +14,13 @@ import torch
 
 from fsth_hub.feature_networks import crop_around
 from fsth_hub.identity import FsthIdentity
+from fsth_hub.landmark_flow import pixel_grid, resize_flow, smooth_flow, warp
 from fsth_hub.landmark_layout import FACE
 from fsth_hub.landmarks import LandmarkDetector, MotionAdapter, pick_reference
 from fsth_hub.losses import ContentLoss
 from fsth_hub.modeling_fsth import FsthGenerator
 from fsth_hub.pipeline_fsth import FsthPipeline
-from fsth_hub.source_skips import landmark_flow, landmark_likeness, pixel_grid, resize_flow, warp
+from fsth_hub.source_skips import landmark_likeness
 from training.background import Background
 from training.dataset import Clip
 from training.expression import delivered, extreme_frames, eye_openings, eyes, mouths
@@ -226,7 +227,7 @@ def warped_portrait(crops: list[np.ndarray], landmarks: np.ndarray) -> tuple[Dra
     def draw(points):
         driving = torch.from_numpy(points)[None]
         best = landmark_likeness(driving.expand_as(sources), sources, size).argmax()
-        flow = landmark_flow(driving, sources[best][None], size, small).unflatten(1, small.shape[:2])
+        flow = smooth_flow(driving, sources[best][None], size, small)
         warped = warp(images[best][None], resize_flow(flow, size, size), full)[0]
         return ((warped + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
 
