@@ -35,9 +35,10 @@ MAX_TURN, MAX_MOVE, MAX_ZOOM = 0.3, 0.5, 0.2
 MAX_STRENGTH = 2.0
 # A portrait in half profile shows less of the head still: beyond this sine of its yaw it turns less far, by so much.
 HALF_PROFILE, TURNED_LESS = 0.42, 2.5
-# Where the axis of the neck lies behind the eyes, in hundredths of the distance between them: the jaw's far side faces
-# away from the viewer there, and in its place the portrait shows the outline of the cheek.
+# Where the axis of the neck lies behind the eyes, in hundredths of the distance between them. What of the jaw faces
+# away from there and from the viewer, by these sines in part and wholly, is not seen, but the outline of the cheek.
 NECK_DEPTH = 90
+FAR_SIDE = (0.42, 0.52)
 
 EYES = ((RIGHT_EYE, RIGHT_IRIS), (LEFT_EYE, LEFT_IRIS))
 
@@ -83,7 +84,7 @@ class MotionAdapter:
         self.max_turn = MAX_TURN * (1 - TURNED_LESS * beyond)
         outward = (self.portrait[JAW] - [0, 0, NECK_DEPTH]) * [1, 0, 1]  # 17 x 3
         away = outward @ self.portrait_pose.rotation[2] / np.linalg.norm(outward, axis=1)
-        self.hidden = np.clip((away - HALF_PROFILE) / 0.15, 0, 1)[:, None]  # 17 x 1, of the jaw
+        self.hidden = np.interp(away, FAR_SIDE, (0, 1))[:, None]  # 17 x 1, of the jaw
         self.scale = self.portrait[FACE].std(axis=0) / self.reference[FACE].std(axis=0)  # x, y, z
         self.closing_gain = np.minimum(
             _openings(self.portrait) / _openings(self.reference), MAX_CLOSING_GAIN * self.scale[1]
