@@ -11,16 +11,19 @@ import torch
 import torch.nn.functional as F
 
 
-SEEN = 0.1  # of the figure's share, above which a pixel says nothing of the background
+SEEN = 0.1  # of the figure, above which a pixel says nothing of the background
 MARGIN = 0.02  # of the side: how far around the figure its colours, and its shadow, reach
+DETAIL_STEPS = (0.1, 0.2, 0.35)  # of the side: how far beside a hole its texture is taken from
 # Mean difference of two portraits where both show background, above which they were taken before different ones.
 SAME_BACKGROUND = 0.08
 
 
 def blur(maps, radius: int):
     """Two box filters after each other; B x C x H x W."""
-    for _ in range(2):
-        maps = F.avg_pool2d(F.pad(maps, (radius,) * 4, mode="replicate"), 2 * radius + 1, 1)
+    width = 2 * radius + 1
+    for _ in range(2):  # along the rows and then the columns: a square of that width would take as many times longer
+        maps = F.avg_pool2d(F.pad(maps, (radius,) * 4, mode="replicate"), (1, width), 1)
+        maps = F.avg_pool2d(maps, (width, 1), 1)
     return maps
 
 
@@ -42,6 +45,24 @@ def fill(images, known):
     return images * known + filled * (1 - known)
 
 
+def borrow_detail(images, known):
+    """
+    Fine texture for the holes of pictures (shapes as in [`fill`]), taken from beside them: without it a wall, a canvas
+    or leaves would be smooth where the figure was, and be seen as a halo when it moves away.
+    """
+    size = images.shape[-1]
+    radius = max(1, round(MARGIN * size))
+    smooth = blur(images * known, radius) / blur(known, radius).clamp(min=1e-6)
+    detail, found = torch.zeros_like(images), torch.zeros_like(known)
+    for step in DETAIL_STEPS:
+        for shift in ((0, step), (0, -step), (step, 0), (-step, 0)):
+            shift = [round(part * size) for part in shift]
+            there = torch.roll(known, shift, dims=(2, 3)) * (1 - found)
+            detail = detail + torch.roll(images - smooth, shift, dims=(2, 3)) * there
+            found = found + there
+    return detail
+
+
 @torch.no_grad()
 def background_plates(images, mattes, wanted: Sequence[int] | None = None) -> torch.Tensor:
     """
@@ -59,7 +80,10 @@ def background_plates(images, mattes, wanted: Sequence[int] | None = None) -> to
     """
     images, num_portraits, width = images.float(), images.shape[1], images.shape[-1]
     radius = max(1, round(MARGIN * width))
-    figure = (mattes.float().flatten(0, 1) > SEEN).float()
+    mattes = mattes.float().flatten(0, 1)  # BK x 1 x H x W
+    # of a matte that is not clean the background is not 0
+    lowest = mattes.amin(dim=(1, 2, 3), keepdim=True)
+    figure = (mattes - lowest > SEEN * (1 - lowest)).float()
     figure = F.max_pool2d(figure, 2 * radius + 1, 1, radius)
     known = (1 - blur(figure, max(1, radius // 2))).unflatten(0, images.shape[:2])  # B x K x 1 x H x W
 
@@ -75,7 +99,8 @@ def background_plates(images, mattes, wanted: Sequence[int] | None = None) -> to
                 share = known[:, other] * is_same(index, other)[:, None, None, None]
                 total, weight = total + images[:, other] * share, weight + share
         own, seen = known[:, index], weight.clamp(max=1)
-        behind = total / weight.clamp(min=1e-6) * seen + fill(images[:, index], own) * (1 - seen)
+        filled = fill(images[:, index], own) + borrow_detail(images[:, index], own)
+        behind = total / weight.clamp(min=1e-6) * seen + filled.clamp(-1, 1) * (1 - seen)
         return images[:, index] * own + behind * (1 - own)
 
     first = plate(0)
