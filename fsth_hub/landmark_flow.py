@@ -186,6 +186,10 @@ class Opening:
         middle = (upper + lower) / 2
         return torch.minimum(upper, middle), torch.maximum(lower, middle)
 
+    def height(self, x) -> torch.Tensor:
+        upper, lower = self.rims(x)
+        return lower - upper
+
     def _rim(self, x, indices: list[int]) -> torch.Tensor:
         knots = self.to_local(self.points[:, indices])  # B x k x 2
         # a foreshortened rim may run backwards, where it is no function of x
@@ -206,11 +210,11 @@ class Opening:
         depth = (y - upper) / (lower - upper).clamp(min=1e-4)
         return (x > 0) & (x < 1) & (y > upper) & (y < lower), depth.clamp(0, 1)
 
-    def clamp(self, local) -> torch.Tensor:
+    def clamp(self, local, rim: float = RIM) -> torch.Tensor:
         """The nearest points (B x n x 2, local) in height that lie within, off the rim if there is room."""
         x = local[..., 0].clamp(0, 1)
         upper, lower = self.rims(x)
-        rim = ((lower - upper) / 2).clamp(max=RIM)
+        rim = ((lower - upper) / 2).clamp(max=rim)
         return torch.stack([x, local[..., 1].maximum(upper + rim).minimum(lower - rim)], dim=-1)
 
 
@@ -296,6 +300,12 @@ def face_flow(driving, source, size: int) -> PortraitFlow:
     shares = shares[:, 0]
     inside = (shares.amin(dim=-1) >= 0) & (shares.sum(dim=-1) <= 1)  # m
     owners, pixels, shares = owners[inside], pixels[inside], shares[inside]
+    # where triangles share an edge or fold over each other, the first of them counts, on any number of threads
+    order = torch.arange(len(owners), device=driving.device)
+    cells = (owners // len(TRIANGLES) * size + pixels[:, 1]) * size + pixels[:, 0]
+    first = order.new_full((len(driving) * size * size,), len(owners)).scatter_reduce(0, cells, order, "amin")
+    alone = first[cells] == order
+    owners, pixels, shares = owners[alone], pixels[alone], shares[alone]
     table = torch.cat([corners_source, exactness], dim=-1)  # Bt x 3 x 3
     table = torch.cat([table[:, :1], table[:, 1:] - table[:, :1]], dim=1)[owners]  # m x 3 x 3
     values = table[:, 0] + shares[:, :1] * table[:, 1] + shares[:, 1:] * table[:, 2]
@@ -325,7 +335,10 @@ def face_flow(driving, source, size: int) -> PortraitFlow:
     teeth = (places - middle[owners]) @ matrix[owners] + middle_source[owners]
     local = own.to_local(teeth + (depth * depth * (3 - 2 * depth))[..., None] * chin[owners])
     seen = own.clamp(local)
-    shade = 1 - CAVITY_SHADE * (1 - torch.exp(-(local - seen).norm(dim=-1) / CAVITY_DEPTH))  # m x 1
+    # no further behind the lips than the mouth is further open: towards its corners a jaw that closes moves too far
+    further = (mouth.height(mouth.to_local(places)[..., 0]) - own.height(local[..., 0])).clamp(min=0)  # m x 1
+    behind = (local - own.clamp(local, rim=0)).norm(dim=-1).minimum(further)
+    shade = 1 - CAVITY_SHADE * (1 - torch.exp(-behind / CAVITY_DEPTH))
     within = within[:, 0]
     exactness = ones.expand(int(within.sum()), 1)
     put(owners[within], pixels[within], own.to_pixels(seen)[within, 0], exactness, shade[within])

@@ -1,16 +1,14 @@
 """Small shards to train and evaluate on, and the networks that go with them."""
 
-import io
 import tarfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from test_modeling import SIZE
 
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
-from training.prepare_dataset import add_clip
+from training.prepare_dataset import Frames, add_clip, encode
 
 
 ROOT = Path(__file__).parents[1]
@@ -24,21 +22,28 @@ def landmarks(shift: float = 0.0) -> np.ndarray:
 
 
 def jpeg(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
+    return encode(pixels, "JPEG", quality=95)
 
 
 def grey(value: int) -> np.ndarray:
     return np.full((SIZE, SIZE, 3), value, np.uint8)
 
 
-def write_shards(folder: Path, clips: dict[str, list[np.ndarray]], points=None) -> Path:
-    """A shard for each clip; frame i of it has its landmarks i pixels to the right, or those that are given."""
+def as_frames(frames: list[np.ndarray], points: np.ndarray, mattes: list[np.ndarray] | None = None) -> Frames:
+    """What is kept of a clip; by default all of it is figure."""
+    mattes = [np.full((SIZE, SIZE), 255, np.uint8)] * len(frames) if mattes is None else mattes
+    times = [index / 25 for index in range(len(frames))]
+    return Frames([jpeg(frame) for frame in frames], [encode(matte, "PNG") for matte in mattes], points, times)
+
+
+def write_shards(folder: Path, clips: dict[str, list[np.ndarray]], points=None, matte=None) -> Path:
+    """
+    A shard for each clip; frame i of it has its landmarks i pixels to the right, or those that are given, and each the
+    matte that is given.
+    """
     folder.mkdir(exist_ok=True)
     for number, (name, frames) in enumerate(clips.items()):
         with tarfile.open(folder / f"shard-{number:05d}.tar", "w") as tar:
             shifted = np.stack([landmarks(index) if points is None else points for index in range(len(frames))])
-            times = [index / 25 for index in range(len(frames))]
-            add_clip(tar, Path(name), [jpeg(frame) for frame in frames], shifted, times)
+            add_clip(tar, Path(name), as_frames(frames, shifted, None if matte is None else [matte] * len(frames)))
     return folder

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from shards import LEFT_CORNER, NUM_FRAMES, RIGHT_CORNER, grey, jpeg, landmarks, write_shards
+from shards import LEFT_CORNER, NUM_FRAMES, RIGHT_CORNER, as_frames, grey, landmarks, write_shards
 from test_modeling import SIZE
 
 from fsth_hub.errors import FsthError
@@ -17,7 +17,7 @@ from fsth_hub.landmark_drawing import draw_landmarks
 from fsth_hub.landmark_layout import FACE, IRISES
 from training import dataset
 from training.dataset import EpisodeDataset, EpisodeKey, draw_batches, read_index
-from training.prepare_dataset import add_clip
+from training.prepare_dataset import add_bytes, add_clip
 
 
 def test_index_finds_clips_people_and_frames(shards):
@@ -32,6 +32,17 @@ def test_index_finds_clips_people_and_frames(shards):
         assert [round(np.asarray(clip.image(i)).mean() / 30) for i in range(NUM_FRAMES)] == list(range(NUM_FRAMES))
 
 
+def test_shards_without_mattes_are_to_be_made_anew(shards):
+    path = sorted(shards.glob("*.tar"))[1]
+    with tarfile.open(path) as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar if not member.name.endswith("2.png")}
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            add_bytes(tar, name, content)
+    with pytest.raises(FsthError, match=f"{path.name} has no mattes of ann%2F2%2Emp4: make the shards anew"):
+        read_index(shards)
+
+
 def test_folder_without_shards_is_named(tmp_path):
     with pytest.raises(FsthError, match="prepare_dataset.py"):
         read_index(tmp_path)
@@ -43,8 +54,8 @@ def test_episode_shapes_and_types(shards, augment):
     assert len(episodes) == 3
     episode = episodes[EpisodeKey(2, 2, (0,))]
     assert episode["clip"] == 2
-    for name in ("images", "landmark_images"):
-        assert episode[name].shape == (3, 3, SIZE, SIZE) and episode[name].dtype == torch.uint8
+    for name, channels in {"images": 3, "landmark_images": 3, "mattes": 1}.items():
+        assert episode[name].shape == (3, channels, SIZE, SIZE) and episode[name].dtype == torch.uint8
     assert episode["landmarks"].shape == (3, 78, 2) and episode["landmarks"].dtype == torch.float32
     drawing = draw_landmarks(episode["landmarks"][0].numpy(), SIZE)
     assert np.array_equal(episode["landmark_images"][0].permute(1, 2, 0).numpy(), drawing)
@@ -76,8 +87,7 @@ def test_far_sources_are_those_whose_eyes_and_mouth_differ_most(tmp_path):
     is_open = np.arange(NUM_FRAMES) % 2 == 1
     points[is_open, 65:68, 1] += 5
     with tarfile.open(folder / "shard-00000.tar", "w") as tar:
-        crops = [jpeg(grey(30 * index)) for index in range(NUM_FRAMES)]
-        add_clip(tar, Path("ann/1.mp4"), crops, points, [0.0] * NUM_FRAMES)
+        add_clip(tar, Path("ann/1.mp4"), as_frames([grey(30 * index) for index in range(NUM_FRAMES)], points))
     episodes = EpisodeDataset(read_index(folder), SIZE, max_sources=2, augment=False, far_sources=True)
     for seed in range(20):
         frames = (
@@ -96,13 +106,17 @@ def test_smaller_frames_take_their_landmarks_along(shards):
 
 
 def test_landmarks_stay_on_what_they_mark(tmp_path):
-    """A bright square lies under one corner of an eye; a grey bar at the left says whether the picture is mirrored."""
+    """
+    A bright square, all that is figure, lies under one corner of an eye; a grey bar at the left says whether the
+    picture is mirrored.
+    """
     frame = grey(0)
     x, y = landmarks()[RIGHT_CORNER].round().astype(int)
     frame[:, :8] = 90
     frame[y - 3 : y + 3, x - 3 : x + 3] = 255
     points = landmarks() + (np.array([x, y]) - landmarks()[RIGHT_CORNER])
-    clips = read_index(write_shards(tmp_path / "marked", {"ann/1.mp4": [frame] * 3}, points.astype(np.float32)))
+    points, matte = points.astype(np.float32), np.where(frame[..., 0] == 255, 255, 0).astype(np.uint8)
+    clips = read_index(write_shards(tmp_path / "marked", {"ann/1.mp4": [frame] * 3}, points, matte))
     episodes = EpisodeDataset(clips, SIZE, max_sources=2)
     mirrored, places = [], []
     for seed in range(24):
@@ -113,13 +127,30 @@ def test_landmarks_stay_on_what_they_mark(tmp_path):
         image = episode["images"][0].float().mean(dim=0)  # S x S
         mirrored.append(bool(image[:4, :2].mean() < image[:4, -2:].mean()))
         bright = (image * (image > 0.75 * image.max())).numpy()
+        figure = episode["mattes"][0, 0].numpy().astype(float)
         rows, columns = np.mgrid[:SIZE, :SIZE] + 0.5
-        centre = [(bright * grid).sum() / bright.sum() for grid in (columns, rows)]
+        centre, of_figure = (
+            [(part * grid).sum() / part.sum() for grid in (columns, rows)] for part in (bright, figure)
+        )
+        assert figure.max() == 255 and np.linalg.norm(np.subtract(of_figure, centre)) < 0.5
         corner = LEFT_CORNER if mirrored[-1] else RIGHT_CORNER
         assert np.linalg.norm(episode["landmarks"][0, corner].numpy() - centre) < 0.5
         places.append(centre)
     assert 4 < sum(mirrored) < 20
     assert np.ptp(places, axis=0).min() > 2  # and it does move
+
+
+def test_light_of_an_episode_has_a_colour_unless_it_is_grey(shards, monkeypatch):
+    monkeypatch.setattr(dataset, "COLOUR_RANGE", (1, 1))
+    episodes = EpisodeDataset(read_index(shards), SIZE, max_sources=2)
+    key, tints = EpisodeKey(0, 2, (3,)), {}
+    for probability in (0.0, 1.0):
+        monkeypatch.setattr(dataset, "GREYSCALE_PROBABILITY", probability)
+        means = episodes[key]["images"].float().mean(dim=(2, 3))  # 3 x 3
+        means = means[means.amax(dim=1) > 20]  # of a black frame no light is seen
+        tints[probability] = means / means.mean(dim=1, keepdim=True)
+    assert torch.allclose(tints[0.0][0], tints[0.0][1], atol=0.03)  # one light for all frames
+    assert (tints[0.0] - 1).abs().max() > 0.03 and torch.allclose(tints[1.0], torch.ones(1))
 
 
 def test_irises_are_left_out_of_whole_episodes(shards, monkeypatch):

@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +187,14 @@ def test_models_are_those_of_the_notice():
     lines = (ROOT / "NOTICE").read_text().splitlines()
     files = [ROOT / line for line in lines if line.startswith("fsth_hub/")]
     sums = [line.split()[1] for line in lines if line.strip().startswith("SHA-256")]
-    models = ROOT / "fsth_hub" / "landmarks" / "models"
-    assert set(files) == {*models.glob("*.tflite"), *models.glob("*.onnx")}
+    carried = {path for kind in ("*.tflite", "*.onnx") for path in (ROOT / "fsth_hub").rglob(kind)}
+    assert set(files) == carried and len(files) == 4
     assert [hashlib.sha256(file.read_bytes()).hexdigest() for file in files] == sums
-    assert (models / "LICENSE-mediapipe.txt").stat().st_size and (models / "LICENSE-yunet.txt").stat().st_size
+    for line in lines:
+        if "see LICENSE-" in line:  # lies beside the file that was named last
+            assert (file.parent / line.partition("see ")[2].rstrip(".")).stat().st_size
+        elif line.startswith("fsth_hub/"):
+            file = ROOT / line
+    licences = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license-files"]
+    carried = {path for pattern in licences for path in ROOT.glob(pattern)}
+    assert carried == {ROOT / "LICENSE", ROOT / "NOTICE", *(ROOT / "fsth_hub").rglob("LICENSE-*")}

@@ -1,24 +1,13 @@
 import copy
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fsth_hub.blocks import NORM_EPS, instance_norm
 from fsth_hub.configuration_fsth import FsthConfig
-from fsth_hub.landmark_layout import LEFT_EYE
-from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
-from fsth_hub.source_skips import (
-    LIKENESS_WIDTH,
-    MAX_FUSED,
-    landmark_flow,
-    landmark_likeness,
-    pixel_grid,
-    warp,
-    with_crown,
-)
+from fsth_hub.source_skips import LIKENESS_WIDTH, MAX_FUSED, landmark_likeness
 
 
 SIZE = 64
@@ -203,43 +192,6 @@ def test_equal_portraits_count_as_one():
     assert torch.allclose(*frames, atol=1e-4)
 
 
-def test_generator_exports_and_the_export_agrees():
-    model = tiny(FsthGenerator)
-    images, drawings, landmarks = random_portraits()
-    sources = model.encode_sources(images, drawings, landmarks)
-    arguments = (drawings[:, 0], model.project(torch.ones(2, 12)), landmarks[:, 1], sources)
-    with torch.no_grad():
-        exported = torch.export.export(model, arguments, strict=False)
-        assert torch.allclose(exported.module()(*arguments).images, model(*arguments).images, atol=1e-5)
-
-
-def test_landmark_flow_moves_a_pixel_with_its_landmark():
-    source = torch.tensor([[[20.0, 20.0], [40.0, 40.0]]])
-    driving = source + torch.tensor([4.0, -2.0])
-    grid = pixel_grid(SIZE, SIZE, "cpu")
-    flow = landmark_flow(driving, source, SIZE, grid).unflatten(1, (SIZE, SIZE))
-    # backward: the driving landmark's pixel looks back to the source landmark, in half sides
-    assert torch.allclose(flow[0, 18, 24], torch.tensor([-4.0, 2.0]) * 2 / SIZE, atol=5e-3)
-    assert flow[0, SIZE - 1, 0].abs().max() < 1e-3  # far from the head nothing moves
-
-    image = torch.zeros(1, 1, SIZE, SIZE)
-    image[:, :, 19:21, 19:21] = 1
-    warped = warp(image, flow, grid)[0, 0]
-    ys, xs = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
-    near = warped[10:28, 10:34]
-    centre = (near * xs[10:28, 10:34]).sum() / near.sum(), (near * ys[10:28, 10:34]).sum() / near.sum()
-    assert centre == pytest.approx((23.5, 17.5), abs=0.6)
-
-
-def test_landmark_flow_ignores_unknown_points():
-    source = torch.rand(1, 78, 2) * SIZE
-    driving = source + torch.randn(1, 78, 2)
-    grid = pixel_grid(16, 16, "cpu")
-    without = landmark_flow(driving[:, :68], source[:, :68], SIZE, grid)
-    driving[:, 68:] = float("nan")
-    assert torch.allclose(landmark_flow(driving, source, SIZE, grid), without, atol=1e-6)
-
-
 def test_wrong_size_is_refused():
     with pytest.raises(Exception, match="multiple of 64"):
         FsthConfig(image_size=100)
@@ -297,20 +249,3 @@ def test_likeness_is_the_mean_distance_of_known_points():
     distance = 0.04 * 2 / SIZE
     assert landmark_likeness(source, source, SIZE) == 0
     assert landmark_likeness(driving, source, SIZE).item() == pytest.approx(-distance / LIKENESS_WIDTH, rel=1e-3)
-
-
-def test_crown_moves_with_the_skull_and_not_with_the_jaw():
-    face = torch.from_numpy(Pose(np.eye(3), 0.3, np.array([32.0, 34.0])).project(MEAN_FACE)).float()[None]
-    _, unmoved = with_crown(face, face)
-    crown = unmoved[:, 78:]
-    assert crown.shape == (1, 15, 2)
-    assert crown[..., 1].max() < face[:, LEFT_EYE, 1].min() + 3  # above the eyes
-    assert crown[..., 1].min() < face[:, 17:27, 1].min() - 10  # and well above the brows
-
-    turned = (face - 32) @ torch.tensor([[0.8, 0.3], [-0.3, 0.8]]) + 30
-    expected = (crown - 32) @ torch.tensor([[0.8, 0.3], [-0.3, 0.8]]) + 30
-    assert torch.allclose(with_crown(face, turned)[1][:, 78:], expected, atol=1e-3)
-
-    shouting = face.clone()
-    shouting[:, 5:12, 1] += 5
-    assert torch.allclose(with_crown(face, shouting)[1][:, 78:], crown, atol=1e-3)

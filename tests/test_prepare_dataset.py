@@ -23,7 +23,7 @@ from fsth_hub.landmarks import get_detector, track_clip
 from fsth_hub.video import write_clip
 from training import prepare_dataset
 from training.dataset import read_index
-from training.prepare_dataset import Skipped, add_clip, process_clip, read_manifest, try_clip, write_shard
+from training.prepare_dataset import Frames, Skipped, add_clip, process_clip, read_manifest, try_clip, write_shard
 
 
 OPTIONS = ("--image_size", "128", "--frames_per_clip", "10")
@@ -72,6 +72,10 @@ def test_prepare_dataset_does_every_clip_once_and_reports_the_rest(astronaut_cli
     (clip,) = read_index(folder)
     assert clip.identity == "eileen" and len(clip.frames) == len(clip.landmarks) == 10
     assert clip.image(0).size == (128, 128)
+    matte = np.asarray(clip.matte(0))
+    assert len(clip.mattes) == 10 and matte.shape == (128, 128) and matte.dtype == np.uint8
+    x, y = clip.landmarks[0, FACE].mean(axis=0).astype(int)
+    assert matte[y, x] == 255 > 40 > matte[0, 0]
     # the square is fixed and she wanders to the left in it, her face within
     middles = clip.landmarks[:, FACE].mean(axis=1)
     assert middles[0, 0] - middles[-1, 0] > 10
@@ -124,7 +128,7 @@ from training.prepare_dataset import Frames
 def read(path, args):
     if path.name == "segfault.mp4":
         os.kill(os.getpid(), signal.SIGSEGV)
-    return Frames([path.name.encode()], [], [])
+    return Frames([path.name.encode()], [b"matte"], [], [])
 """
 
 
@@ -158,7 +162,7 @@ def test_any_exception_of_a_clip_is_its_own(monkeypatch):
 def test_folders_say_whose_clip_it_is_and_from_which_video(source, identity, video):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        add_clip(tar, Path(source), [], np.zeros((0, 78, 2)), [])
+        add_clip(tar, Path(source), Frames([], [], np.zeros((0, 78, 2)), []))
     buffer.seek(0)
     with tarfile.open(fileobj=buffer) as tar:
         description = json.load(tar.extractfile(tar.getmembers()[-1]))

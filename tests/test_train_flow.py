@@ -6,12 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from shards import landmarks, write_shards
 from test_modeling import SIZE
 
+from fsth_hub.landmark_flow import face_flow
 from fsth_hub.landmark_layout import FACE
 from fsth_hub.modeling_fsth import FsthGenerator
 from training import train_flow
@@ -39,20 +41,36 @@ def test_what_the_landmarks_do_not_tell_is_measured():
     wide = texture(0)
     portrait, frame = (to_tensor(wide[:, left : left + SIZE]) for left in (20, 23))
     points = torch.from_numpy(landmarks())
-    residual, weight = measure_residual_flow(frame, portrait, points, points)
+    matte = torch.ones(1, SIZE, SIZE)
+    residual, weight = measure_residual_flow(frame, portrait, points, points, matte, matte)
     assert residual.shape == (SIZE // 4, SIZE // 4, 2) and weight.shape == (SIZE // 4, SIZE // 4)
-    inner = slice(4, -4)
-    assert weight[inner, inner].mean() > 0.9
-    assert residual[inner, inner, 0].median().item() == pytest.approx(3 * 2 / SIZE, rel=0.1)
-    assert residual[inner, inner, 1].abs().median() < 0.2 * 2 / SIZE
+    exactness = F.avg_pool2d(face_flow(points[None], points[None], SIZE).exactness.permute(0, 3, 1, 2), 4)[0, 0]
+    around, inner = exactness == 0, slice(4, -4)
+    assert weight[inner, inner][around[inner, inner]].mean() > 0.9
+    assert weight[exactness == 1].max() == 0  # where the flow is exact there is nothing to learn
+    moved = residual[inner, inner][around[inner, inner]]
+    assert moved[:, 0].median().item() == pytest.approx(3 * 2 / SIZE, rel=0.1)
+    assert moved[:, 1].abs().median() < 0.2 * 2 / SIZE
+
+
+def test_nothing_is_learned_from_the_background():
+    wide = texture(0)
+    portrait, frame = (to_tensor(wide[:, left : left + SIZE]) for left in (20, 23))
+    points, matte = torch.from_numpy(landmarks()), torch.ones(1, SIZE, SIZE)
+    matte[..., : SIZE // 2, :] = 0
+    _, weight = measure_residual_flow(frame, portrait, points, points, matte, torch.ones_like(matte))
+    assert weight[: SIZE // 8].max() == 0 < weight[SIZE // 8 :].max()
 
 
 def test_what_the_landmarks_tell_is_not_missing():
     wide = texture(0)
     portrait, frame = (to_tensor(wide[:, left : left + SIZE]) for left in (20, 23))
     points = torch.from_numpy(landmarks())
-    residual, _ = measure_residual_flow(frame, portrait, points, points + torch.tensor([3.0, 0.0]))
+    matte = torch.ones(1, SIZE, SIZE)
+    residual, weight = measure_residual_flow(frame, portrait, points, points + torch.tensor([3.0, 0.0]), matte, matte)
     x, y = (points[FACE].mean(dim=0) / 4).int().tolist()
+    top = int(points[FACE, 1].min() / 4) - 1  # the forehead, where the exact flow ends
+    assert weight[top, x] > 0.1 and residual[top, x].abs().max() < 0.5 * 2 / SIZE
     assert residual[y, x].abs().max() < 0.5 * 2 / SIZE
 
 

@@ -66,7 +66,8 @@ def fine_tune(pipe: FsthPipeline, source: list[Path] | Clip, shots: int, **optio
     if not isinstance(source, Clip):
         return pipe.fine_tune(source, **options)
     frames = np.linspace(0, len(source.frames) - 1, min(shots, len(source.frames))).round().astype(int)
-    return pipe.fine_tune_crops([source.image(frame) for frame in frames], source.landmarks[frames], **options)
+    crops = [np.asarray(source.image(frame)) for frame in frames]
+    return pipe.fine_tune_crops(crops, source.landmarks[frames], **options)
 
 
 def summarise(folder: Path) -> dict:

@@ -141,7 +141,8 @@ def process_clip(path: Path, args) -> Frames:
             crop = crop_image(frame, box, args.image_size)
             matte = cut_out(crop, to_crop(faces[index].points, box, args.image_size))
             crops.append(encode(crop, "JPEG", quality=JPEG_QUALITY))
-            mattes.append(encode((matte * 255).round().astype(np.uint8), "PNG"))
+            matte = Image.fromarray((matte * 255).round().astype(np.uint8)).resize(crop.shape[:2])
+            mattes.append(encode(np.asarray(matte), "PNG"))
     landmarks = to_crop(np.stack([faces[index].points for index in chosen]), box, args.image_size)
     return Frames(crops, mattes, landmarks, [index * stride / clip.fps for index in chosen])
 
