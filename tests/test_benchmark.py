@@ -32,6 +32,9 @@ def test_benchmark_measures_every_stage(tiny_pipeline, tmp_path, capsys):
     assert set(result) >= {"processor", "torch", "threads", "default_dtype", "device", "parameters", "seconds_to_load"}
     assert set(result["seconds_to_embed"]) == {"1", "2"}
     assert set(result["milliseconds_for_landmarks"]) == {"256 x 256", "1280 x 720"}
+    assert {number: set(times) for number, times in result["milliseconds_to_compose"].items()} == {
+        number: {"flow", "256", "512", "1024"} for number in ("1", "2")
+    }
     assert result["peak_memory"]["process_mb"] > 100
     assert [(entry["dtype"], entry["portraits"], entry["fused"]) for entry in result["drawing"]] == [
         (dtype, number, fused) for dtype in ("float32", "bfloat16") for number in (1, 2) for fused in (False, True)

@@ -5,7 +5,8 @@
 By default the bundled model and the example files of the package. Every time is the best of `--repeats`, since other
 programs only ever slow a machine down. Frames are drawn in float32 and bfloat16, with spectral norm computed anew
 for each frame (the baseline) and folded into plain weights (`fused`, what the pipeline uses), from 1, 8 and 32
-portraits.
+portraits. The generator works at 256 pixels whatever the size of the frames; what it takes to put frames of each size
+together from the portraits' own pixels, and to find the exact flow, stands for itself.
 """
 
 import argparse
@@ -28,6 +29,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
 from fsth_hub.errors import FsthError, NoFaceError
+from fsth_hub.image_processing_fsth import load_image
+from fsth_hub.landmark_flow import portrait_flow
 from fsth_hub.pipeline_fsth import FsthPipeline
 from fsth_hub.video import open_clip, write_clip
 
@@ -35,6 +38,7 @@ from fsth_hub.video import open_clip, write_clip
 EXAMPLES = Path(__file__).parents[1] / "fsth_hub" / "examples"
 PICTURE_SIZES = {"256 x 256": (256, 256), "1280 x 720": (1280, 720)}  # width, height
 DTYPES = (torch.float32, torch.bfloat16)
+FRAME_SIZES = (256, 512, 1024)  # pixels
 
 
 def parse_args(arguments: list[str] | None = None):
@@ -144,10 +148,34 @@ def drawing_times(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> list
     return entries
 
 
+def composing_times(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> dict[str, dict[str, float]]:
+    """Milliseconds a frame to put frames of each size together, from each number of portraits, and for the flow."""
+    generator, times = pipe.generator.fused(), {}
+    picture = Image.fromarray(load_image(args.portrait))
+    box = pipe.embed(args.portrait).boxes[0]
+    # enlarged until the head has the pixels, for what a pixel shows costs nothing
+    scale = max(FRAME_SIZES) / box.side
+    portrait = picture.resize([round(scale * length) for length in picture.size])
+    for number in args.num_portraits:
+        person = pipe.embed([portrait] * number)
+        drawing = pipe.image_processor.draw(landmarks[0]).to(pipe.device, pipe.dtype)
+        points = torch.from_numpy(landmarks[0])[None].to(pipe.device)
+        with torch.no_grad():
+            composition = generator(drawing, person.adain_parameters, points, person.sources).composition
+        count = composition.chosen.shape[1]
+        points, own = points.expand(count, -1, -1), person.sources.landmarks[0, :count]
+        flow = best_seconds(partial(portrait_flow, points, own, pipe.size), args.repeats, pipe.device)
+        times[str(number)] = {"flow": 1000 * flow}
+        for size in FRAME_SIZES:
+            compose = partial(person.compositor(size), composition)
+            times[str(number)][str(size)] = 1000 * best_seconds(compose, args.repeats, pipe.device)
+    return times
+
+
 def drawing_time(pipe: FsthPipeline, generator, person, landmarks: list[np.ndarray], repeats: int) -> float:
     def draw():
         for points in landmarks:
-            pipe.draw_frame(generator, person, points)
+            pipe.draw_frame(generator, person, points, pipe.size)
 
     return 1000 * best_seconds(draw, repeats, pipe.device) / len(landmarks)
 
@@ -194,6 +222,8 @@ def measure(args) -> dict:
         for number in args.num_portraits
     }
     result["milliseconds_to_encode"] = encoding_time(pipe, landmarks, args)
+    if pipe.generator.config.source_skips:
+        result["milliseconds_to_compose"] = composing_times(pipe, landmarks, args)
     if args.compile:
         result["compile"] = compile_times(pipe, landmarks, args)
     result["drawing"] = drawing_times(pipe, landmarks, args)
@@ -218,6 +248,10 @@ def to_markdown(result: dict) -> str:
     lines += [f"| embed {number} portraits | {s:.2f} s |" for number, s in result["seconds_to_embed"].items()]
     for size, times in result["milliseconds_for_landmarks"].items():
         lines += [f"| {verb} a face, {size} | {ms:.1f} ms per frame |" for verb, ms in times.items()]
+    for number, times in result.get("milliseconds_to_compose", {}).items():
+        lines.append(f"| exact and smooth flow, {number} portraits | {times['flow']:.1f} ms per frame |")
+        for size in FRAME_SIZES:
+            lines.append(f"| compose {size} x {size}, {number} portraits | {times[str(size)]:.1f} ms per frame |")
     lines.append(f"| encode | {result['milliseconds_to_encode']:.1f} ms per frame |")
     lines += [f"| peak memory, {name} | {mb:.0f} MB |" for name, mb in result["peak_memory"].items()]
     if "compile" in result:

@@ -181,7 +181,8 @@ def open_results(path: Path, settings: dict) -> dict:
     ]
     if other:
         raise FsthError(f"{path} was measured with other settings ({', '.join(other)}): give another --output_dir.")
-    results["settings"] = {group: before.get(group, {}) | values for group, values in settings.items()}
+    # models in the order of this call, whichever was measured first: the tables compare the first with the others
+    results["settings"] = {group: values | before.get(group, {}) for group, values in settings.items()}
     return results
 
 
