@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import cli_loading, cli_people
-from .cli_checks import check_inputs, check_output, model_of
+from .cli_checks import check_inputs, check_output, check_size, model_of
 from .cli_options import DetectorOption, DeviceOption, DtypeOption, FaceOption, ModelOption
 from .errors import FsthError, NoFaceError
 
@@ -76,6 +76,15 @@ def animate(
             min=0, max=1, metavar="SECONDS", help="Against trembling landmarks; by default 0.05, 0 for none."
         ),
     ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Side of the frames, 256 to 1024, even; never more than the portrait has. By default 512, or with "
+            "--paste-back what the head has there.",
+            show_default=False,
+        ),
+    ] = None,
     paste_back: Annotated[
         bool, typer.Option("--paste-back", help="Put the head back into the first portrait.")
     ] = False,
@@ -131,6 +140,7 @@ def animate(
         raise FsthError("--motion-strength is for relative motion: leave it out, or leave out --motion absolute.")
     if report_path is not None and not to_stdout:
         check_output(report_path, (".json",), inputs=[output])
+    check_size(size)
     from .landmarks import get_detector
     from .landmarks.smoothing import DEFAULT_SMOOTHING
 
@@ -155,6 +165,7 @@ def animate(
         motion=motion,
         motion_strength=motion_strength,
         smoothing=smoothing,
+        size=size,
         paste_back=paste_back,
         crop=crop,
         face_index=face,
@@ -179,6 +190,7 @@ def animate(
         "motion": motion,
         "motion_strength": motion_strength,
         "smoothing": smoothing,
+        "size_asked": size,
         "paste_back": paste_back,
         "side_by_side": beside and str(beside),
         "detector": detector,
@@ -192,7 +204,10 @@ def animate(
         typer.echo(text) if to_stdout else report_path.write_text(text + "\n")
     seconds = sum(report["seconds"].values())
     sound = "with sound" if report["sound"] and output.suffix.lower() == ".mp4" else "without sound"
-    summary = f"{output}: {report['frames']} frames at {report['fps']:g} fps, {sound}, {seconds:.1f} s"
+    pixels = f"{'the head ' if paste_back else ''}{report['size']} x {report['size']} pixels"
+    if size is not None and report["size"] == report["max_size"] < size:
+        pixels += " (the portrait has no more)"
+    summary = f"{output}: {report['frames']} frames at {report['fps']:g} fps, {pixels}, {sound}, {seconds:.1f} s"
     typer.echo(summary, err=to_stdout)
 
 

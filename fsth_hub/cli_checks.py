@@ -35,6 +35,16 @@ def check_output(path: Path, suffixes: tuple[str, ...], inputs: list[Path]) -> N
         raise FsthError(f"{path.name} cannot be written into {folder}: {error.strerror}.") from error
 
 
+def check_size(size: int | None) -> None:
+    """Refuse a size of frames that no model draws; how small one may be is the model's to say."""
+    if size is None:
+        return
+    from .person import MAX_SIZE
+
+    if size % 2 or not 0 < size <= MAX_SIZE:
+        raise FsthError(f"--size must be an even number of pixels, at most {MAX_SIZE}, not {size}.")
+
+
 def check_consent(given: bool) -> None:
     """Refuse to publish a person without the statement that they agreed."""
     if not given:

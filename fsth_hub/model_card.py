@@ -14,6 +14,7 @@ from PIL import Image
 from .image_processing_fsth import FsthImageProcessor
 from .landmark_layout import INNER_LIPS, JAW, OUTER_LIPS
 from .landmarks.pose import Pose
+from .person import DEFAULT_SIZE, MAX_SIZE
 
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def write_pipeline_card(pipe: "FsthPipeline", folder: str | Path, repo_id: str) 
         template_path=TEMPLATES / "pipeline_card.md",
         repo_id=repo_id,
         size=pipe.size,
+        max_size=MAX_SIZE,
         source_skips=pipe.generator.config.source_skips,
         millions={name: sum(p.numel() for p in network.parameters()) / 1e6 for name, network in networks.items()},
     )
@@ -199,13 +201,17 @@ def preview_landmarks(points: np.ndarray) -> list[np.ndarray]:
 
 @torch.no_grad()
 def draw_preview(identity: "FsthIdentity") -> Image.Image:
-    """Four frames side by side that the identity's generator draws; no photograph is among them."""
+    """Four frames side by side that the identity's generator draws, as large as its portraits have them; no photograph
+    is among them."""
     generator = identity.tuned_generator().fused()
     processor = FsthImageProcessor(size=generator.config.image_size)
-    frames = []
+    side, frames = min(DEFAULT_SIZE, identity.max_size), []
     for points in preview_landmarks(identity.landmarks):
         drawing = processor.draw(points).to(generator.device, generator.dtype, memory_format=torch.channels_last)
         points = torch.from_numpy(points)[None].to(generator.device)  # 1 x 78 x 2
         output = generator(drawing, identity.adain_parameters, points, identity.sources)
-        frames += processor.postprocess(output.images)
+        if output.composition is None:
+            frames += processor.postprocess(output.images)
+        else:
+            frames.append(identity.compositor(side)(output.composition))
     return Image.fromarray(np.concatenate(frames, axis=1))

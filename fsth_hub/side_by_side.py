@@ -38,7 +38,8 @@ def side_by_side(
         driving_clip: The clip of which `driving` was read.
         driving: Of `FsthPipeline.read_driving`.
         frames: The result, H x W x 3 uint8 RGB or PIL, such as `FsthPipeline.drive` gives, one for each of the clip.
-        size: The side of the crop whose pixels the landmarks of `driving` count (`FsthPipeline.size`).
+        size: The side of the crop whose pixels the landmarks of `driving` count (`FsthPipeline.size`), whatever the
+            size of the frames.
         height: Of the pictures in pixels, made even; by default the frames' own, at most 720.
 
     Yields:
@@ -89,7 +90,8 @@ def write_side_by_side(
         FsthError: The portrait or the clip cannot be read, or the file not be written or signed.
     """
     if not whole:
-        portrait = crop_image(load_image(portrait), CropBox(*output.report["portrait_boxes"][0]), size)
+        side = output.report["size"]  # as large as the frames, which show as much of it
+        portrait = crop_image(load_image(portrait), CropBox(*output.report["portrait_boxes"][0]), side)
     rows = side_by_side(portrait, driving_clip, output.driving, frames, size)
     finish = None if output.origin is None else partial(sign, origin=output.origin)
     return write_clip(path, rows, output.fps, output.audio_path, OUTPUT_METADATA, finish)

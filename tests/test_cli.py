@@ -62,7 +62,8 @@ def test_animate_writes_clip_and_report(tmp_path):
         "--dtype", "float32", "--device", "cpu", "--seed", 7,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith(f"{output}: 3 frames at 25 fps, with sound, ") and result.stdout.count("\n") == 1
+    assert result.stdout.startswith(f"{output}: 3 frames at 25 fps, 256 x 256 pixels, with sound, ")
+    assert result.stdout.count("\n") == 1
     with av.open(str(output)) as container:
         assert container.streams.audio
         assert "AI-generated" in container.metadata["comment"]
@@ -73,6 +74,7 @@ def test_animate_writes_clip_and_report(tmp_path):
     assert len(report["portrait_boxes"]) == 2 and set(report["seconds"]) == {"embed", "landmarks", "frames"}
     assert (report["device"], report["dtype"], report["seed"]) == ("cpu", "float32", 7)
     assert (report["model"], report["motion"], report["output"]) == ("bundled", "relative", str(output))
+    assert (report["size"], report["max_size"], report["size_asked"]) == (256, 256, None)
     assert "torch" in report["versions"]
 
 
@@ -129,6 +131,44 @@ def test_side_by_side_shows_the_head_and_is_signed(tmp_path, model):
     assert report["summary"] == result.stdout.strip()
 
 
+def test_size_is_what_was_asked_for_or_what_the_portrait_has(tmp_path, model):
+    """The astronaut's head is 220 pixels wide; the tiny model sees 64."""
+    output, beside = tmp_path / "out.mp4", tmp_path / "beside.mp4"
+    options = ["--side-by-side", beside, "--model", model, "--frames", 2, "--device", "cpu", "--json", "-"]
+    options += ["--motion-strength", 0, "--no-mark", "--no-credentials"]
+
+    def animate(*arguments):
+        result = run("animate", PORTRAIT, "--driving", DRIVER, "--output", output, *arguments, *options)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout), result.stderr
+
+    report, words = animate("--size", 98)
+    assert (report["size"], report["size_asked"]) == (98, 98) and "98 x 98 pixels, with sound" in words
+    frames, wide = read(output).astype(int), read(beside).astype(int)
+    assert frames.shape == (2, 98, 98, 3) and wide.shape == (2, 98, 3 * 98, 3)
+    assert np.abs(wide[:, :, 196:] - frames).mean() < 4  # and the portrait beside it is cut out alike
+    difference = np.abs(wide[:, :, :98] - frames).mean()
+    assert difference < 0.5 * np.abs(wide[:, :, 97::-1] - frames).mean()
+
+    report, words = animate("--size", 1000)
+    largest = report["max_size"]
+    assert (report["size"], report["size_asked"]) == (largest, 1000) and 200 < largest < 240
+    assert f"{largest} x {largest} pixels (the portrait has no more), with sound" in words
+    assert read(output).shape == (2, largest, largest, 3) and read(beside).shape == (2, largest, 3 * largest, 3)
+
+    report, words = animate("--size", 98, "--paste-back")
+    assert report["size"] == 98 and "the head 98 x 98 pixels, with sound" in words
+    assert read(output).shape == (2, 512, 512, 3) and read(beside).shape == (2, 512, 3 * 512, 3)
+    assert animate("--paste-back")[0]["size"] == largest
+
+
+def test_size_below_the_models(tmp_path, model):
+    arguments = ["--driving", DRIVER, "--output", tmp_path / "out.mp4", "--model", model, "--device", "cpu"]
+    result = run("animate", PORTRAIT, *arguments, "--size", 62)
+    assert_one_line_error(result, "even number from 64 to 1024", "62")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_inspect_answers_whatever_it_finds(tmp_path):
     result = run("inspect", PORTRAIT)
     assert result.exit_code == 0 and "no credentials" in result.stdout
@@ -151,6 +191,9 @@ def test_inspect_answers_whatever_it_finds(tmp_path):
         ({"--side-by-side": "out.mp4"}, ["out.mp4", "another name"]),
         ({"--motion": "absolute", "--motion-strength": 0.5}, ["--motion-strength", "relative"]),
         ({"--detector": "crystal-ball"}, ["crystal-ball", "mediapipe"]),
+        ({"--size": 511}, ["--size", "even", "1024", "511"]),
+        ({"--size": 2048}, ["--size", "even", "1024", "2048"]),
+        ({"--size": 0}, ["--size", "even", "1024", "not 0"]),
     ],
 )
 def test_what_cannot_work_fails_before_the_model_is_loaded(tmp_path, monkeypatch, no_loading, changed, words):
@@ -249,6 +292,16 @@ def test_fine_tune_publishes_and_says_where(tmp_path, sent, model, vgg):
     made, published = result.stdout.splitlines()
     assert made.startswith(f"{tmp_path / 'ada'}: 1 portrait") and published == "https://hub/ann/ada"
     assert sent == [("create", "ada", False), ("push", "ann/ada", False, None, [PORTRAIT], 1)]
+
+
+def test_fine_tuned_person_is_animated_at_any_size(tmp_path, model, vgg):
+    assert tune(tmp_path / "ada", model, vgg).exit_code == 0
+    output, beside = tmp_path / "out.mp4", tmp_path / "beside.mp4"
+    arguments = ["--identity", tmp_path / "ada", "--driving", DRIVER, "--output", output, "--side-by-side", beside]
+    result = run("animate", *arguments, "--model", model, "--size", 150, "--frames", 2, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert read(output).shape == (2, 150, 150, 3) and read(beside).shape == (2, 150, 450, 3)
+    assert "150 x 150 pixels, with sound" in result.stdout
 
 
 def test_upload_that_fails_leaves_the_person_and_says_how_to_try_again(tmp_path, sent, model, vgg):

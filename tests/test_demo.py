@@ -22,15 +22,26 @@ from fsth_hub.demo.animate_tab import CLIP_NAME, SIDE_BY_SIDE_NAME, Animator, Se
 from fsth_hub.demo.inputs import Seen, choose_face, look_at_picture, open_limited, show_faces
 from fsth_hub.demo.inspect_tab import card
 from fsth_hub.demo.jobs import Countdown, JobStopped, Worker
-from fsth_hub.demo.live_tab import Live, write_recording
+from fsth_hub.demo.live_tab import Live, from_jpeg, to_jpeg, write_recording
 from fsth_hub.demo.studio import DRIVER, PORTRAIT, Studio
 from fsth_hub.errors import FsthError
+from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.pipeline_fsth import FsthPipeline
 from fsth_hub.provenance import Origin, OriginReport, add_mark, inspect
 from fsth_hub.video import open_clip
 
 
 ROOT = Path(__file__).parents[1]
+# What the pipeline says of a clip, as far as the page shows it.
+REPORT = {
+    "frames": 1,
+    "fps": 25,
+    "size": 400,
+    "max_size": 400,
+    "seconds": {},
+    "frames_without_face": [],
+    "credentials": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +129,18 @@ def test_animates_for_programs(client, folders):
         html, report = client.predict(handle_file(path), api_name="/inspect")
         assert "Generated here, unchanged" in html and report["credentials"] == "valid"
     assert preview is None and "3 frames at 25 per second" in details
+    assert "256 x 256 pixels (the portrait has no more)" in details
     assert list(cache.rglob("talking_head.mp4")) and left_over(workplace) == []
+
+
+def test_programs_of_before_still_work(client):
+    """They may give arguments by position: a new one comes last."""
+    parameters = client.view_api(return_format="dict")["named_endpoints"]["/animate"]["parameters"]
+    assert [parameter["parameter_name"] for parameter in parameters] == [
+        "portraits", "driving", "motion", "max_frames", "model", "motion_strength", "smoothing", "paste_back", "mark",
+        "person", "size",
+    ]  # fmt: skip
+    assert parameters[-1]["parameter_default"] == 512
 
 
 def test_says_what_is_wrong(client, folders, tmp_path):
@@ -140,6 +162,8 @@ def test_says_what_is_wrong(client, folders, tmp_path):
         client.predict(**arguments() | {"motion_strength": 7})
     with pytest.raises(AppError, match="not in the list of choices"):
         client.predict(**arguments() | {"model": "mine"})
+    with pytest.raises(AppError, match="not in the list of choices"):
+        client.predict(**arguments() | {"size": 300})
     assert left_over(folders[1]) == []
 
 
@@ -330,23 +354,57 @@ def test_options_reach_the_pipeline(studio, files, monkeypatch):
     def options_of(*options):
         with pytest.raises(gr.Error, match="enough"):
             list(Animator(studio).animate([(portrait, None)], clip, [], [], *options))
-        return [calls[-1].get(name) for name in ("motion", "motion_strength", "smoothing", "paste_back", "mark")]
+        names = ("motion", "motion_strength", "smoothing", "paste_back", "mark", "size")
+        return [calls[-1].get(name) for name in names]
 
-    assert options_of() == ["relative", 1, 0.05, False, True]
-    assert options_of("relative", None, None, 0.5, 0.2, True, False) == ["relative", 0.5, 0.2, True, False]
-    assert options_of("absolute", None, None, 0.5) == ["absolute", None, 0.05, False, True]
-    report = {"frames": 3, "fps": 25, "seconds": {}, "frames_without_face": [1], "credentials": True}
-    words = describe(Settings("relative", None, "tiny", 0.5, 0.2, True, False), report)
+    assert options_of() == ["relative", 1, 0.05, False, True, None]
+    chosen = ("relative", None, None, 0.5, 0.2, True, False, "portraits", 1024)
+    assert options_of(*chosen) == ["relative", 0.5, 0.2, True, False, 1024]
+    assert options_of("absolute", None, None, 0.5) == ["absolute", None, 0.05, False, True, None]
+    report = REPORT | {"frames_without_face": [1]}
+    words = describe(Settings("relative", None, "tiny", 0.5, 0.2, True, False, 1024), report)
     for part in (
         "strength 0.5",
         "smoothing 0.2 s",
         "pasted back",
         "model tiny",
+        "the head 400 x 400 pixels (the portrait has no more)",
         "without a visible mark, signed",
         "In 1 frames",
     ):
         assert part in words
     assert "strength" not in describe(Settings("absolute", motion_strength=0.5), report)
+    for size, fields in ((256, {"size": 256}), (512, {"size": 256, "max_size": 600}), (512, {"size": 512})):
+        words = describe(Settings(size=size), REPORT | {"max_size": 600} | fields)
+        assert f", {fields['size']} x {fields['size']} pixels, relative motion" in words
+
+
+def test_size_is_drawn_as_chosen(studio, tmp_path, files):
+    """All of a head of 660 pixels or a part of it; side by side no higher than a screen takes."""
+    photograph, pipe = tmp_path / "large.png", studio.ready.result()
+    Image.fromarray(picture(0, 800, 800)).save(photograph)
+    large, points = Pose(np.eye(3), 1.35, np.array([400.0, 400.0])).project(MEAN_FACE), pipe.detector.points
+    pipe.detector.points = lambda image: points(image) if len(image) == SIZE else large.astype(np.float32)
+    head = round(inputs.crop_box(large).side) // 2 * 2
+    assert 600 < head < 720
+    for size, expected in ((256, 256), (512, 512), (1024, head)):
+        animation = Animator(studio).animate([(str(photograph), None)], files[1], [], [], max_frames=2, size=size)
+        for output in animation:
+            if output[0]:
+                result, beside = open_clip(output[0]), open_clip(output[1])
+                assert (result.width, result.height) == (expected, expected)
+                assert (beside.width, beside.height) == (3 * expected, expected)
+        more = " (the portrait has no more)" if size > head else ""
+        assert f"{expected} x {expected} pixels{more}, relative motion" in output[-1]
+
+
+def test_model_of_one_size_takes_the_default(tmp_path, files):
+    studio = Studio((make_pipeline(source_skips=False),))
+    animate = Animator(studio).animate
+    *_, (result, _, _, _, details) = animate([(files[0], None)], files[1], [], [], max_frames=2)
+    assert result and f"{SIZE} x {SIZE} pixels" in details
+    with pytest.raises(gr.Error, match="draws frames of 64 x 64 pixels alone"):
+        list(animate([(files[0], None)], files[1], [], [], max_frames=2, size=1024))
 
 
 def test_pasted_back_lies_beside_the_whole_photograph(studio, tmp_path, files):
@@ -371,7 +429,7 @@ def test_example_is_drawn_once(studio, monkeypatch):
         calls.append(settings)
         for name in (CLIP_NAME, SIDE_BY_SIDE_NAME):
             (folder / name).write_text(f"{name} drawn as {settings}")
-        return {"frames": 1, "fps": 25, "seconds": {}, "frames_without_face": [], "credentials": True}
+        return REPORT
 
     monkeypatch.setattr(Animator, "_draw", draw)
 
@@ -451,8 +509,25 @@ def test_live(studio, files, monkeypatch):
     live.reset_pose(None)
     again, words = live.step(picture(20), gallery, [], False)
     assert np.array_equal(again, rest) and "frames per second, recorded" in words
+    kept = live.session(None).recording[1][1]  # as JPEG: plain pixels would fill the memory
+    assert isinstance(kept, bytes) and np.abs(from_jpeg(kept).astype(int) - moved).mean() < 3
     with pytest.raises(gr.Error, match="Add at least one portrait"):
         live.step(picture(0), [], [], False)
+
+
+def test_live_frames_are_as_large_as_the_portrait_has(studio, files, tmp_path):
+    """Up to 512 pixels, which cost little; a recording has the same."""
+    photograph, pipe = tmp_path / "large.png", studio.ready.result()
+    Image.fromarray(picture(0, 160, 160)).save(photograph)
+    points = pipe.detector.points
+    pipe.detector.points = lambda image: points(image) * np.float32(len(image) / SIZE)
+    live, gallery = Live(studio), [(str(photograph), None)]
+    side = round(inputs.crop_box(pipe.detector.points(picture(0, 160, 160))).side) // 2 * 2
+    assert side > SIZE
+    for shift in (0, 20):
+        assert live.step(picture(shift), gallery, [], True)[0].shape == (side, side, 3)
+    saving = live.save()  # which deletes the file when it is closed
+    assert open_clip(next(saving)["value"], allow_still=True).width == side
 
 
 def test_live_frames_can_be_saved_once(studio, files):
@@ -490,7 +565,8 @@ def test_live_is_smoothed(studio, files, monkeypatch):
 
 
 def test_live_recording_keeps_its_timing(tmp_path):
-    frames = [(10 + moment, np.full((64, 64, 3), 40 * index, np.uint8)) for index, moment in enumerate((0, 0.4, 1.2))]
+    levels = [to_jpeg(np.full((64, 64, 3), 40 * index, np.uint8)) for index in range(3)]
+    frames = list(zip((10, 10.4, 11.2), levels, strict=True))
     assert write_recording(tmp_path / "live.mp4", frames, Origin("tiny")) == 31
     levels = [round(float(frame.mean()) / 40) for frame in open_clip(tmp_path / "live.mp4")]
     assert [levels.count(level) for level in range(3)] == [10, 20, 1]

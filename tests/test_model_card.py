@@ -13,6 +13,7 @@ from test_identity import tuned
 from test_pipeline import make_pipeline, picture
 from test_report import BUNDLED_CARD
 
+from fsth_hub.finetuning import PixelLoss
 from fsth_hub.landmark_layout import FACE, INNER_LIPS, JAW, LEFT_EYE, NOSE_BRIDGE, RIGHT_EYE
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.model_card import (
@@ -177,6 +178,22 @@ def test_preview_is_generated(identity, pipe, tmp_path):
         assert not saved.getexif()
 
 
+def test_preview_and_card_are_of_the_crops_own_size(pipe, tmp_path):
+    """Not of the size that the networks see."""
+    crops, points = picture(height=151, width=151), pipe.detector.points(picture()) * np.float32(151 / 64)
+    options = {"steps": 1, "content": PixelLoss()}
+    identity = pipe.fine_tune_crops([crops], [points], **options)
+    write_identity_card(identity, tmp_path, "ann/portrait")
+    with Image.open(tmp_path / "preview.jpg") as saved:
+        assert saved.size == (4 * 150, 150)
+    assert "Crops of the head, 151 x 151 pixels" in (tmp_path / "README.md").read_text()
+    first = np.asarray(draw_preview(identity))[:, :150]
+    assert np.array_equal(first, pipe.draw_frame(identity.generator.fused(), identity, identity.landmarks, 150))
+    without = make_pipeline(source_skips=False)  # which draws one size alone
+    identity = without.fine_tune_crops([crops], [points], **options)
+    assert draw_preview(identity).size == (4 * without.size, without.size)
+
+
 # Pipelines.
 
 
@@ -194,9 +211,15 @@ def test_a_pipeline_without_a_card_gets_one(pipe, tmp_path):
     assert (card.data.pipeline_tag, card.data.library_name) == ("image-to-video", "diffusers")
     count = sum(p.numel() for p in pipe.generator.parameters()) / 1e6
     assert f"generator: {count:.2f} M parameters" in card.text and 'from_pretrained("ann/model")' in card.text
+    assert "\n\n- With source skips: the networks see 64 x 64 pixels" in card.text and "1024 x 1024.\n" in card.text
     assert not re.search(r"{{|{%|None", card.text)
     # and what is then written by hand stays
     (tmp_path / "README.md").write_text("by hand")
     loaded = FsthPipeline.from_pretrained(tmp_path)
     write_pipeline_card(loaded, tmp_path, "ann/model")
     assert (tmp_path / "README.md").read_text() == "by hand"
+
+
+def test_a_pipeline_without_source_skips_says_its_only_size(tmp_path):
+    write_pipeline_card(make_pipeline(source_skips=False), tmp_path, "ann/model")
+    assert "\n\n- 64 x 64 pixels, without source skips.\n" in (tmp_path / "README.md").read_text()

@@ -9,9 +9,9 @@ from test_motion import face
 
 from fsth_hub.cropping import CropBox, crop_image
 from fsth_hub.errors import FsthError
-from fsth_hub.paste_back import FEATHER, PasteBack
+from fsth_hub.paste_back import FEATHER, FLOW_SIZE, PasteBack
 from fsth_hub.pipeline_fsth import DrivingMotion
-from fsth_hub.side_by_side import side_by_side
+from fsth_hub.side_by_side import MAX_HEIGHT, side_by_side
 
 
 WHITE = np.full((64, 64, 3), 255, np.uint8)
@@ -50,6 +50,36 @@ def test_moved_shoulders_are_led_back_to_the_photograph(astronaut):
     there = np.roll(astronaut, 8, axis=1).astype(int)
     assert np.abs(result - there)[above, inside].mean() < 1 < 5 < np.abs(astronaut - there)[below, inside].mean()
     assert np.abs(result - astronaut)[below, inside].mean() < 0.4 * np.abs(astronaut - there)[below, inside].mean()
+
+
+def test_large_frames_are_led_back_by_the_flow_of_small_ones(astronaut):
+    """So it takes no longer, and gives the same."""
+    large = np.asarray(Image.fromarray(astronaut).resize((2048, 2048), Image.Resampling.BICUBIC))[:1080, :1920]
+    results = []
+    for photograph, box in ((astronaut, CropBox(120.0, 10.0, 256.0)), (large, CropBox(480.0, 40.0, 1024.0))):
+        side = round(box.side)
+        moved = np.roll(crop_image(photograph, box, side), side // 32, axis=1)
+        paste = PasteBack(photograph, box)
+        head = paste(moved)[round(box.top) :, round(box.left) :][:side, :side]
+        assert paste.still.shape == (FLOW_SIZE, FLOW_SIZE)
+        results.append(np.asarray(Image.fromarray(head).resize((256, 256), Image.Resampling.BOX)).astype(int))
+    below = slice(225, 240), slice(40, 216)
+    assert np.abs(results[0] - results[1]).mean() < 1.5
+    assert np.abs(results[0] - results[1])[below].mean() < 3
+
+
+@pytest.mark.parametrize("side", [416, 512])
+def test_nothing_is_lost_that_the_canvas_can_show(side):
+    """A frame of about the head's size there keeps fine detail; one of 256 pixels cannot."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    photograph = np.asarray(Image.fromarray(noise).resize((600, 600), Image.Resampling.BICUBIC))
+    box = CropBox(80.3, 60.6, 417.3)
+
+    def loss(side):
+        result = PasteBack(photograph, box)(crop_image(photograph, box, side)).astype(int)
+        return np.abs(result - photograph)[100:360, 120:460].mean()  # above what is led back
+
+    assert loss(side) < 4 < 12 < loss(256)
 
 
 def test_no_feather_where_the_square_reaches_beyond_the_photograph():
@@ -108,6 +138,20 @@ def test_side_by_side_is_portrait_driver_result():
     points = motion.landmarks[0]
     assert np.allclose(lines.min(axis=0)[::-1], points.min(axis=0), atol=3)
     assert np.allclose(lines.max(axis=0)[::-1], points.max(axis=0), atol=3)
+
+
+@pytest.mark.parametrize("side, height", [(64, 64), (150, 150), (301, 300), (1024, MAX_HEIGHT)])
+def test_side_by_side_of_any_size(side, height):
+    """The three as high as the frames, if that is not too high, and the landmarks where the driver's face is."""
+    clip, motion = driver_and_motion(count=1)
+    frames = [np.full((side, side, 3), 200, np.uint8)]
+    (row,) = side_by_side(np.full((side, side, 3), 90, np.uint8), clip, motion, frames, size=128)
+    assert row.shape == (height, 3 * height, 3)
+    assert (row[:, :height] == 90).all() and (row[:, -height:] == 200).all()
+    lines = np.argwhere(row[:, height:-height].max(axis=2) > 40)[:, ::-1]
+    points = motion.landmarks[0] * (height / 128)
+    assert np.allclose(lines.min(axis=0), points.min(axis=0), atol=3 + height / 60)
+    assert np.allclose(lines.max(axis=0), points.max(axis=0), atol=3 + height / 60)
 
 
 def test_side_by_side_takes_frames_as_they_come():

@@ -1,6 +1,9 @@
 """The Your person tab's handlers, over a hub on loopback (`hub_server.py`): made, published, saved, loaded again."""
 
+import base64
+import io
 import pickle
+import re
 import tempfile
 import time
 import traceback
@@ -18,7 +21,7 @@ from hub_server import ANN, ANN_READS, BOB
 from PIL import Image
 from test_demo import files, left_over  # noqa: F401 (a fixture)
 from test_identity import negative, steps_that_show  # noqa: F401 (a fixture)
-from test_pipeline import NO_FACE, arrays, clip, make_pipeline, picture
+from test_pipeline import NO_FACE, SIZE, arrays, clip, make_pipeline, picture
 
 from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, people
 from fsth_hub.demo.animate_tab import FINE_TUNED, Animator
@@ -30,6 +33,7 @@ from fsth_hub.demo.studio import DRIVER, Studio
 from fsth_hub.finetuning import PixelLoss
 from fsth_hub.identity import CONFIG_NAME, WEIGHTS_NAME
 from fsth_hub.model_card import CONSENT
+from fsth_hub.video import open_clip
 
 
 TOKENS = (ANN, ANN_READS, BOB)
@@ -136,6 +140,29 @@ def test_saved_and_loaded(tuner, anna, tmp_path):
         assert set(archive.namelist()) == names
     *_, (_, details) = tuner.load_file(str(file), EVE)
     assert "Loaded person.zip" in details and np.array_equal(draw(tuner, ANNA), draw(tuner, EVE))
+
+
+def test_person_of_a_large_portrait(tuner, publisher, files, tmp_path, monkeypatch):  # noqa: F811
+    """Learned at 64 pixels; shown in the card, kept, loaded and tried at the 150 that the portrait has."""
+    photograph, pipe = tmp_path / "large.png", tuner.studio.ready.result()
+    Image.fromarray(picture(0, 300, 300)).save(photograph)
+    points = pipe.detector.points
+    large = (points(picture()) - [30, 34]) * np.float32(150 / 51) + 150
+    monkeypatch.setattr(
+        pipe.detector, "points", lambda image: large.astype(np.float32) if len(image) == 300 else points(image)
+    )
+    outputs = list(tuner.fine_tune([(str(photograph), None)], [], 2, request=ANNA))
+    assert {output[0].shape for output in outputs if isinstance(output[0], np.ndarray)} == {(SIZE, SIZE, 3)}
+    identity = tuner.studio.people.get(ANNA).identity
+    side = identity.max_size
+    assert 2 * SIZE < side == identity.crops.shape[1] // 2 * 2
+    encoded = re.search(r"data:image/jpeg;base64,([^)]*)", publisher.card("ann/anna", ANNA))[1]
+    assert Image.open(io.BytesIO(base64.b64decode(encoded))).size == (4 * side, side)
+    assert f"Crops of the head, {len(identity.crops[0])} x" in publisher.card("ann/anna", ANNA)
+    list(tuner.load_file(str(save(tuner, ANNA, tmp_path / "person.zip")), EVE))
+    tried = [(open_clip(clip).width, said) for clip, *_, said in tuner.try_out(files[1], [], EVE) if clip]
+    assert tried[0][0] == side
+    assert f"{side} x {side} pixels (the portrait has no more), fine-tuned person" in tried[0][1]
 
 
 def test_card_is_seen_before_it_is_sent(tuner, publisher, anna, hub):

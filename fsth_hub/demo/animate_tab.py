@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import FsthError
 from ..landmarks.motion import MAX_STRENGTH
 from ..landmarks.smoothing import DEFAULT_SMOOTHING, MAX_SMOOTHING
+from ..person import DEFAULT_SIZE
 from ..side_by_side import write_side_by_side
 from ..video import open_clip
 from .errors import told_to_visitor
@@ -40,6 +41,7 @@ from .studio import DRIVER, HEAVY, PORTRAIT, Studio
 PREVIEW_SECONDS = 0.2  # between two preview pictures
 CLIP_NAME, SIDE_BY_SIDE_NAME, REPORT_NAME = "talking_head.mp4", "side_by_side.mp4", "report.json"
 PORTRAITS, FINE_TUNED = "portraits", "fine-tuned"  # who is animated
+SIZES = (256, DEFAULT_SIZE, 1024)  # of frames, pixels
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,14 @@ class Settings:
     smoothing: float = DEFAULT_SMOOTHING
     paste_back: bool = False
     mark: bool = True
+    size: int = DEFAULT_SIZE
 
     def pipeline_arguments(self) -> dict:
         names = ["motion", "smoothing", "paste_back", "mark"]
         names += ["motion_strength"] * (self.motion == "relative")  # the pipeline has none for absolute motion
+        # the default is the pipeline's to fill in: it is another one for what is pasted back, and there are models
+        # that draw one size alone
+        names += ["size"] * (self.size != DEFAULT_SIZE)
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -105,11 +111,12 @@ class Animator:
         paste_back: bool = False,
         mark: bool = True,
         person: str = PORTRAITS,
+        size: int = DEFAULT_SIZE,
         request: gr.Request = None,
     ) -> Iterator[tuple]:
         """Draw the clip; gives (result, side by side, preview, progress, settings), the first two at the end."""
         model = model or self.studio.model_names[0]
-        settings = Settings(motion, max_frames, model, motion_strength, smoothing, paste_back, mark)
+        settings = Settings(motion, max_frames, model, motion_strength, smoothing, paste_back, mark, size)
         with told_to_visitor(), tempfile.TemporaryDirectory(prefix="fsth-") as folder:
             own = self.studio.people.get(request) if person == FINE_TUNED else None
             paths = [] if own else checked_portraits(portraits)
@@ -195,6 +202,9 @@ def describe(settings: Settings, report: dict, own: Kept | None = None) -> str:
     """Settings and figures of a clip, shown beside it: the same inputs and settings give the same clip."""
     seconds, missing = sum(report["seconds"].values()), len(report["frames_without_face"])
     parts = [f"{report['frames']} frames at {report['fps']:.4g} per second, drawn in {seconds:.0f} s"]
+    size = f"{'the head ' if settings.paste_back else ''}{report['size']} x {report['size']} pixels"
+    # it may be smaller for other reasons: the model's only size, or a photograph that was reduced
+    parts += [f"{size} (the portrait has no more)" if report["size"] == report["max_size"] < settings.size else size]
     parts += ["fine-tuned person"] if own else []
     parts += [f"{settings.motion} motion"]
     if settings.motion == "relative":
@@ -254,7 +264,7 @@ def animate_tab(studio: Studio, portraits: PortraitPanel) -> AnimatePanel:
                 visible=False,
                 elem_id="person",
             )
-            options = _options(studio)
+            *options, size = _options(studio)
             with gr.Row():
                 animate = gr.Button("3. Animate", variant="primary", scale=2, min_width=120, elem_id="animate")
                 cancel = gr.Button("Cancel", visible=False, scale=1, min_width=100, elem_id="cancel")
@@ -284,7 +294,8 @@ def animate_tab(studio: Studio, portraits: PortraitPanel) -> AnimatePanel:
     examples.load_input_event.success(None, js="() => document.querySelector('#animate').click()", **private)
     animation = started.then(
         animator.animate,
-        inputs=[portraits.gallery, driving, portraits.seen, seen, *options, person],
+        # the size last: programs may give what was there before it by position
+        inputs=[portraits.gallery, driving, portraits.seen, seen, *options, person, size],
         outputs=[result, beside, preview, progress, details],
         api_name="animate",
         show_progress="minimal",
@@ -340,6 +351,14 @@ def _options(studio: Studio) -> list[gr.components.Component]:
             info="In the lower right corner. The file says so too, with the mark or without.",
             elem_id="mark",
         )
+        size = gr.Radio(
+            [(f"{side} x {side}", side) for side in SIZES],
+            value=DEFAULT_SIZE,
+            label="Size",
+            info="Pixels, never more than the portrait has. "
+            f"Pasted back, {DEFAULT_SIZE} stands for as many as the photograph has.",
+            elem_id="size",
+        )
         max_frames = gr.Number(
             label="Maximum number of frames",
             info=f"Empty for the whole clip, of which {MAX_SECONDS} s at most are used.",
@@ -362,4 +381,4 @@ def _options(studio: Studio) -> list[gr.components.Component]:
         api_visibility="private",
         show_progress="hidden",
     )
-    return [motion, max_frames, model, strength, smoothing, paste_back, mark]
+    return [motion, max_frames, model, strength, smoothing, paste_back, mark, size]

@@ -5,6 +5,7 @@ was then. Nothing of the camera is kept but the clip that the visitor asks to re
 own pictures.
 """
 
+import io
 import tempfile
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import gradio as gr
 import numpy as np
+from PIL import Image
 
 from ..cropping import CropBox, crop_box, to_crop
 from ..errors import FsthError
@@ -30,9 +32,10 @@ TIME_LIMIT = 120  # seconds for one visitor; then the next one's turn comes
 # Seconds between two pictures of the camera: as many as two cores draw, for each costs the browser time of the same
 # cores. What comes while a frame is drawn is dropped, but for the last.
 STREAM_EVERY = 0.1
-# Gradio would ask for 1920 x 1440, of which a crop of 256 x 256 is used.
+# Gradio would ask for 1920 x 1440, of which the landmarks alone are used.
 CAMERA = gr.WebcamOptions(constraints={"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}})
 FPS = 25  # of a recording
+QUALITY = 95  # of the JPEGs that it is kept as: as plain pixels two minutes of 512 x 512 are a gigabyte
 
 
 @dataclass(eq=False)
@@ -49,7 +52,7 @@ class LiveSession:
         face: The face of the last frame; None where it was lost.
         looked: When the last picture of the camera was looked at, s.
         times: When the last frames were drawn, for the frame rate, s.
-        recording: When each frame was drawn, and the frame.
+        recording: When each frame was drawn, and the frame as JPEG.
     """
 
     key: tuple = ()
@@ -62,7 +65,7 @@ class LiveSession:
     face: Face | None = None
     looked: float = 0.0
     times: deque = field(default_factory=lambda: deque(maxlen=20))
-    recording: list[tuple[float, np.ndarray]] = field(default_factory=list)
+    recording: list[tuple[float, bytes]] = field(default_factory=list)
 
     def reset_pose(self) -> None:
         """Take the next frame's pose as the portrait's own."""
@@ -117,7 +120,7 @@ class Live:
             session.times.clear()
         session.times.append(now)
         if record and session.adapter and len(session.recording) < FPS * TIME_LIMIT:
-            session.recording.append((now, frame))
+            session.recording.append((now, to_jpeg(frame)))
         words = [f"{session.frame_rate:.1f} frames per second"] if len(session.times) > 2 else []
         if session.face is None:
             words.append("no face is seen: look into the camera")
@@ -145,6 +148,7 @@ class Live:
         now = time.monotonic()
         points, session.looked = session.smooth(points, now - session.looked), now
         drawn = session.adapter(points) if session.adapter else session.person.landmarks
+        # at the default size: the networks take nearly all of the time, and see 256 pixels whatever the size
         return add_mark(pipe.draw_frame(session.generator, session.person, drawn))
 
     def save(self, request: gr.Request = None) -> Iterator[dict]:
@@ -162,12 +166,22 @@ class Live:
             yield gr.update(value=str(path), visible=True)
 
 
-def write_recording(path: Path, recording: list[tuple[float, np.ndarray]], origin: Origin) -> int:
+def to_jpeg(frame: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def from_jpeg(frame: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(frame)))
+
+
+def write_recording(path: Path, recording: list[tuple[float, bytes]], origin: Origin) -> int:
     """Write frames drawn at irregular times as a signed clip of constant frame rate; returns the number of frames."""
-    begun, (height, width) = recording[0][0], recording[0][1].shape[:2]
+    begun, (height, width) = recording[0][0], from_jpeg(recording[0][1]).shape[:2]
 
     def read() -> Iterator[tuple[float, float, np.ndarray]]:
-        return ((moment - begun, 1 / FPS, frame) for moment, frame in recording)
+        return ((moment - begun, 1 / FPS, from_jpeg(frame)) for moment, frame in recording)
 
     clip = Clip(FPS, width, height, recording[-1][0] - begun, None, None, read)
     return write_clip(path, clip, FPS, metadata=OUTPUT_METADATA, finish=partial(sign, origin=origin))

@@ -23,7 +23,7 @@ from ..model_card import CARD_NAME, PREVIEW_NAME, write_identity_card
 
 
 KEEP_SECONDS = 3600
-MAX_PEOPLE = 32  # about 20 MB each with the bundled model
+MAX_PEOPLE = 32  # with the bundled model 20 MB of weights each, and up to 60 MB of portraits ready to be drawn
 MAX_BYTES = 256 * 2**20  # of a person from a file or the hub
 NEEDED, ALLOWED = {CONFIG_NAME, WEIGHTS_NAME}, {CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, PREVIEW_NAME}
 
