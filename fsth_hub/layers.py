@@ -13,7 +13,9 @@ import torch.nn.functional as F
 
 SEEN = 0.1  # of the figure, above which a pixel says nothing of the background
 MARGIN = 0.02  # of the side: how far around the figure its colours, and its shadow, reach
-DETAIL_STEPS = (0.1, 0.2, 0.35)  # of the side: how far beside a hole its texture is taken from
+# How far beside a hole its texture is taken from, of the side, and how far it may be off the mean: what stands out
+# more, such as letters, is no texture, and would be seen twice.
+DETAIL_STEPS, MAX_DETAIL = (0.1, 0.2, 0.35), 0.15
 # Mean difference of two portraits where both show background, above which they were taken before different ones.
 SAME_BACKGROUND = 0.08
 
@@ -53,12 +55,13 @@ def borrow_detail(images, known):
     size = images.shape[-1]
     radius = max(1, round(MARGIN * size))
     smooth = blur(images * known, radius) / blur(known, radius).clamp(min=1e-6)
+    texture = (images - smooth).clamp(-MAX_DETAIL, MAX_DETAIL)
     detail, found = torch.zeros_like(images), torch.zeros_like(known)
     for step in DETAIL_STEPS:
         for shift in ((0, step), (0, -step), (step, 0), (-step, 0)):
             shift = [round(part * size) for part in shift]
             there = torch.roll(known, shift, dims=(2, 3)) * (1 - found)
-            detail = detail + torch.roll(images - smooth, shift, dims=(2, 3)) * there
+            detail = detail + torch.roll(texture, shift, dims=(2, 3)) * there
             found = found + there
     return detail
 
