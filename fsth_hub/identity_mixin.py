@@ -64,7 +64,7 @@ class FsthIdentityMixin:
             kind (`str`, *optional*, defaults to `"full"`):
                 `"full"` tunes the generator itself, as the paper does, and keeps all its weights; `"adapter"` tunes
                 and keeps low-rank updates of its convolutions, about 1 MB with the bundled model. Either leaves its
-                source skips as they are, and keeps 0.2 MB for each portrait besides.
+                source skips as they are, and keeps crops of the head besides, 0.8 MB for each portrait at 512 pixels.
             steps (`int`, *optional*): At most so many; by default 50 for one portrait to 230 for thirty.
             content (`nn.Module`, *optional*):
                 A [`ContentLoss`]; by default over the hub's VGG19, or pixels alone where that cannot be fetched.
