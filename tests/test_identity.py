@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_cli import DRIVER, PORTRAIT, assert_one_line_error, read, run
-from test_pipeline import arrays, clip, make_pipeline, picture
+from test_pipeline import ScaledDetector, arrays, clip, make_pipeline, picture
 
 from fsth_hub import FsthIdentity, cli_loading, identity, identity_mixin
 from fsth_hub.errors import FsthError, NoFaceError
@@ -152,6 +152,57 @@ def test_bad_portraits_are_refused_before_tuning(pipe):
         tuned(pipe, picture(255))
     with pytest.raises(FsthError, match="1 to 64"):
         tuned(pipe, *[picture()] * 65)
+
+
+# Crops of any size.
+
+
+@pytest.fixture
+def any_size(monkeypatch, pipe):
+    monkeypatch.setattr(pipe, "_detector", ScaledDetector())
+
+
+def large(shift: int = 0, side: int = 512) -> np.ndarray:
+    return picture(shift, side, side)
+
+
+def square_frames(pipe: FsthPipeline, person, size=None) -> np.ndarray:
+    return arrays(pipe(person, clip(0, 20), crop=False, size=size).frames)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_crops_are_kept_and_draw_the_same_frames(pipe, any_size, kind, tmp_path):
+    made = tuned(pipe, large(), negative(large(9)), kind=kind, crop=False)
+    assert made.crops.shape == (2, 512, 512, 3) and made.max_size == 512
+    made.save_pretrained(tmp_path / "ada")
+    loaded = FsthIdentity.from_pretrained(tmp_path / "ada", pipe)
+    assert np.array_equal(loaded.crops, made.crops)
+    for size in (None, 256):
+        drawn = square_frames(pipe, made, size)
+        assert drawn.shape[1] == (size or 512) and np.array_equal(square_frames(pipe, loaded, size), drawn)
+
+
+@pytest.mark.parametrize("sides, kept", [((300, 512, 100), 300), ((1024, 200), 512), ((64, 512), 64)])
+def test_crops_of_different_sizes_are_kept_at_one(pipe, any_size, sides, kept):
+    portraits = [large(4 * number, side) for number, side in enumerate(sides)]
+    made = tuned(pipe, *portraits, crop=False)
+    assert made.crops.shape == (len(sides), kept, kept, 3)
+    for points, portrait in zip(made.crop_landmarks, portraits, strict=True):
+        expected = pipe.detector.points(portrait) * kept / len(portrait)
+        assert np.allclose(points, expected, atol=1e-2)
+    assert square_frames(pipe, made).shape == (2, kept, kept, 3)
+
+
+def test_identities_with_crops_of_the_networks_size_still_load(pipe, any_size, tmp_path):
+    """As they were written before frames had any other."""
+    tuned(pipe, large(), crop=False).save_pretrained(tmp_path / "ada")
+    small = Image.fromarray(large()).resize((pipe.size, pipe.size), Image.Resampling.BICUBIC)
+    old = {"crops": torch.from_numpy(np.array(small))[None]}
+    old["crop_landmarks"] = torch.from_numpy(pipe.detector.points(large()) * np.float32(pipe.size / 512))[None]
+    tensors = load_file(tmp_path / "ada" / WEIGHTS_NAME)
+    save_file(tensors | old, tmp_path / "ada" / WEIGHTS_NAME)
+    loaded = FsthIdentity.from_pretrained(tmp_path / "ada", pipe)
+    assert loaded.max_size == pipe.size and square_frames(pipe, loaded).shape == (2, pipe.size, pipe.size, 3)
 
 
 # Folders.

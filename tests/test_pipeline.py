@@ -50,6 +50,13 @@ class StubDetector:
         return None if image[0, 0, 0] == NO_FACE else Face(self.points(image), 1.0)
 
 
+class ScaledDetector(StubDetector):
+    """The same in pictures of any size."""
+
+    def points(self, image: np.ndarray) -> np.ndarray:
+        return super().points(image) * np.float32(image.shape[1] / SIZE)
+
+
 def picture(shift: int = 0, height: int = SIZE, width: int = SIZE) -> np.ndarray:
     image = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
     image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
@@ -209,6 +216,40 @@ def test_several_portraits_are_one_person(pipe):
     # psi = P mean(e): the means of what each portrait gives alone
     assert torch.allclose(person.adain_parameters - bias, torch.stack(alone).mean(dim=0) - bias, atol=1e-5)
     assert not torch.allclose(*alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("side, kept", [(40, SIZE), (301, 301), (1500, 1024)])
+def test_crops_are_kept_as_large_as_they_are(pipe, side, kept):
+    pipe.detector = ScaledDetector()
+    image = picture(height=side, width=side)
+    person = pipe.embed(image, crop=False)
+    assert person.crops[0].shape == (kept, kept, 3) and person.max_size == kept // 2 * 2
+    assert person.sources.images.shape[-1] == person.sources.mattes.shape[-1] == SIZE
+    assert np.allclose(person.landmarks, pipe.detector.points(image) * SIZE / side, atol=1e-3)
+    if kept == side:
+        assert np.abs(person.crops[0].astype(int) - image).max() <= 1
+    assert np.ptp(person.sources.mattes.numpy()) >= 0 and person.sources.mattes.max() == 1
+
+
+def test_a_head_is_cut_out_at_its_own_size(pipe):
+    pipe.detector = ScaledDetector()
+    person = pipe.embed(picture(height=700, width=700))
+    assert 500 < len(person.crops[0]) == round(person.boxes[0].side) < 700
+
+
+def test_portraits_of_different_sizes_are_one_person(pipe):
+    pipe.detector = ScaledDetector()
+    sides = [300, 100, SIZE]
+    person = pipe.embed(
+        [picture(shift, side, side) for shift, side in zip((0, 8, 20), sides, strict=True)], crop=False
+    )
+    assert [len(crop) for crop in person.crops] == sides
+    assert person.sources.images.shape == (1, 3, 3, SIZE, SIZE)
+    frames = arrays(pipe(person, clip(0, 8, 20), crop=False).frames)
+    assert frames.shape == (3, 300, 300, 3)
+    # the first portrait says how large they are
+    swapped = pipe.embed([picture(8, 100, 100), picture(0, 300, 300)], crop=False)
+    assert pipe(swapped, clip(0), crop=False).frames[0].size == (100, 100)
 
 
 def test_larger_crops_of_a_known_face_are_scaled_with_their_landmarks(pipe):
@@ -400,6 +441,62 @@ def test_bad_driving_is_one_sentence_and_writes_nothing(pipe, driving, options, 
     with pytest.raises(error, match=message):
         pipe(picture(), driving, output_path=tmp_path / "result.mp4", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize(
+    "side, size, expected",
+    [
+        (600, None, 512),
+        (600, 256, 256),
+        (600, 320, 320),
+        (600, 600, 600),
+        (600, 1024, 600),
+        (301, None, 300),
+        (301, 512, 300),
+        (1500, 1024, 1024),
+        (1500, None, 512),
+        (40, None, SIZE),
+        (600, SIZE, SIZE),
+    ],
+)
+def test_frames_are_as_large_as_is_wanted_and_the_portrait_is(pipe, side, size, expected):
+    pipe.detector = ScaledDetector()
+    person = pipe.embed(picture(height=side, width=side), crop=False)
+    output = pipe(person, clip(0), size=size, crop=False, mark=False)
+    assert output.frames[0].size == (expected, expected)
+    assert output.report["size"] == expected
+    assert output.report["max_size"] == max(SIZE, min(side, 1024)) // 2 * 2
+    drawn = pipe.draw_frame(pipe.generator, person, person.landmarks, size)
+    assert drawn.shape == (expected, expected, 3)
+
+
+def test_frames_of_all_sizes_are_the_same_picture(pipe):
+    pipe.detector = ScaledDetector()
+    person = pipe.embed(picture(height=512, width=512), crop=False)
+    large, small = (pipe.draw_frame(pipe.generator, person, person.landmarks + 1, size) for size in (512, 256))
+    reduced = np.asarray(Image.fromarray(large).resize((256, 256), Image.Resampling.BICUBIC))
+    assert np.abs(reduced.astype(int) - small).mean() < 1.5 < small.std()
+
+
+@pytest.mark.parametrize("size", [SIZE + 1, SIZE - 2, 1026, 0, -2])
+def test_sizes_that_cannot_be_are_one_sentence(pipe, size, tmp_path):
+    with pytest.raises(FsthError, match=f"must be an even number from {SIZE} to 1024, not {size}\\.$"):
+        pipe(picture(), clip(0), size=size, output_path=tmp_path / "result.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_paper_networks_have_one_size():
+    pipe = make_pipeline(source_skips=False)
+    pipe.detector = ScaledDetector()
+    person = pipe.embed(picture(height=512, width=512), crop=False)
+    for size in (None, SIZE):
+        output = pipe(person, clip(0), size=size, crop=False)
+        assert output.frames[0].size == (SIZE, SIZE) and output.report["size"] == SIZE
+    with pytest.raises(FsthError, match=f"draws frames of {SIZE} x {SIZE} pixels alone"):
+        pipe(person, clip(0), size=2 * SIZE)
 
 
 # Streams.

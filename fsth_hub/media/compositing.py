@@ -82,9 +82,15 @@ class Compositor:
     def _layers_of(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The premultiplied figure of a portrait with its matte (S x S x 4 float32, 0 to 255 and 0 to 1), and its
         plate (S x S x 3 float32)."""
-        if index in self._layers:
-            self._layers.move_to_end(index)
-            return self._layers[index]
+        layers = self._layers.pop(index, None)  # several threads may draw the same person
+        if layers is None:
+            layers = self._make_layers(index)
+        self._layers[index] = layers
+        if len(self._layers) > MAX_LAYERS:
+            self._layers.popitem(last=False)
+        return layers
+
+    def _make_layers(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         spread = np.linspace(0, len(self.crops) - 1, min(len(self.crops), MAX_DONORS)).round().astype(int)
         numbers = sorted({0, index, *spread.tolist()})
         images = torch.stack([torch.from_numpy(self._resized(number).copy()) for number in numbers])
@@ -95,10 +101,7 @@ class Compositor:
         plate = np.ascontiguousarray((plate.permute(1, 2, 0).numpy() + 1) * 127.5)
         matte = mattes[position, ..., None]
         figure = self._resized(index) - (1 - matte) * plate
-        self._layers[index] = np.concatenate([figure, matte], axis=2).astype(np.float32), plate
-        if len(self._layers) > MAX_LAYERS:
-            self._layers.popitem(last=False)
-        return self._layers[index]
+        return np.concatenate([figure, matte], axis=2).astype(np.float32), plate
 
     def _resized(self, index: int) -> np.ndarray:
         crop = self.crops[index]
