@@ -22,14 +22,14 @@ from fsth_hub.identity import FsthIdentity
 from training import fine_tune as script
 
 
-def portraits(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One picture, each time two pixels further to the right, and its landmarks with it."""
+def portraits(count: int) -> tuple[torch.Tensor, ...]:
+    """One picture, each time two pixels further to the right, and its landmarks with it; all of it is figure."""
     images, drawings, _ = random_portraits(batch=1, num_portraits=1)
     images, drawings = (
         torch.cat([part.roll(2 * index, dims=-1) for index in range(count)], dim=1) for part in (images, drawings)
     )
     points = torch.from_numpy(np.stack([landmarks(2 * index) for index in range(count)]))
-    return images, drawings, points[None]
+    return images, drawings, points[None], torch.ones_like(images[:, :, :1])
 
 
 def networks(**kwargs) -> list[nn.Module]:
@@ -50,10 +50,16 @@ def test_landmarks_move_with_the_picture():
     spots = [torch.exp(-((xs - x) ** 2 + (ys - y) ** 2) / 8) for x, y in points[:3]]  # one in each colour
     images = 2 * torch.stack(spots).repeat(6, 3, 1, 1, 1) - 1
     heads = torch.tensor([False, False, True]).repeat(6, 1)
-    moved, moved_points = deform(images, points.expand(6, 3, 78, 2), heads, torch.Generator().manual_seed(0))
+    mattes = (images[:, :, 1:2] + 1) / 2  # what is figure is the second spot
+    rng = torch.Generator().manual_seed(0)
+    moved, moved_points, moved_mattes = deform(images, points.expand(6, 3, 78, 2), mattes, heads, rng)
     light = (moved + 1).clamp(min=0) ** 2
     centres = torch.stack([(light * grid).sum((-2, -1)) / light.sum((-2, -1)) for grid in (xs, ys)], dim=-1)
     assert (centres - moved_points[:, :, :3]).abs().max() < 0.7
+    assert moved_mattes.shape == mattes.shape
+    light = moved_mattes[:, :, 0] ** 2
+    centres = torch.stack([(light * grid).sum((-2, -1)) / light.sum((-2, -1)) for grid in (xs, ys)], dim=-1)
+    assert (centres - moved_points[:, :, 1]).abs().max() < 0.7
     distances = (moved_points[..., :3, :] - points[:3]).norm(dim=-1).mean(dim=-1)  # 6 x 3
     assert distances.max() > 2 and moved_points[..., 77, :].isnan().all()
     # the frames of an episode move alike, half of the episodes not at all; a head moves in any, within its frame
@@ -67,13 +73,15 @@ def test_landmarks_move_with_the_picture():
 @pytest.mark.parametrize("own, numbers", [(True, {1, 2, 3, 4, 5}), (False, {4})])
 def test_portraits_are_drawn_from_each_other(own, numbers):
     images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 3, SIZE, SIZE) / 10
-    _, _, points = portraits(5)
+    _, _, points, _ = portraits(5)
+    mattes = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 1, SIZE, SIZE) / 10
     rng = torch.Generator().manual_seed(0)
     counts, with_itself = set(), 0
     for _ in range(20):
-        episodes = make_episodes(images, points[0], [0, 3], rng, own)
+        episodes = make_episodes(images, points[0], mattes, [0, 3], rng, own)
         # a tint of a few percent does not change the number
         shown = (episodes.images.mean(dim=(2, 3, 4)) * 10).round().tolist()
+        assert (episodes.mattes.mean(dim=(2, 3, 4)) * 10).round().tolist() == shown
         counts.add(len(shown[0]) - 1)
         for episode, (target, *sources) in enumerate(shown):
             assert target == [0, 3][episode] and len(set(sources)) == len(sources)
@@ -86,8 +94,8 @@ def test_portraits_are_drawn_from_each_other(own, numbers):
 
 
 def test_a_lone_portrait_is_drawn_from_its_changed_self():
-    images, _, points = portraits(1)
-    episodes = make_episodes(images[0], points[0], [0] * 8, torch.Generator().manual_seed(0))
+    images, _, points, mattes = portraits(1)
+    episodes = make_episodes(images[0], points[0], mattes[0], [0] * 8, torch.Generator().manual_seed(0))
     target, source = episodes.landmarks.unbind(dim=1)
     assert ((target - source).norm(dim=-1).mean(dim=1) > 0.3).all()
     assert (episodes.images[:, 0] - episodes.images[:, 1]).abs().mean() > 0.01
@@ -254,7 +262,8 @@ class BrokenLoss(PixelLoss):
 )
 def test_what_cannot_work_is_one_sentence(count, options, message):
     images = torch.zeros(1, count, 3, SIZE, SIZE)
-    given = (images, images, torch.zeros(1, count, 78, 2)) if count > 1 or count == 0 else portraits(count)
+    given = (images, images, torch.zeros(1, count, 78, 2), images[:, :, :1])
+    given = portraits(count) if count == 1 else given
     content = options.pop("content", PixelLoss())
     with pytest.raises(FsthError, match=message):
         fine_tune(*networks(), *given, content, **options)
