@@ -58,7 +58,7 @@ IRIS_RADIUS, IRIS_REACH = 0.25, 0.5  # in widths of the eye: what moves as one, 
 RIM = 0.02  # in widths of an opening: how far within the portrait's rim to stay, which is not the opening's own
 # What a portrait's mouth hides is dark, the further behind the lips the darker: how far, in widths of the mouth, until
 # e-fold, and how little is seen in the end.
-CAVITY_DEPTH, CAVITY_SHADE = 0.06, 0.8
+CAVITY_DEPTH, CAVITY_SHADE = 0.03, 0.9
 
 
 def pixel_grid(height: int, width: int, device) -> torch.Tensor:
@@ -203,12 +203,14 @@ class Opening:
             y = y + slopes[:, number, None] * run
         return y
 
-    def within(self, local) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whether points (B x n x 2, local) lie within, and how deep between upper (0) and lower rim (1)."""
+    def within(self, local, edge) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whether points (B x n x 2, local) lie within, or so many pixels (B x n) beyond the rim, and how deep between
+        upper (0) and lower rim (1)."""
         x, y = local.unbind(dim=-1)
         upper, lower = self.rims(x)
         depth = (y - upper) / (lower - upper).clamp(min=1e-4)
-        return (x > 0) & (x < 1) & (y > upper) & (y < lower), depth.clamp(0, 1)
+        edge = (edge / self.width[..., 0]).minimum((lower - upper) / 2)
+        return (x > 0) & (x < 1) & (y > upper - edge) & (y < lower + edge), depth.clamp(0, 1)
 
     def clamp(self, local, rim: float = RIM) -> torch.Tensor:
         """The nearest points (B x n x 2, local) in height that lie within, off the rim if there is room."""
@@ -311,6 +313,11 @@ def face_flow(driving, source, size: int) -> PortraitFlow:
     values = table[:, 0] + shares[:, :1] * table[:, 1] + shares[:, 1:] * table[:, 2]
     put(owners // len(TRIANGLES), pixels, values[:, :2], values[:, 2:], torch.ones_like(shares[:, :1]))
 
+    def find_within(opening, local, faces, pixels):
+        # what a rim cuts through is the opening's where no triangle has it: no pixel may be left over in between
+        taken = result[faces, pixels[:, 1], pixels[:, 0], 2:3] > 0  # m x 1
+        return opening.within(local, torch.where(taken, 0.0, 0.5))
+
     ones = torch.ones(1, 1, device=driving.device)
     for upper, lower, iris in EYES:
         owners, pixels = list_pixels(driving[:, upper + lower], size)
@@ -321,28 +328,32 @@ def face_flow(driving, source, size: int) -> PortraitFlow:
         distance = (local - centre).norm(dim=-1, keepdim=True).nan_to_num(torch.inf)
         share = ((IRIS_REACH - distance) / (IRIS_REACH - IRIS_RADIUS)).clamp(0, 1)
         target = own.to_pixels(own.clamp(local + gaze * share * share * (3 - 2 * share)))
-        within = eye.within(local)[0][:, 0]  # m
+        within = find_within(eye, local, owners, pixels)[0][:, 0]  # m
         count = int(within.sum())
         put(owners[within], pixels[within], target[within, 0], ones.expand(count, 1), ones.expand(count, 1))
 
     owners, pixels = list_pixels(driving[:, MOUTH[0] + MOUTH[1]], size)
     mouth, own = Opening(driving[owners], *MOUTH), Opening(source[owners], *MOUTH)
     places = pixels[:, None] + 0.5  # m x 1 x 2
-    within, depth = mouth.within(mouth.to_local(places))
+    within, depth = find_within(mouth, mouth.to_local(places), owners, pixels)  # m x 1
     middle, middle_source, matrix = skull_map(driving, source)
     # how the jaw has moved in the portrait's skull
     chin = source[:, 8, None] - ((driving[:, 8, None] - middle) @ matrix + middle_source)  # B x 1 x 2
     teeth = (places - middle[owners]) @ matrix[owners] + middle_source[owners]
     local = own.to_local(teeth + (depth * depth * (3 - 2 * depth))[..., None] * chin[owners])
     seen = own.clamp(local)
+    height, own_height = mouth.height(mouth.to_local(places)[..., 0]), own.height(local[..., 0])  # m x 1
+    # between lips that touch in the portrait lies nothing of it, however near to one of them
+    between = depth.minimum(1 - depth) * (height - own_height)
     # no further behind the lips than the mouth is further open: towards its corners a jaw that closes moves too far
-    further = (mouth.height(mouth.to_local(places)[..., 0]) - own.height(local[..., 0])).clamp(min=0)  # m x 1
-    behind = (local - own.clamp(local, rim=0)).norm(dim=-1).minimum(further)
+    behind = (local - own.clamp(local, rim=0)).norm(dim=-1).maximum(between).minimum((height - own_height).clamp(min=0))
     shade = 1 - CAVITY_SHADE * (1 - torch.exp(-behind / CAVITY_DEPTH))
     within = within[:, 0]
     exactness = ones.expand(int(within.sum()), 1)
     put(owners[within], pixels[within], own.to_pixels(seen)[within, 0], exactness, shade[within])
-    return PortraitFlow(result[..., :2], result[..., 2:3], result[..., 3:])
+    # softened, for the edge of a dark mouth would be a staircase
+    shade = F.avg_pool2d(result[..., 3][:, None], 3, 1, 1, count_include_pad=False)  # B x 1 x size x size
+    return PortraitFlow(result[..., :2], result[..., 2:3], shade.permute(0, 2, 3, 1))
 
 
 @torch.no_grad()

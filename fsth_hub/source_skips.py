@@ -292,7 +292,7 @@ def margin(mattes):
 
 
 def fade_width(mattes) -> torch.Tensor:
-    """How far from the landmarks a portrait moves (B), by how surely something in its matte (B x 1 x H x W) does not."""
+    """How far from the landmarks a portrait moves (B): by how much of its matte (B x 1 x H x W) is background."""
     background = 1 - F.avg_pool2d(mattes.float(), 8).flatten(1).amin(dim=1)
     return FADE_WIDTH + (FIGURE_FADE_WIDTH - FADE_WIDTH) * background
 

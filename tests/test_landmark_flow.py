@@ -138,7 +138,7 @@ def test_fade_width_is_that_of_each_portrait():
 def test_equal_landmarks_give_no_flow(points):
     flow = portrait_flow(points, points, SIZE)
     moved = flow.flow[0].norm(dim=-1).numpy() * SIZE / 2
-    assert moved.max() < 0.75  # off the rim of an opening
+    assert moved.max() < 1  # off the rim of an opening
     for opening in OPENINGS:
         moved[mask(points, opening, margin=1)] = 0
     assert moved.max() < 0.01 and flow.shade.min() > 0.999
@@ -204,11 +204,11 @@ def test_a_mouth_that_was_closed_is_dark_within():
     driving, source = gape(face(), 16), shut(face())
     flow = portrait_flow(driving, source, SIZE)
     shade, mouth = flow.shade[0, ..., 0].numpy(), mask(driving, INNER_LIPS)
-    assert (shade[~mask(driving, INNER_LIPS, margin=1)] == 1).all()
+    assert (shade[~mask(driving, INNER_LIPS, margin=2)] > 1 - 1e-6).all()
     column, top, bottom = (int(driving[0, index, axis]) for index, axis in ((62, 0), (62, 1), (66, 1)))
     middle = shade[top : bottom + 1, column]
-    assert 0.2 <= middle.min() < 0.7 and middle.argmin() in range(4, len(middle) - 4)
-    assert 0.2 <= shade[mouth].min() and (shade[mouth] < 1).mean() > 0.8
+    assert 0.08 <= middle.min() < 0.7 and middle.argmin() in range(4, len(middle) - 4)
+    assert 0.08 <= shade[mouth].min() and (shade[mouth] < 1).mean() > 0.8
     # the portrait's lips are not torn: what is dark is taken from between them
     led = targets(flow.flow)[mouth]
     assert np.abs(led[:, 1] - np.interp(led[:, 0], *source[0, [60, 61, 62, 63, 64]].numpy().T)).max() < 0.5
