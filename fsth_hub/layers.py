@@ -13,9 +13,9 @@ import torch.nn.functional as F
 
 SEEN = 0.1  # of the figure, above which a pixel says nothing of the background
 MARGIN = 0.02  # of the side: how far around the figure its colours, and its shadow, reach
-# How far beside a hole its texture is taken from, of the side, and how far it may be off the mean: what stands out
-# more, such as letters, is no texture, and would be seen twice.
-DETAIL_STEPS, MAX_DETAIL = (0.1, 0.2, 0.35), 0.15
+# How far beside a hole its texture is taken from, of the side, and its largest deviation: what stands out more, such
+# as letters, is no texture, and would be seen twice.
+DETAIL_STEPS, MAX_DETAIL = (0.1, 0.2, 0.35), 0.12
 # Mean difference of two portraits where both show background, above which they were taken before different ones.
 SAME_BACKGROUND = 0.08
 
@@ -55,7 +55,9 @@ def borrow_detail(images, known):
     size = images.shape[-1]
     radius = max(1, round(MARGIN * size))
     smooth = blur(images * known, radius) / blur(known, radius).clamp(min=1e-6)
-    texture = (images - smooth).clamp(-MAX_DETAIL, MAX_DETAIL)
+    texture = images - smooth
+    deviation = blur(texture.square().amax(dim=1, keepdim=True) * known, radius).sqrt()
+    texture, known = texture.clamp(-MAX_DETAIL, MAX_DETAIL), known * (deviation < MAX_DETAIL)
     detail, found = torch.zeros_like(images), torch.zeros_like(known)
     for step in DETAIL_STEPS:
         for shift in ((0, step), (0, -step), (step, 0), (-step, 0)):
