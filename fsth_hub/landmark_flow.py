@@ -344,9 +344,10 @@ def face_flow(driving, source, size: int) -> PortraitFlow:
     seen = own.clamp(local)
     height, own_height = mouth.height(mouth.to_local(places)[..., 0]), own.height(local[..., 0])  # m x 1
     # between lips that touch in the portrait lies nothing of it, however near to one of them
-    between = depth.minimum(1 - depth) * (height - own_height)
+    further = (height - own_height).clamp(min=0)
+    between = depth.minimum(1 - depth) * further
     # no further behind the lips than the mouth is further open: towards its corners a jaw that closes moves too far
-    behind = (local - own.clamp(local, rim=0)).norm(dim=-1).maximum(between).minimum((height - own_height).clamp(min=0))
+    behind = (local - own.clamp(local, rim=0)).norm(dim=-1).maximum(between).minimum(further)
     shade = 1 - CAVITY_SHADE * (1 - torch.exp(-behind / CAVITY_DEPTH))
     within = within[:, 0]
     exactness = ones.expand(int(within.sum()), 1)

@@ -192,9 +192,9 @@ def test_models_are_those_of_the_notice():
     assert [hashlib.sha256(file.read_bytes()).hexdigest() for file in files] == sums
     for line in lines:
         if "see LICENSE-" in line:  # lies beside the file that was named last
-            assert (file.parent / line.partition("see ")[2].rstrip(".")).stat().st_size
+            assert (carrier.parent / line.partition("see ")[2].rstrip(".")).stat().st_size
         elif line.startswith("fsth_hub/"):
-            file = ROOT / line
+            carrier = ROOT / line
     licences = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license-files"]
     carried = {path for pattern in licences for path in ROOT.glob(pattern)}
     assert carried == {ROOT / "LICENSE", ROOT / "NOTICE", *(ROOT / "fsth_hub").rglob("LICENSE-*")}
