@@ -190,6 +190,7 @@ def test_models_are_those_of_the_notice():
     carried = {path for kind in ("*.tflite", "*.onnx") for path in (ROOT / "fsth_hub").rglob(kind)}
     assert set(files) == carried and len(files) == 4
     assert [hashlib.sha256(file.read_bytes()).hexdigest() for file in files] == sums
+    carrier = ROOT
     for line in lines:
         if "see LICENSE-" in line:  # lies beside the file that was named last
             assert (carrier.parent / line.partition("see ")[2].rstrip(".")).stat().st_size
