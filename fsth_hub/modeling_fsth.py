@@ -257,7 +257,7 @@ class FsthGenerator(FsthPreTrainedModel):
         x = self.head(F.relu(self.final_norm(x, next(parameters))))  # B x 3 x 256 x 256
         output = FsthGeneratorOutput(images=torch.tanh(x))
         if fused is not None:
-            x = x * fused.figure.to(x.dtype)
+            x = x * fused.gain.to(x.dtype)
             composition = Composition(**fused.composition, residual=x)
             output = FsthGeneratorOutput(images=fused.images + x, warped=fused.images, composition=composition)
         return output if return_dict else output.to_tuple()

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_fsth import FsthConfig
 from .landmark_flow import FADE_WIDTH, FIGURE_FADE_WIDTH, pixel_grid, portrait_flow, resize_flow, warp
-from .landmark_layout import OUTER_LIPS
+from .landmark_layout import NOSE_BRIDGE, OUTER_LIPS
 from .layers import background_plates, blur
 
 
@@ -31,6 +31,7 @@ LIKENESS_WIDTH = 0.002
 # Portraits that are fused for a frame, those most like it: of 32 they have over 90 % of the weight on average.
 MAX_FUSED = 4
 CAVITY_LIGHT = 0.25  # in a mouth, of that on the lips
+CHEEKS = ([31, 35], [2, 14])  # halfway between the nose's wings and the jaw
 
 
 @dataclass
@@ -44,6 +45,7 @@ class FsthSources(ModelOutput):
         mattes (`torch.Tensor` of shape `(batch, num_portraits, 1, height, width)`): how much is the figure, 0 to 1.
         plates (`torch.Tensor` of the shape of `images`): what is behind the figure.
         cavities (`torch.Tensor` of shape `(batch, num_portraits, 3, 1, 1)`): the colour inside a mouth, in [-1, 1].
+        light (`torch.Tensor` of shape `(batch, num_portraits, 3, 1, 1)`): the skin's colour over its mean.
         features (`tuple` of `torch.Tensor`):
             Feature maps at 1/2, 1/4 and 1/8 of the resolution, each `(batch, num_portraits, channels, h, w)`.
     """
@@ -54,6 +56,7 @@ class FsthSources(ModelOutput):
     mattes: torch.Tensor | None = None
     plates: torch.Tensor | None = None
     cavities: torch.Tensor | None = None
+    light: torch.Tensor | None = None
     features: tuple[torch.Tensor, ...] | None = None
 
     def map(self, function) -> "FsthSources":
@@ -90,14 +93,15 @@ class FusedSources(ModelOutput):
     Args:
         images (`torch.Tensor` of shape `(batch, 3, height, width)`): the frame they give, in [-1, 1].
         features (`tuple` of `torch.Tensor`): as in [`FsthSources`], without the dimension of portraits.
-        figure (`torch.Tensor` of shape `(batch, 1, height, width)`):
-            Where the figure is, and a margin around it; the background is not the decoder's to change.
+        gain (`torch.Tensor` of shape `(batch, 3, height, width)`):
+            By what to multiply the decoder's residual: 1 where the figure is and around it, 0 in the background, which
+            is not the decoder's to change, and the light of the face in a mouth.
         composition ([`Composition`]): without the residual.
     """
 
     images: torch.Tensor | None = None
     features: tuple[torch.Tensor, ...] | None = None
-    figure: torch.Tensor | None = None
+    gain: torch.Tensor | None = None
     composition: Composition | None = None
 
 
@@ -204,6 +208,7 @@ class SourceSkips(nn.Module):
             mattes=mattes,
             plates=background_plates(images, mattes).to(images.dtype),
             cavities=cavity_colours(images, landmarks),
+            light=skin_light(images, landmarks),
             features=tuple(features),
         )
 
@@ -280,7 +285,7 @@ class SourceSkips(nn.Module):
         return FusedSources(
             images=fuse(images).to(sources.images.dtype),
             features=tuple(fuse(warp_features(maps)) for maps in flat.features),
-            figure=fuse(margin(mattes)),
+            gain=fuse(margin(mattes) * (shade + (1 - shade) * flat.light)),
             composition=composition,
         )
 
@@ -297,12 +302,29 @@ def fade_width(mattes) -> torch.Tensor:
     return FADE_WIDTH + (FIGURE_FADE_WIDTH - FADE_WIDTH) * background
 
 
+def colours_at(images, points) -> torch.Tensor:
+    """Light, 0 to 2, in pictures (B x K x 3 x H x W in [-1, 1]) at points (B x K x n x 2, pixels): B x K x 3 x n."""
+    places = points.float() * 2 / images.shape[-1] - 1
+    colours = F.grid_sample(
+        images.flatten(0, 1).float(), places.flatten(0, 1)[:, None], padding_mode="border", align_corners=False
+    )  # BK x 3 x 1 x n
+    return colours[:, :, 0].unflatten(0, images.shape[:2]) + 1
+
+
 @torch.no_grad()
 def cavity_colours(images, landmarks) -> torch.Tensor:
     """The colour inside the mouths of portraits (B x K x 3 x H x W in [-1, 1]): that of the lips, in the dark."""
-    lips = landmarks[..., OUTER_LIPS, :].float() * 2 / images.shape[-1] - 1  # B x K x 12 x 2
-    colours = F.grid_sample(
-        images.flatten(0, 1).float(), lips.flatten(0, 1)[:, None], padding_mode="border", align_corners=False
-    )  # BK x 3 x 1 x 12
-    colours = (colours.mean(dim=(2, 3)) + 1) * CAVITY_LIGHT - 1
-    return colours.unflatten(0, images.shape[:2])[..., None, None]
+    lips = colours_at(images, landmarks[..., OUTER_LIPS, :]).mean(dim=-1)  # B x K x 3
+    return (lips * CAVITY_LIGHT - 1)[..., None, None]
+
+
+@torch.no_grad()
+def skin_light(images, landmarks) -> torch.Tensor:
+    """
+    The colour of the skin on nose and cheeks over its mean: what the decoder, in doubt, makes grey in a mouth takes
+    the light of the face by it. Shapes as in [`cavity_colours`]; 1 in a greyscale photograph.
+    """
+    cheeks = (landmarks[..., CHEEKS[0], :] + landmarks[..., CHEEKS[1], :]) / 2  # B x K x 2 x 2
+    points = torch.cat([landmarks[..., NOSE_BRIDGE[1:], :], cheeks], dim=-2)  # B x K x 5 x 2
+    skin = colours_at(images, points).median(dim=-1).values  # B x K x 3
+    return (skin / skin.mean(dim=-1, keepdim=True).clamp(min=0.05))[..., None, None]
