@@ -16,8 +16,9 @@ MARGIN = 0.02  # of the side: how far around the figure its colours, and its sha
 # How far beside a hole its texture is taken from, of the side, and its largest deviation: what stands out more, such
 # as letters, is no texture, and would be seen twice.
 DETAIL_STEPS, MAX_DETAIL = (0.1, 0.2, 0.35), 0.12
-# Mean difference of two portraits where both show background, above which they were taken before different ones.
-SAME_BACKGROUND = 0.08
+# Mean difference of two portraits where both show background: below the first they were taken before the same one and
+# can fill each other's holes, below the second by a camera that moves at one place.
+SAME_BACKGROUND, SAME_SCENE = 0.08, 0.25
 
 
 def blur(maps, radius: int):
@@ -72,8 +73,8 @@ def borrow_detail(images, known):
 def background_plates(images, mattes, wanted: Sequence[int] | None = None) -> torch.Tensor:
     """
     What is behind the figure of each portrait: taken from the person's other portraits where these were taken before
-    the same background and show it, continued from around the figure elsewhere. Portraits that were taken before
-    another background than the first one get that one's, so that it stays the same whichever of them counts most.
+    the same background and show it, continued from around the figure elsewhere. Portraits that were taken at another
+    place than the first one get that one's, so that it stays the same whichever of them counts most.
 
     Args:
         images (`torch.Tensor` of shape `(batch, num_portraits, 3, height, width)`): a person's portraits.
@@ -92,16 +93,18 @@ def background_plates(images, mattes, wanted: Sequence[int] | None = None) -> to
     figure = F.max_pool2d(figure, 2 * radius + 1, 1, radius)
     known = (1 - blur(figure, max(1, radius // 2))).unflatten(0, images.shape[:2])  # B x K x 1 x H x W
 
-    def is_same(one: int, other: int):
+    def is_alike(one: int, other: int, bound: float):
         both = known[:, one] * known[:, other]
         difference = (images[:, one] - images[:, other]).abs() * both
-        return difference.mean(dim=(1, 2, 3)) < SAME_BACKGROUND * both.mean(dim=(1, 2, 3))  # B
+        return (difference.mean(dim=(1, 2, 3)) < bound * both.mean(dim=(1, 2, 3)))[
+            :, None, None, None
+        ]  # B x 1 x 1 x 1
 
     def plate(index: int):
         total, weight = torch.zeros_like(images[:, 0]), torch.zeros_like(known[:, 0])
         for other in range(num_portraits):
             if other != index:
-                share = known[:, other] * is_same(index, other)[:, None, None, None]
+                share = known[:, other] * is_alike(index, other, SAME_BACKGROUND)
                 total, weight = total + images[:, other] * share, weight + share
         own, seen = known[:, index], weight.clamp(max=1)
         filled = fill(images[:, index], own) + borrow_detail(images[:, index], own)
@@ -111,7 +114,7 @@ def background_plates(images, mattes, wanted: Sequence[int] | None = None) -> to
     first = plate(0)
     return torch.stack(
         [
-            first if index == 0 else torch.where(is_same(0, index)[:, None, None, None], plate(index), first)
+            first if index == 0 else torch.where(is_alike(0, index, SAME_SCENE), plate(index), first)
             for index in (range(num_portraits) if wanted is None else wanted)
         ],
         dim=1,

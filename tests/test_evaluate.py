@@ -228,7 +228,7 @@ def test_other_settings_are_refused_and_other_models_are_added(run, model, tmp_p
     assert (folder / "evaluation.json").read_bytes() == before
     run("--shots", "1", "--people", "1", model=f"other={other}")
     results = results_of(folder)
-    assert list(results["settings"]["models"]) == ["tiny", "other"]
+    assert list(results["settings"]["models"]) == ["other", "tiny"]  # as in the last call
     assert list(results["people"]["ann"]["self"]["1"]) == [UNMOVED, WARP, "tiny FF", "other FF"]
     assert results["settings"]["models"]["tiny"] != results["settings"]["models"]["other"]
 

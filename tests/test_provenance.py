@@ -461,8 +461,7 @@ def test_identity_is_named(tmp_path):
     person = pipe.embed([picture(), picture(9)])
     crops, landmarks = np.zeros((2, pipe.size, pipe.size, 3), np.uint8), np.stack([person.landmarks] * 2)
     made = FsthIdentity(
-        **vars(person) | {"generator": pipe.generator},
-        crops=crops,
+        **vars(person) | {"generator": pipe.generator, "crops": crops},
         crop_landmarks=landmarks,
         base_model=pipe.model_name,
         fingerprint=fingerprint(pipe.generator),
