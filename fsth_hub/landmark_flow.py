@@ -59,6 +59,7 @@ RIM = 0.02  # in widths of an opening: how far within the portrait's rim to stay
 # What a portrait's mouth hides is dark, the further behind the lips the darker: how far, in widths of the mouth, until
 # e-fold, and how little is seen in the end.
 CAVITY_DEPTH, CAVITY_SHADE = 0.03, 0.9
+PARTED = 0.05  # in widths of the mouth: how far apart lips are that do not touch
 
 
 def pixel_grid(height: int, width: int, device) -> torch.Tensor:
@@ -343,9 +344,9 @@ def face_flow(driving, source, size: int) -> PortraitFlow:
     local = own.to_local(teeth + (depth * depth * (3 - 2 * depth))[..., None] * chin[owners])
     seen = own.clamp(local)
     height, own_height = mouth.height(mouth.to_local(places)[..., 0]), own.height(local[..., 0])  # m x 1
-    # between lips that touch in the portrait lies nothing of it, however near to one of them
     further = (height - own_height).clamp(min=0)
-    between = depth.minimum(1 - depth) * further
+    # between lips that touch in the portrait lies nothing of it, however near to one of them
+    between = depth.minimum(1 - depth) * further * (1 - own_height / PARTED).clamp(min=0)
     # no further behind the lips than the mouth is further open: towards its corners a jaw that closes moves too far
     behind = (local - own.clamp(local, rim=0)).norm(dim=-1).maximum(between).minimum(further)
     shade = 1 - CAVITY_SHADE * (1 - torch.exp(-behind / CAVITY_DEPTH))

@@ -284,3 +284,12 @@ def test_flows_have_no_gradient():
     flow = portrait_flow(points, points.flip(0) + 1, SIZE)
     assert not flow.flow.requires_grad and flow.flow.dtype == torch.float32
     assert portrait_flow(face().half(), face().half(), SIZE).flow.dtype == torch.float32
+
+
+def test_teeth_that_the_portrait_shows_stay():
+    """A mouth that opens further than an open one goes on showing the upper teeth, and is dark only below them."""
+    source, driving = gape(face(), 8), gape(face(), 18)
+    flow = portrait_flow(driving, source, SIZE)
+    column, top, bottom = (int(driving[0, index, axis]) for index, axis in ((62, 0), (62, 1), (66, 1)))
+    shade = flow.shade[0, top + 1 : bottom, column, 0]
+    assert shade[: len(shade) // 4].min() > 0.9
