@@ -1,5 +1,6 @@
 """Which part of a portrait is the person, and which the background."""
 
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,9 @@ DOUBT = (0.1, 0.9)
 # Width of the border between figure and background in pixels, up to which a matte is clean, and from which it is
 # worth nothing: people before a room have 1 to 4, drawings that fade into the paper 7 to 11.
 CLEAN_WIDTH, USELESS_WIDTH = 5.0, 9.0
+
+
+_ONE_AT_A_TIME = threading.Lock()  # a network of OpenCV keeps its input until it is run
 
 
 @cache
@@ -36,9 +40,10 @@ def cut_out(crop: np.ndarray, points: np.ndarray) -> np.ndarray:
         256 x 256 float32, 0 (background) to 1 (figure).
     """
     small = cv2.resize(crop, (SIZE, SIZE), interpolation=cv2.INTER_AREA if len(crop) > SIZE else cv2.INTER_LINEAR)
-    network = _network()
-    network.setInput(cv2.dnn.blobFromImage(small, 1 / 255, (SIZE, SIZE)))
-    figure = network.forward().reshape(SIZE, SIZE)
+    with _ONE_AT_A_TIME:
+        network = _network()
+        network.setInput(cv2.dnn.blobFromImage(small, 1 / 255, (SIZE, SIZE)))
+        figure = network.forward().reshape(SIZE, SIZE)
     matte = np.clip((figure - DOUBT[0]) / (DOUBT[1] - DOUBT[0]), 0, 1)
     length = sum(np.abs(slope).sum() for slope in np.gradient(matte))
     width = 4 * (figure * (1 - figure)).sum() / max(length, 1)
