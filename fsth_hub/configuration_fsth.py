@@ -13,6 +13,9 @@ class FsthConfig(PreTrainedConfig):
     Args:
         image_size (`int`, *optional*, defaults to 256):
             Side of the square frames in pixels; a multiple of 64, the resolution lost by the embedder.
+        network_size (`int`, *optional*):
+            Side in pixels of what the networks work on, a multiple of 16, from 64 to `image_size`, its default:
+            what they are given is reduced to it, and flow and residual are enlarged. With source skips only.
         base_channels (`int`, *optional*, defaults to 32):
             Channels after the first block of each network; each further resolution doubles them.
         max_channels (`int`, *optional*, defaults to 256):
@@ -34,6 +37,7 @@ class FsthConfig(PreTrainedConfig):
     model_type = "fsth"
 
     image_size: int = 256
+    network_size: int | None = None
     base_channels: int = 32
     max_channels: int = 256
     embedding_dim: int = 256
@@ -51,6 +55,22 @@ class FsthConfig(PreTrainedConfig):
     def validate_image_size(self):
         if self.image_size < 64 or self.image_size % 64:
             raise ValueError(f"image_size must be a positive multiple of 64, not {self.image_size}.")
+
+    def validate_network_size(self):
+        size = self.network_size
+        if size is None or size == self.image_size:
+            return
+        if not self.source_skips:
+            raise ValueError("network_size needs source skips: without them frames come from the networks alone.")
+        if not 64 <= size <= self.image_size or size % 16:
+            raise ValueError(
+                f"network_size must be a multiple of 16 from 64 to image_size ({self.image_size}), not {size}."
+            )
+
+    @property
+    def working_size(self) -> int:
+        """Side in pixels of what the networks work on."""
+        return self.network_size or self.image_size
 
     def channels(self, num_levels: int) -> list[int]:
         """Channels of each resolution, from 1/2 of the frame downwards."""

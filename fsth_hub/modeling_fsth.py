@@ -25,7 +25,7 @@ from .blocks import (
 )
 from .configuration_fsth import FsthConfig
 from .hub import FETCH_OPTIONS, fetch
-from .source_skips import Composition, FsthSources, SkipFusion, SourceSkips, ZeroConv2d
+from .source_skips import Composition, FsthSources, SkipFusion, SourceSkips, ZeroConv2d, enlarge, reduce
 
 
 # An embedder's lowest map has 4 x 4 positions at 256 pixels. The paper sums over them; their mean times this number
@@ -161,6 +161,7 @@ class FsthEmbedder(FsthPreTrainedModel):
             return_dict (`bool`, *optional*, defaults to `True`): an [`FsthEmbedderOutput`] or a plain tuple.
         """
         h = torch.cat([landmark_images, images], dim=2).flatten(0, 1)  # BK x 6 x 256 x 256
+        h = reduce(h, self.config.working_size)
         for block in self.blocks:
             h = block(h)  # BK x 64 x 128 x 128 ... BK x 512 x 4 x 4
         pooled = F.relu(h).mean(dim=(2, 3)) * NUM_POOLED_POSITIONS  # BK x 512
@@ -236,6 +237,7 @@ class FsthGenerator(FsthPreTrainedModel):
         if self.config.source_skips:
             fused = self.source_skips(sources, landmark_images, landmarks)
             x = torch.cat([landmark_images, fused.images], dim=1)  # B x 6 x 256 x 256
+            x = inputs = reduce(x, self.config.working_size)
 
         encoded = []
         for block in self.encoder:
@@ -253,13 +255,14 @@ class FsthGenerator(FsthPreTrainedModel):
                 x = self.attention(x)
 
         if fused is not None:
-            x = x + self.image_fusion(torch.cat([landmark_images, fused.images], dim=1))
+            x = x + self.image_fusion(inputs)
         x = self.head(F.relu(self.final_norm(x, next(parameters))))  # B x 3 x 256 x 256
         output = FsthGeneratorOutput(images=torch.tanh(x))
         if fused is not None:
             x = x * fused.gain.to(x.dtype)
             composition = Composition(**fused.composition, residual=x)
-            output = FsthGeneratorOutput(images=fused.images + x, warped=fused.images, composition=composition)
+            images = fused.images + enlarge(x, fused.images.shape[-1])
+            output = FsthGeneratorOutput(images=images, warped=fused.images, composition=composition)
         return output if return_dict else output.to_tuple()
 
 
@@ -287,7 +290,7 @@ class FsthDiscriminator(FsthPreTrainedModel):
             person (`torch.Tensor` of shape `(batch, embedding_dim)`): W_i, of `identities(index)` or tuned.
             return_dict (`bool`, *optional*, defaults to `True`): an [`FsthDiscriminatorOutput`] or a plain tuple.
         """
-        h = torch.cat([landmark_images, images], dim=1)  # B x 6 x 256 x 256
+        h = reduce(torch.cat([landmark_images, images], dim=1), self.config.working_size)  # B x 6 x 256 x 256
         features = []
         for block in self.blocks:
             h = block(h)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from .cropping import CropBox, crop_box, crop_image, to_crop, whole_frame
 from .errors import FsthError, NoFaceError
+from .facial_components import ComponentSources, FsthFacialComponents
 from .image_processing_fsth import load_image
 from .modeling_fsth import FsthGenerator
 from .source_skips import FsthSources
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .media.compositing import Compositor
 
 DEFAULT_SIZE, MAX_SIZE = 512, 1024  # of frames, pixels
+MAX_COMPONENT_PORTRAITS = 64  # whose mouths and eyes the facial components choose from
 
 Portrait = str | Path | Image.Image | np.ndarray
 
@@ -62,6 +64,18 @@ class FsthPerson:
         if kept is None or kept.size != size:
             mattes = self.sources.mattes[0, :, 0].float().cpu().numpy()  # T x H x W
             kept = self.__dict__["_compositor"] = Compositor(self.crops, mattes, size)
+        return kept
+
+    def component_sources(self, components: FsthFacialComponents) -> ComponentSources:
+        """What the facial components see of the portraits; kept."""
+        kept = self.__dict__.get("_component_sources")
+        if kept is None:
+            spread = np.linspace(0, len(self.crops) - 1, min(len(self.crops), MAX_COMPONENT_PORTRAITS))
+            numbers = spread.round().astype(int).tolist()
+            side = self.sources.images.shape[-1]
+            images = [torch.from_numpy(self.crops[n].copy()).permute(2, 0, 1) / 127.5 - 1 for n in numbers]
+            landmarks = [self.sources.landmarks[0, n].float().cpu() * (len(self.crops[n]) / side) for n in numbers]
+            kept = self.__dict__["_component_sources"] = components.encode_portraits(images, landmarks)
         return kept
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from .cropping import CropBox, crop_box, to_crop, whole_frame
 from .errors import FsthError, NoFaceError
+from .facial_components import FsthComponentsOutput, FsthFacialComponents
 from .identity_mixin import FsthIdentityMixin
 from .image_processing_fsth import FsthImageProcessor
 from .landmarks import LandmarkDetector, MotionAdapter, get_detector, pick_reference, smooth_clip, track_clip
@@ -93,9 +94,11 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         generator ([`FsthGenerator`]): landmark drawings to frames.
         discriminator ([`FsthDiscriminator`]): used by fine-tuning only.
         image_processor ([`FsthImageProcessor`]): crops pictures and draws landmarks.
+        facial_components ([`FsthFacialComponents`], *optional*): mouths and eyes; with source skips only.
     """
 
-    model_cpu_offload_seq = "embedder->generator"
+    model_cpu_offload_seq = "embedder->generator->facial_components"
+    _optional_components = ["facial_components"]
     _exclude_from_cpu_offload = ["discriminator"]
 
     def __init__(
@@ -104,12 +107,17 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         generator: FsthGenerator,
         discriminator: FsthDiscriminator,
         image_processor: FsthImageProcessor,
+        facial_components: FsthFacialComponents | None = None,
     ):
         super().__init__()
         self.register_modules(
-            embedder=embedder, generator=generator, discriminator=discriminator, image_processor=image_processor
+            embedder=embedder,
+            generator=generator,
+            discriminator=discriminator,
+            image_processor=image_processor,
+            facial_components=facial_components,
         )
-        for network in (embedder, generator, discriminator):
+        for network in filter(None, (embedder, generator, discriminator, facial_components)):
             network.eval().to(memory_format=torch.channels_last)
         self.size = generator.config.image_size
         self.model_name = "unnamed"
@@ -249,7 +257,15 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         output = generator(self._to_dtype(drawing), person.adain_parameters, points, person.sources)
         if output.composition is None:
             return self.image_processor.postprocess(output.images)[0]
-        return person.compositor(size)(output.composition)
+        retouch = None
+        if self.facial_components is not None:
+            retouch = partial(self._retouch, person=person, landmarks=points * (size / self.size))
+        return person.compositor(size)(output.composition, retouch)
+
+    def _retouch(self, frame: np.ndarray, person: FsthPerson, landmarks: torch.Tensor) -> FsthComponentsOutput:
+        """What the facial components add to a frame (size x size x 3 float32, 0 to 255) at 1 x 78 x 2 landmarks."""
+        images = torch.from_numpy(frame).permute(2, 0, 1)[None].to(landmarks.device) / 127.5 - 1
+        return self.facial_components(images, landmarks, person.component_sources(self.facial_components))
 
     def _to_dtype(self, images: torch.Tensor) -> torch.Tensor:
         return images.to(self.generator.dtype)

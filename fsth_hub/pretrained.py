@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from .device import default_device, default_dtype
 from .errors import FsthError
+from .facial_components import FsthFacialComponents
 from .hub import create_repository, fetch, publish
 from .image_processing_fsth import FsthImageProcessor
 from .modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
@@ -71,6 +72,9 @@ class FsthPretrainedMixin:
             # not by diffusers, which would execute the code that a folder may carry for people without this package
             options = {"dtype": dtype, "variant": variant, "use_safetensors": True}
             networks = {name: network.from_pretrained(folder / name, **options) for name, network in NETWORKS.items()}
+            if (folder / "facial_components").is_dir():
+                components = FsthFacialComponents.from_pretrained(folder / "facial_components", **options)
+                networks["facial_components"] = components
             processor = FsthImageProcessor.from_pretrained(folder / "image_processor")
             pipe = cls(**networks, image_processor=processor)
             pipe.register_to_config(_name_or_path=str(folder))

@@ -47,7 +47,7 @@ class FsthSources(ModelOutput):
         cavities (`torch.Tensor` of shape `(batch, num_portraits, 3, 1, 1)`): the colour inside a mouth, in [-1, 1].
         light (`torch.Tensor` of shape `(batch, num_portraits, 3, 1, 1)`): the skin's colour over its mean.
         features (`tuple` of `torch.Tensor`):
-            Feature maps at 1/2, 1/4 and 1/8 of the resolution, each `(batch, num_portraits, channels, h, w)`.
+            Feature maps at 1/2, 1/4 and 1/8 of what the networks work on, `(batch, num_portraits, channels, h, w)`.
     """
 
     images: torch.Tensor | None = None
@@ -75,7 +75,7 @@ class Composition(ModelOutput):
         flow (`torch.Tensor` of shape `(batch, k, height, width, 2)`): where to look in each, normalized coordinates.
         shares (`torch.Tensor` of shape `(batch, k, 1, h, w)`): how much each counts; they sum to 1.
         shade (`torch.Tensor` of shape `(batch, k, 1, height, width)`): 0 where a mouth's cavity is seen instead.
-        residual (`torch.Tensor` of shape `(batch, 3, height, width)`): what the decoder adds in the end.
+        residual (`torch.Tensor` of shape `(batch, 3, h, w)`): what the decoder adds in the end, `h` its resolution.
     """
 
     chosen: torch.Tensor | None = None
@@ -93,7 +93,7 @@ class FusedSources(ModelOutput):
     Args:
         images (`torch.Tensor` of shape `(batch, 3, height, width)`): the frame they give, in [-1, 1].
         features (`tuple` of `torch.Tensor`): as in [`FsthSources`], without the dimension of portraits.
-        gain (`torch.Tensor` of shape `(batch, 3, height, width)`):
+        gain (`torch.Tensor` of shape `(batch, 3, h, w)`, at the networks' resolution):
             By what to multiply the decoder's residual: 1 where the figure is and around it, 0 in the background, which
             is not the decoder's to change, and the light of the face in a mouth.
         composition ([`Composition`]): without the residual.
@@ -119,6 +119,16 @@ def landmark_likeness(driving, source, image_size: int) -> torch.Tensor:
     """
     distance = (driving - source).float().square().sum(dim=-1).sqrt()  # ... x 78
     return -distance.nanmean(dim=-1) * 2 / image_size / LIKENESS_WIDTH
+
+
+def reduce(images, size: int):
+    """Square pictures (B x C x H x W) reduced to `size`, if they are larger."""
+    return F.interpolate(images, (size, size), mode="area") if images.shape[-1] > size else images
+
+
+def enlarge(images, size: int):
+    """Square pictures (B x C x h x w) enlarged to `size`, if they are smaller."""
+    return F.interpolate(images, (size, size), mode="bicubic") if images.shape[-1] < size else images
 
 
 class ZeroConv2d(nn.Conv2d):
@@ -176,6 +186,7 @@ class SourceSkips(nn.Module):
 
     def __init__(self, config: FsthConfig):
         super().__init__()
+        self.config = config
         channels = config.channels(3)  # of the maps at 1/2, 1/4 and 1/8 of the resolution
         self.encoder = nn.ModuleList(
             nn.Sequential(ConvBlock(i, o, stride=2), ConvBlock(o, o))
@@ -195,6 +206,7 @@ class SourceSkips(nn.Module):
         """
         shape = images.shape[:2]
         x = torch.cat([landmark_images, images], dim=2).flatten(0, 1)  # BK x 6 x 256 x 256
+        x = reduce(x, self.config.working_size)
         features = []
         for block in self.encoder:
             x = block(x)
@@ -223,18 +235,18 @@ class SourceSkips(nn.Module):
 
         Returns:
             The flow that the landmarks give ([`PortraitFlow`]), what it lacks around the face
-            (`(batch, h, w, 2)`, normalized coordinates, at 1/4 of the resolution), and the logits of confidence and of
-            visibility there (both `(batch, 1, h, w)`).
+            (`(batch, h, w, 2)`, normalized coordinates, at 1/4 of the networks' resolution), and the logits of
+            confidence and of visibility there (both `(batch, 1, h, w)`).
         """
-        size = landmark_images.shape[-1]
-        grid = pixel_grid(size // 4, size // 4, landmarks.device)
+        size, quarter = landmark_images.shape[-1], self.config.working_size // 4
+        grid = pixel_grid(quarter, quarter, landmarks.device)
         with torch.autocast(landmarks.device.type, enabled=False):
             known = portrait_flow(landmarks, sources.landmarks, size, fade_width(sources.mattes))
-            flow = resize_flow(known.flow, size // 4, size // 4)  # B x 64 x 64 x 2
+            flow = resize_flow(known.flow, quarter, quarter)  # B x 64 x 64 x 2
         pictures = torch.cat([sources.images, sources.landmark_images], dim=1)
-        small = F.interpolate(pictures, scale_factor=0.25, mode="area")  # B x 6 x 64 x 64
+        small = reduce(pictures, quarter)  # B x 6 x 64 x 64
         warped = warp(torch.cat([small, sources.features[1]], dim=1), flow, grid)
-        drawing = F.interpolate(landmark_images, scale_factor=0.25, mode="area")
+        drawing = reduce(landmark_images, quarter)
         flow_input = (flow / FLOW_UNIT).permute(0, 3, 1, 2).to(warped.dtype)
         refined = self.refiner(torch.cat([drawing, warped, flow_input], dim=1)).float()  # B x 4 x 64 x 64
         residual_flow = FLOW_UNIT * refined[:, :2].permute(0, 2, 3, 1)
@@ -285,7 +297,7 @@ class SourceSkips(nn.Module):
         return FusedSources(
             images=fuse(images).to(sources.images.dtype),
             features=tuple(fuse(warp_features(maps)) for maps in flat.features),
-            gain=fuse(margin(mattes) * (shade + (1 - shade) * flat.light)),
+            gain=fuse(reduce(margin(mattes) * (shade + (1 - shade) * flat.light), self.config.working_size)),
             composition=composition,
         )
 

@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 
 from fsth_hub import FsthPipeline
+from fsth_hub.aligned_crops import blend_mask
+from fsth_hub.facial_components import FsthComponentsOutput
 from fsth_hub.media import compositing
 from fsth_hub.media.compositing import MAX_LAYERS, Compositor
 from fsth_hub.source_skips import Composition
@@ -49,6 +51,54 @@ def test_what_does_not_move_is_the_crop(size, matte):
     assert frame.shape == (size, size, 3) and frame.dtype == np.uint8
     expected = np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC))
     assert apart(frame, expected).max() <= 1
+
+
+def components_at(alignment, value: float, size: int = 32) -> FsthComponentsOutput:
+    residual = value * blend_mask(size).expand(1, 3, size, size)
+    return FsthComponentsOutput(residuals={"mouth": residual}, alignments={"mouth": torch.tensor([alignment])})
+
+
+@pytest.mark.parametrize("size", [128, 256, 512])
+def test_components_take_the_place_of_the_residual_where_they_decide(size):
+    crop, composition = np.full((512, 512, 3), 100, np.uint8), still()
+    composition.residual[:] = 0.4  # 51 levels
+    components = components_at([[0.3, 0.0, 0.1], [0.0, 0.3, -0.2]], -0.2)
+    seen = []
+
+    def retouch(frame):
+        seen.append(frame)
+        return components
+
+    frame = Compositor([crop], [np.ones_like(disc())], size)(composition, retouch)[..., 0].astype(float)
+    assert seen[0].shape == (size, size, 3) and np.abs(seen[0] - 100).max() < 1  # without the residual
+    places = (np.arange(size) + 0.5) * 2 / size - 1
+    reach = np.maximum(np.abs(places[None] - 0.1), np.abs(places[:, None] + 0.2)) / 0.3
+    assert np.abs(frame[reach < 0.55] - (100 - 25.5)).max() <= 1
+    assert np.abs(frame[reach > 1] - 151).max() <= 1
+    # it blends over, without an edge: 76 levels over an eighth of the crop
+    assert np.abs(np.diff(frame, axis=0)).max() < 3 * 76 / (size * 0.3 / 8)
+
+
+def test_a_component_is_where_its_alignment_says_turned_and_mirrored():
+    crop, size = np.full((256, 256, 3), 100, np.uint8), 256
+    residual = torch.zeros(1, 3, 32, 32)
+    residual[..., 8:12, 20:24] = 0.5  # above the middle, towards the right
+    turn = np.array([[0.0, -0.4], [0.4, 0.0]])
+    for axes in (turn, turn * [-1, 1]):
+        alignment = torch.tensor(np.column_stack([axes, [0.1, 0.2]])).float()[None]
+        components = FsthComponentsOutput(residuals={"eye": residual}, alignments={"eye": alignment})
+        frame = Compositor([crop], [np.ones_like(disc())], size)(still(), lambda _: components)  # noqa: B023
+        rows, columns = np.nonzero(frame[..., 0] > 120)
+        place = axes @ ([22 / 16 - 1, 10 / 16 - 1]) + [0.1, 0.2]
+        found = np.array([columns.mean(), rows.mean()]) * 2 / size + 1 / size - 1
+        assert np.abs(found - place).max() < 0.01
+
+
+def test_a_component_beyond_the_frame_changes_nothing():
+    crop = picture(256)
+    components = components_at([[0.2, 0.0, 1.5], [0.0, 0.2, 0.0]], 0.5)
+    frame = Compositor([crop], [np.ones_like(disc())], 256)(still(), lambda _: components)
+    assert apart(frame, crop).max() <= 1
 
 
 def test_detail_of_a_large_crop_survives_where_it_moves():

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from fsth_hub.blocks import NORM_EPS, instance_norm
 from fsth_hub.configuration_fsth import FsthConfig
@@ -68,6 +69,43 @@ def test_paper_projection_has_two_numbers_for_each_adaptive_channel():
     with torch.device("meta"):
         model = FsthGenerator(FsthConfig.paper())
     assert sum(model.adain_sizes) == 13_056
+
+
+def test_networks_work_at_their_own_size_and_frames_keep_theirs():
+    large, small = (tiny(FsthGenerator, image_size=128, network_size=size) for size in (None, 64))
+    assert large.config.working_size == 128 and small.config.working_size == 64
+    small.load_state_dict(large.state_dict())
+    images, drawings, landmarks = random_portraits(size=128)
+    embedding = torch.linspace(-1, 1, 2 * 12).view(2, 12)
+    outputs, seen = {}, {}
+    for name, model in (("large", large), ("small", small)):
+        sources = model.encode_sources(images, drawings, landmarks)
+        model.encoder[0].register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0].shape}))
+        outputs[name] = model(drawings[:, 0], model.project(embedding), landmarks[:, 1] + 2, sources)
+    assert seen == {"large": (2, 6, 128, 128), "small": (2, 6, 64, 64)}
+    for output in outputs.values():
+        assert output.images.shape == output.warped.shape == (2, 3, 128, 128)
+        assert output.composition.flow.shape[2:4] == (128, 128)
+    assert outputs["small"].composition.residual.shape[-1] == 64
+    # the portraits are warped at full size whatever the networks' is
+    detail = (outputs["large"].warped - F.avg_pool2d(outputs["large"].warped, 3, 1, 1)).abs().mean()
+    assert (outputs["small"].warped - F.avg_pool2d(outputs["small"].warped, 3, 1, 1)).abs().mean() > 0.7 * detail
+
+    for network in (FsthEmbedder, FsthDiscriminator):
+        model = tiny(network, image_size=128, network_size=64)
+        blocks = model.blocks[0]
+        blocks.register_forward_pre_hook(lambda _, args: seen.update(other=args[0].shape[-1]))
+        person = () if network is FsthEmbedder else (embedding,)
+        model(*(x if network is FsthEmbedder else x[:, 0] for x in (images, drawings)), *person)
+        assert seen["other"] == 64
+
+
+@pytest.mark.parametrize("size", [40, 72, 256])
+def test_network_sizes_that_cannot_be_are_refused(size):
+    with pytest.raises(StrictDataclassClassValidationError, match="network_size must be a multiple of 16"):
+        FsthConfig(image_size=128, network_size=size)
+    with pytest.raises(StrictDataclassClassValidationError, match="source skips"):
+        FsthConfig.paper(network_size=64)
 
 
 def test_untrained_generator_draws_grey_and_not_noise_that_saturation_would_hide():

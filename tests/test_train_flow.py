@@ -42,7 +42,7 @@ def test_what_the_landmarks_do_not_tell_is_measured():
     portrait, frame = (to_tensor(wide[:, left : left + SIZE]) for left in (20, 23))
     points = torch.from_numpy(landmarks())
     matte = torch.ones(1, SIZE, SIZE)
-    residual, weight = measure_residual_flow(frame, portrait, points, points, matte, matte)
+    residual, weight = measure_residual_flow(frame, portrait, points, points, matte, matte, SIZE // 4)
     assert residual.shape == (SIZE // 4, SIZE // 4, 2) and weight.shape == (SIZE // 4, SIZE // 4)
     exactness = F.avg_pool2d(face_flow(points[None], points[None], SIZE).exactness.permute(0, 3, 1, 2), 4)[0, 0]
     around, inner = exactness == 0, slice(4, -4)
@@ -58,7 +58,7 @@ def test_nothing_is_learned_from_the_background():
     portrait, frame = (to_tensor(wide[:, left : left + SIZE]) for left in (20, 23))
     points, matte = torch.from_numpy(landmarks()), torch.ones(1, SIZE, SIZE)
     matte[..., : SIZE // 2, :] = 0
-    _, weight = measure_residual_flow(frame, portrait, points, points, matte, torch.ones_like(matte))
+    _, weight = measure_residual_flow(frame, portrait, points, points, matte, torch.ones_like(matte), SIZE // 4)
     assert weight[: SIZE // 8].max() == 0 < weight[SIZE // 8 :].max()
 
 
@@ -67,7 +67,8 @@ def test_what_the_landmarks_tell_is_not_missing():
     portrait, frame = (to_tensor(wide[:, left : left + SIZE]) for left in (20, 23))
     points = torch.from_numpy(landmarks())
     matte = torch.ones(1, SIZE, SIZE)
-    residual, weight = measure_residual_flow(frame, portrait, points, points + torch.tensor([3.0, 0.0]), matte, matte)
+    moved = points + torch.tensor([3.0, 0.0])
+    residual, weight = measure_residual_flow(frame, portrait, points, moved, matte, matte, SIZE // 4)
     x, y = (points[FACE].mean(dim=0) / 4).int().tolist()
     top = int(points[FACE, 1].min() / 4) - 1  # the forehead, where the exact flow ends
     assert weight[top, x] > 0.1 and residual[top, x].abs().max() < 0.5 * 2 / SIZE

@@ -70,7 +70,8 @@ class MetaLearner(nn.Module):
 def build_networks(args, num_clips: int):
     if not args.pretrained:
         make_config = FsthConfig.paper if args.preset == "paper" else FsthConfig
-        options = {name: getattr(args, name) for name in ("image_size", "self_attention", "source_skips")}
+        names = ("image_size", "network_size", "self_attention", "source_skips")
+        options = {name: getattr(args, name) for name in names}
         networks = [network(make_config(**options)) for network in (FsthEmbedder, FsthGenerator)]
         return *networks, FsthDiscriminator(make_config(**options, num_identities=num_clips))
     embedder, generator, saved = (
@@ -81,9 +82,12 @@ def build_networks(args, num_clips: int):
             (FsthDiscriminator, "discriminator"),
         )
     )
-    embedder.config.image_size = generator.config.image_size = args.image_size
+    network_size = args.network_size or saved.config.network_size
+    sizes = {"image_size": args.image_size, "network_size": network_size and min(network_size, args.image_size)}
+    for network in (embedder, generator):
+        network.config.update(sizes)
     # a saved discriminator knows no training video: W starts anew, the rest goes on
-    changes = {"image_size": args.image_size, "num_identities": num_clips}
+    changes = sizes | {"num_identities": num_clips}
     discriminator = FsthDiscriminator(FsthConfig(**saved.config.to_diff_dict() | changes))
     discriminator.load_state_dict(saved.state_dict(), strict=False)
     return embedder.train(), generator.train(), discriminator

@@ -57,6 +57,7 @@ def parse_args(argv: list[str], description: str) -> argparse.Namespace:
     add = parser.add_argument_group("data").add_argument
     add("--validation_shards", type=Path, help="shards of people who are not in the training shards")
     add("--image_size", type=int, default=256, help="side of the training frames in pixels, a multiple of 64")
+    add("--network_size", type=int, help="side in pixels of what the networks work on, a multiple of 16: IMAGE_SIZE")
     add("--num_sources", type=int, default=8, help="K, portraits per episode; the paper has 8")
     add("--vary_sources", action=switch, default=False, help="draw K from 1 .. num_sources for each batch")
     add("--far_sources", action=switch, default=False, help="portraits whose eyes and mouth are unlike the frame's")

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that 
 
 from fsth_hub.landmark_flow import pixel_grid, portrait_flow, warp
 from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
-from fsth_hub.source_skips import FLOW_UNIT, SourceSkips, fade_width
+from fsth_hub.source_skips import FLOW_UNIT, SourceSkips, fade_width, reduce
 from training.checkpoints import save_networks
 from training.dataset import Clip, EpisodeDataset, EpisodeKey, read_index
 
@@ -59,7 +59,7 @@ def parse_args(argv=None):
 
 
 def measure_residual_flow(
-    frame, portrait, landmarks, portrait_landmarks, matte, portrait_matte
+    frame, portrait, landmarks, portrait_landmarks, matte, portrait_matte, side: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     What the landmarks' flow lacks to the flow that is measured between a frame and the portrait.
@@ -68,11 +68,12 @@ def measure_residual_flow(
         frame, portrait (`torch.Tensor` of shape `(3, size, size)`): in [-1, 1].
         landmarks, portrait_landmarks (`torch.Tensor` of shape `(78, 2)`): pixels.
         matte, portrait_matte (`torch.Tensor` of shape `(1, size, size)`): how much is the figure, 0 to 1.
+        side (`int`): of the result.
 
     Returns:
-        The residual flow at 1/4 of the resolution (h x w x 2, normalized coordinates), and its weight (h x w): how
-        much of each cell is figure, around the exact flow, and explained by the measured flow better than by the
-        landmarks' or no worse.
+        The residual flow (side x side x 2, normalized coordinates), and its weight (side x side): how much of each
+        cell is figure, around the exact flow, and explained by the measured flow better than by the landmarks' or no
+        worse.
     """
     size = frame.shape[-1]
     grid = pixel_grid(size, size, "cpu")
@@ -92,8 +93,8 @@ def measure_residual_flow(
     after = error(warp(portrait[None], measured, grid))
     explained = ((after <= error(warped) * 1.02 + 1e-3) & (after < MAX_ERROR)).float()  # 1 x 1 x size x size
     explained = explained * matte * (1 - known.exactness.permute(0, 3, 1, 2))
-    weight = F.avg_pool2d(explained, 4)[0, 0]
-    residual = F.avg_pool2d((measured - flow).permute(0, 3, 1, 2) * explained, 4)[0] / weight.clamp(min=1e-3)
+    weight = reduce(explained, side)[0, 0]
+    residual = reduce((measured - flow).permute(0, 3, 1, 2) * explained, side)[0] / weight.clamp(min=1e-3)
     return residual.permute(1, 2, 0), weight * (residual.norm(dim=0) < MAX_RESIDUAL)
 
 
@@ -104,14 +105,14 @@ def to_uint8(picture: torch.Tensor) -> np.ndarray:
 class FlowDataset(Dataset):
     """Episodes of one portrait, with the flow to be learned."""
 
-    def __init__(self, episodes: EpisodeDataset):
-        self.episodes = episodes
+    def __init__(self, episodes: EpisodeDataset, side: int):
+        self.episodes, self.side = episodes, side
 
     def __getitem__(self, key: EpisodeKey) -> dict[str, torch.Tensor]:
         episode = self.episodes[key]
         images, drawings = (episode[name].float() / 127.5 - 1 for name in ("images", "landmark_images"))
         landmarks, mattes = episode["landmarks"], episode["mattes"].float() / 255
-        residual, weight = measure_residual_flow(*images, *landmarks, *mattes)
+        residual, weight = measure_residual_flow(*images, *landmarks, *mattes, self.side)
         inputs = {"images": images, "drawings": drawings, "landmarks": landmarks, "mattes": mattes}
         return inputs | {"residual": residual, "weight": weight}
 
@@ -161,15 +162,16 @@ def main(argv=None):
         sys.exit(f"The generator in {args.pretrained} has no source skips, and with them no flow to refine.")
 
     episodes = EpisodeDataset(read_index(args.shards), args.image_size, 1)
+    side = generator.config.working_size // 4  # of the refiner's maps
     batches = draw_pairs(episodes.clips, args, accelerator.num_processes)
-    loader = DataLoader(FlowDataset(episodes), batch_sampler=batches, num_workers=args.num_workers)
+    loader = DataLoader(FlowDataset(episodes, side), batch_sampler=batches, num_workers=args.num_workers)
     validation = []
     if args.validation_shards:
         held_out = EpisodeDataset(read_index(args.validation_shards), args.image_size, 1, augment=False)
         keys = [[EpisodeKey(clip, 1, (clip, draw)) for clip in range(len(held_out))] for draw in range(2)]
         validation = [
             send_to_device(batch, accelerator.device)
-            for batch in DataLoader(FlowDataset(held_out), batch_sampler=keys)
+            for batch in DataLoader(FlowDataset(held_out, side), batch_sampler=keys)
         ]
 
     learner = FlowLearner(generator.source_skips).to(memory_format=torch.channels_last)

@@ -2,13 +2,15 @@
 that are larger than those it sees."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
 import torch
 from PIL import Image
 
+from ..aligned_crops import blend_mask
+from ..facial_components import FsthComponentsOutput
 from ..layers import background_plates
 from ..source_skips import Composition
 
@@ -21,7 +23,7 @@ MIN_SHARE = 0.02  # of a portrait anywhere in a frame, below which it is left ou
 class Compositor:
     """
     Puts frames together, one at a time: the portraits' figures, sampled once and bicubically where the flow leads,
-    over the background plate, and what the generator adds.
+    over the background plate, and what generator and facial components add.
 
     Args:
         crops: T head crops, each S x S x 3 uint8 RGB of any size.
@@ -35,18 +37,30 @@ class Compositor:
         rows, columns = np.mgrid[:size, :size].astype(np.float32)
         self._places = np.dstack([columns, rows])  # S x S x 2, pixels
 
-    def __call__(self, composition: Composition) -> np.ndarray:
+    def __call__(
+        self, composition: Composition, retouch: Callable[[np.ndarray], FsthComponentsOutput] | None = None
+    ) -> np.ndarray:
         """
         Args:
             composition ([`Composition`]): of one frame.
+            retouch (`Callable`, *optional*): Given what the portraits give, S x S x 3, what the components add to it.
 
         Returns:
             S x S x 3 uint8 RGB.
         """
-        flows, shares, shades, cavities, residual = (
-            getattr(composition, name)[0].float().cpu().numpy()
-            for name in ("flow", "shares", "shade", "cavities", "residual")
-        )  # K x h x w x 2, K x 1 x h x w, K x 1 x h x w, K x 3 x 1 x 1, 3 x h x w
+        frame = self.compose(composition)
+        return self.finish(frame, composition.residual, retouch and retouch(frame))
+
+    def compose(self, composition: Composition) -> np.ndarray:
+        """
+        What the portraits give of one frame.
+
+        Returns:
+            S x S x 3 float32 RGB, 0 to 255.
+        """
+        flows, shares, shades, cavities = (
+            getattr(composition, name)[0].float().cpu().numpy() for name in ("flow", "shares", "shade", "cavities")
+        )  # K x h x w x 2, K x 1 x h x w, K x 1 x h x w, K x 3 x 1 x 1
         used = [number for number in range(len(shares)) if shares[number].max() >= MIN_SHARE]
         shares = shares / shares[used].sum(axis=0)
         total = None
@@ -62,9 +76,46 @@ class Compositor:
                 share = cv2.resize(shares[number, 0], (self.size, self.size))
                 frame *= share[..., None]
             total = frame if total is None else total + frame
-        residual = np.ascontiguousarray(residual.transpose(1, 2, 0)) * 127.5
-        residual = cv2.resize(residual, (self.size, self.size), interpolation=cv2.INTER_CUBIC)
-        return cv2.add(total, residual, dtype=cv2.CV_8U)
+        return total
+
+    def finish(self, frame: np.ndarray, residual: torch.Tensor, components: FsthComponentsOutput | None) -> np.ndarray:
+        """
+        Add what the networks generate.
+
+        Args:
+            frame: Of [`~Compositor.compose`].
+            residual (`torch.Tensor` of shape `(1, 3, h, w)`): the generator's, [-1, 1] being the range of a picture.
+            components ([`FsthComponentsOutput`], *optional*): what takes its place at mouth and eyes.
+
+        Returns:
+            S x S x 3 uint8 RGB.
+        """
+        added = np.ascontiguousarray(residual[0].float().cpu().numpy().transpose(1, 2, 0))
+        added = cv2.resize(added, (self.size, self.size), interpolation=cv2.INTER_CUBIC)
+        for name in components.residuals if components is not None else ():
+            self._paste(added, components.residuals[name], components.alignments[name])
+        return cv2.add(frame, added * 127.5, dtype=cv2.CV_8U)
+
+    def _paste(self, added: np.ndarray, residual: torch.Tensor, alignment: torch.Tensor) -> None:
+        """Put a component's residual (1 x 3 x s x s) in the place of the generator's (S x S x 3) where it decides."""
+        crop = residual[0].float().cpu().permute(1, 2, 0).numpy()
+        size = len(crop)
+        crop = np.dstack([crop, blend_mask(size).numpy()])  # s x s x 4
+        matrix = alignment[0].double().cpu().numpy()
+        corners = (matrix[:, :2] @ [[-1, -1, 1, 1], [-1, 1, -1, 1]] + matrix[:, 2:] + 1) * self.size / 2  # 2 x 4
+        left, top = np.floor(corners.min(axis=1)).clip(0, self.size).astype(int)
+        right, bottom = np.ceil(corners.max(axis=1)).clip(0, self.size).astype(int)
+        if right <= left or bottom <= top:
+            return
+        # from the crop's pixels to the frame's, whose centres lie at halves
+        scale = matrix[:, :2] * self.size / size
+        origin = (matrix[:, 2] + 1) * self.size / 2 - scale @ np.full(2, size / 2 - 0.5) - 0.5 - [left, top]
+        pasted = cv2.warpAffine(
+            crop, np.column_stack([scale, origin]), (right - left, bottom - top), flags=cv2.INTER_CUBIC
+        )
+        region = added[top:bottom, left:right]
+        region *= 1 - pasted[..., 3:].clip(0, 1)
+        region += pasted[..., :3]
 
     def _open_mouth(self, frame: np.ndarray, shade: np.ndarray, cavity: np.ndarray) -> None:
         """Blend the colour of the cavity in where the mouth is open, and only there."""

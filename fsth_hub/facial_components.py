@@ -1,0 +1,223 @@
+"""Facial components: small networks for what no portrait shows, the inside of a mouth and lids over an eye.
+
+The flow of the landmarks opens a mouth but finds no teeth behind closed lips, and closes an eye but finds no lid. Each
+component works on an aligned crop (`aligned_crops.py`): it sees the crop of the composed frame, that of the portrait
+most like it, and where lips, inner mouth, lids and iris are in both, and adds what is missing. They are trained
+adversarially with discriminators of their own, as the facial components of GFPGAN (arXiv 2101.04061) are.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.utils import ModelOutput
+
+from .aligned_crops import PARTS, align, blend_mask, part_masks, sample_crops, similarity, to_aligned
+from .blocks import spectral_norm
+from .modeling_fsth import FsthPreTrainedModel
+from .source_skips import ConvBlock, ZeroConv2d
+
+
+NUM_MASKS = 2
+
+
+@strict
+class FsthComponentsConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`FsthFacialComponents`] and [`FsthComponentDiscriminators`].
+
+    Args:
+        mouth_size, eye_size (`int`, *optional*, default to 96 and 64): side of the aligned crops, a multiple of 8.
+        mouth_channels, eye_channels (`list[int]`, *optional*): at 1/2, 1/4 and 1/8 of the crop; multiples of 8.
+        num_middle_blocks (`int`, *optional*, defaults to 3): convolutions at the lowest resolution.
+        discriminator_channels (`int`, *optional*, defaults to 48): after the first layer, doubled by the next two.
+    """
+
+    model_type = "fsth_components"
+
+    mouth_size: int = 96
+    eye_size: int = 64
+    mouth_channels: list[int] | tuple[int, ...] = (48, 96, 160)
+    eye_channels: list[int] | tuple[int, ...] = (32, 64, 128)
+    num_middle_blocks: int = 3
+    discriminator_channels: int = 48
+
+    def size_of(self, network: str) -> int:
+        return self.mouth_size if network == "mouth" else self.eye_size
+
+
+@dataclass
+class ComponentSources(ModelOutput):
+    """What the components keep of a person's T portraits, by part.
+
+    Args:
+        crops (`dict` of `torch.Tensor` of shape `(T, 3, size, size)`): aligned crops in [-1, 1].
+        points (`dict` of `torch.Tensor` of shape `(T, 78, 2)`): landmarks, normalized coordinates of the crops.
+    """
+
+    crops: dict[str, torch.Tensor] | None = None
+    points: dict[str, torch.Tensor] | None = None
+
+
+@dataclass
+class FsthComponentsOutput(ModelOutput):
+    """
+    Args:
+        residuals (`dict` of `torch.Tensor` of shape `(batch, 3, size, size)`):
+            By part, what to add to the crop, [-1, 1] being the range of a picture, blended out towards the border.
+        alignments (`dict` of `torch.Tensor` of shape `(batch, 2, 3)`): where the crops lie, see [`align`].
+    """
+
+    residuals: dict[str, torch.Tensor] | None = None
+    alignments: dict[str, torch.Tensor] | None = None
+
+
+class ComponentGenerator(nn.Module):
+    """A U-Net over a crop, whose output starts at zero."""
+
+    def __init__(self, channels: list[int] | tuple[int, ...], num_middle_blocks: int):
+        super().__init__()
+        inputs = 4 * (3 + 3 + 2 * NUM_MASKS)
+        self.stem = nn.Sequential(ConvBlock(inputs, channels[0]), ConvBlock(channels[0], channels[0]))
+        self.down = nn.ModuleList(
+            nn.Sequential(ConvBlock(i, o, stride=2), ConvBlock(o, o))
+            for i, o in zip(channels[:-1], channels[1:], strict=True)
+        )
+        self.middle = nn.Sequential(*(ConvBlock(channels[-1], channels[-1]) for _ in range(num_middle_blocks)))
+        self.up = nn.ModuleList(
+            nn.Sequential(ConvBlock(i + o, o), ConvBlock(o, o))
+            for i, o in zip(channels[:0:-1], channels[-2::-1], strict=True)
+        )
+        self.head = ZeroConv2d(channels[0], 12, 3, padding=1)
+
+    def forward(self, x):
+        skips = [self.stem(F.pixel_unshuffle(x, 2))]  # B x 48 x 48 x 48
+        for block in self.down:
+            skips.append(block(skips[-1]))  # B x 96 x 24 x 24, B x 160 x 12 x 12
+        x = self.middle(skips.pop())
+        for block in self.up:
+            skip = skips.pop()
+            x = block(torch.cat([F.interpolate(x, skip.shape[-2:]), skip], dim=1))
+        return F.pixel_shuffle(self.head(x), 2)  # B x 3 x 96 x 96
+
+
+class FsthFacialComponents(FsthPreTrainedModel):
+    """The generators of mouth and eyes."""
+
+    config_class = FsthComponentsConfig
+
+    def __init__(self, config: FsthComponentsConfig):
+        super().__init__(config)
+        self.mouth = ComponentGenerator(config.mouth_channels, config.num_middle_blocks)
+        self.eye = ComponentGenerator(config.eye_channels, config.num_middle_blocks)
+        self.post_init()
+
+    def generate(self, network: str, warped, portraits, masks, portrait_masks) -> torch.Tensor:
+        """
+        What to add to crops.
+
+        Args:
+            network (`str`): `"mouth"` or `"eye"`.
+            warped, portraits (`torch.Tensor` of shape `(batch, 3, size, size)`):
+                Aligned crops of the composed frame and of a portrait, in [-1, 1].
+            masks, portrait_masks (`torch.Tensor` of shape `(batch, 2, size, size)`): of [`part_masks`], for both.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, 3, size, size)`.
+        """
+        x = torch.cat([warped, portraits, masks, portrait_masks], dim=1).to(self.dtype)  # B x 10 x 96 x 96
+        x = x.contiguous(memory_format=torch.channels_last)
+        return getattr(self, network)(x) * blend_mask(x.shape[-1], x.device)
+
+    def encode_portraits(self, images, landmarks) -> ComponentSources:
+        """
+        Args:
+            images (`list` of `torch.Tensor` of shape `(3, height, width)`): T head crops of any size, in [-1, 1].
+            landmarks (`list` of `torch.Tensor` of shape `(78, 2)`): pixels of the crops.
+        """
+        crops, points = {name: [] for name in PARTS}, {name: [] for name in PARTS}
+        for image, own in zip(images, landmarks, strict=True):
+            for name, part in PARTS.items():
+                frame_size = image.shape[-1]
+                alignment = align(own[None], part, frame_size)
+                crops[name].append(sample_crops(image[None], alignment, self.config.size_of(part.network)))
+                points[name].append(to_aligned(own[None], alignment, part, frame_size))
+        return ComponentSources(
+            crops={name: torch.cat(values) for name, values in crops.items()},
+            points={name: torch.cat(values) for name, values in points.items()},
+        )
+
+    def forward(self, frames, landmarks, sources: ComponentSources) -> FsthComponentsOutput:
+        """
+        Args:
+            frames (`torch.Tensor` of shape `(batch, 3, height, width)`):
+                Composed frames of one person, without the generator's residual, in [-1, 1].
+            landmarks (`torch.Tensor` of shape `(batch, 78, 2)`): pixels of the frames.
+            sources ([`ComponentSources`]): of [`~FsthFacialComponents.encode_portraits`].
+        """
+        residuals, alignments = {}, {}
+        for network in ("mouth", "eye"):
+            size = self.config.size_of(network)
+            inputs = []
+            names = [name for name, part in PARTS.items() if part.network == network]
+            for name in names:
+                part = PARTS[name]
+                alignments[name] = align(landmarks, part, frames.shape[-1])
+                points = to_aligned(landmarks, alignments[name], part, frames.shape[-1])
+                own = sources.points[name].to(points.device)
+                chosen = similarity(points[:, None], own[None], part).argmax(dim=1)  # B
+                masks = part_masks(torch.cat([points, own[chosen]]), part, size)
+                crops = sample_crops(frames, alignments[name], size)
+                inputs.append((crops, sources.crops[name][chosen].to(crops), *masks.chunk(2)))
+            generated = self.generate(network, *(torch.cat(tensors) for tensors in zip(*inputs, strict=True)))
+            residuals |= dict(zip(names, generated.float().chunk(len(names)), strict=True))
+        return FsthComponentsOutput(residuals=residuals, alignments=alignments)
+
+
+class ComponentDiscriminator(nn.Module):
+    """A patch discriminator, conditioned on what the generator was given."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        widths = [3 + 3 + NUM_MASKS, channels, 2 * channels, 4 * channels]
+        self.blocks = nn.ModuleList(
+            spectral_norm(nn.Conv2d(i, o, 4, stride=2, padding=1))
+            for i, o in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.blocks.append(spectral_norm(nn.Conv2d(widths[-1], widths[-1], 3, padding=1)))
+        self.head = spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1))
+
+    def forward(self, x):
+        features = []
+        for block in self.blocks:
+            x = F.leaky_relu(block(x), 0.2)
+            features.append(x)
+        return self.head(x), features
+
+
+class FsthComponentDiscriminators(FsthPreTrainedModel):
+    """The discriminators of mouth and eyes, for training and fine-tuning alone."""
+
+    config_class = FsthComponentsConfig
+
+    def __init__(self, config: FsthComponentsConfig):
+        super().__init__(config)
+        self.mouth = ComponentDiscriminator(config.discriminator_channels)
+        self.eye = ComponentDiscriminator(config.discriminator_channels)
+        self.post_init()
+
+    def forward(self, network: str, crops, warped, masks) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """
+        Args:
+            network (`str`): `"mouth"` or `"eye"`.
+            crops, warped (`torch.Tensor` of shape `(batch, 3, size, size)`): real or generated crops, and warped ones.
+            masks (`torch.Tensor` of shape `(batch, 2, size, size)`): of [`part_masks`].
+
+        Returns:
+            Scores of patches (`(batch, 1, size / 8, size / 8)`, unbounded) and the blocks' outputs.
+        """
+        x = torch.cat([crops, warped, masks], dim=1).contiguous(memory_format=torch.channels_last)
+        return getattr(self, network)(x)

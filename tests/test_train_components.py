@@ -1,0 +1,200 @@
+"""Training of the facial components: the crops it learns from, and the script."""
+
+import csv
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from meta_training import checkpoints, flags, log_of
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from shards import write_shards
+from test_facial_components import face
+from test_modeling import SIZE
+
+from fsth_hub.errors import FsthError
+from fsth_hub.facial_components import FsthComponentsConfig, FsthFacialComponents
+from training import train_components
+from training.component_dataset import ComponentCrops, is_plausible, list_stills
+
+
+TINY = {
+    "mouth_size": 32, "eye_size": 32, "mouth_channels": (8, 8, 16), "eye_channels": (8, 8, 8),
+    "num_middle_blocks": 1, "discriminator_channels": 8,
+}  # fmt: skip
+
+
+def texture(seed: int, size: int = SIZE) -> np.ndarray:
+    noise = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), np.uint8)
+    return np.asarray(Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Two people, whose faces rest while their pictures change; landmarks as in `face`, at 64 pixels."""
+    points = face(size=SIZE)[0].numpy()
+    frames = {f"{name}/1.mp4": [texture(seed + i) for i in range(10)] for seed, name in ((0, "ann"), (50, "bob"))}
+    return write_shards(tmp_path / "clips", frames, points)
+
+
+@pytest.fixture
+def stills(tmp_path):
+    """101 stills, of which 0, 50 and 100 are held out; number 7 has landmarks that are wrong, 8 is too small."""
+    folder = tmp_path / "stills"
+    (folder / "crops").mkdir(parents=True)
+    points = np.repeat(face(opening=30, size=SIZE).numpy(), 101, axis=0)
+    points[7, :48] += np.random.default_rng(0).uniform(-9, 9, (48, 2))
+    with open(folder / "index.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "source", "crop_side_px_in_original"])
+        for number in range(101):
+            Image.fromarray(texture(number)).save(folder / "crops" / f"{number:05d}.jpg", quality=95)
+            writer.writerow([f"{number:05d}.jpg", "made", 100 if number == 8 else 500])
+    np.savez(folder / "landmarks.npz", points=points)
+    return folder
+
+
+def test_stills_that_are_held_out_wrong_or_small_are_not_trained_on(stills):
+    training, held_out = ({path.stem for path, _ in list_stills(stills, flag)} for flag in (False, True))
+    assert held_out == {"00000", "00050", "00100"}
+    assert len(training) == 101 - 3 - 2 and not training & {"00000", "00007", "00008", "00050", "00100"}
+    assert not is_plausible(np.full((78, 2), np.nan))
+
+
+def test_crops_are_counted_once_for_a_mouth_and_once_for_each_eye(clips, stills):
+    mouths, eyes = (ComponentCrops(network, 32, clips, stills) for network in ("mouth", "eye"))
+    assert len(mouths.images) == 20 + 96 and len(eyes.images) == 2 * len(mouths.images)
+    assert [len(clip) for clip in mouths.clips] == [10, 10] and [len(clip) for clip in eyes.clips] == [10] * 4
+    assert mouths.clip_shares.sum() == pytest.approx(1) == eyes.clip_shares.sum()
+    assert mouths.images.shape[-1] == 44  # with a margin
+
+
+def test_a_face_that_rests_is_warped_to_itself(clips):
+    crops = ComponentCrops("mouth", 32, clips)
+    crops.images[:] = crops.images[0]
+    batch = crops.batch(np.random.default_rng(0), 6, 0.0, augment=False)
+    error = (batch["warped"] - batch["images"]).abs().amax(dim=1)
+    assert error[batch["masks"].amax(dim=1) == 0].max() < 0.01
+    assert error.mean() < 0.01  # the rim of an opening is left to the lips
+    assert torch.allclose(batch["portraits"], batch["images"])
+    assert torch.equal(batch["masks"], batch["portrait_masks"])
+
+
+@pytest.mark.parametrize("network", ["mouth", "eye"])
+def test_a_still_is_its_own_target_and_what_its_expression_hides_is_gone(clips, stills, network):
+    """The clips' change of expression, here made up, closes the still's mouth; its inside must not come back."""
+    crops = ComponentCrops(network, 32, clips, stills)
+    upper, lower = ([61, 62, 63], [67, 66, 65]) if network == "mouth" else ([37, 38], [41, 40])
+    for clip in crops.clips:  # half of each clip is closed
+        shut = crops.points[clip[5:]]
+        middle = (shut[:, upper, 1] + shut[:, lower, 1]) / 2
+        shut[:, upper, 1] = shut[:, lower, 1] = middle
+        crops.points[clip[5:]] = shut
+        crops.openings[clip[5:]] = 0
+    rng = np.random.default_rng(0)
+    batch = crops.batch(rng, 12, 1.0, augment=False)
+    kept = (crops.kept_size - crops.size) // 2
+    originals = crops.images[crops.stills][..., kept:-kept, kept:-kept].float() / 127.5 - 1
+    for image in batch["images"]:
+        assert (originals - image).abs().flatten(1).amax(dim=1).min() < 1e-4  # the picture itself
+    inside, outside = batch["masks"][:, :1] > 0.9, batch["masks"].amax(dim=1, keepdim=True) == 0
+    assert inside.any()
+    error = (batch["warped"] - batch["images"]).abs().mean(dim=1, keepdim=True)
+    assert error[inside].mean() > 3 * error[outside].mean()
+
+
+def test_batches_depend_on_their_seed_alone(clips, stills):
+    crops = ComponentCrops("eye", 32, clips, stills)
+    first, again, other = (crops.batch(np.random.default_rng(seed), 4, 0.5) for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["images"], other["images"])
+    for name in ("warped", "portraits", "images"):
+        assert first[name].shape == (4, 3, 32, 32) and first[name].abs().max() <= 1
+
+
+@pytest.fixture
+def vgg_with_heads(vgg, tmp_path):
+    heads = {f"lin{level}.weight": torch.full((1, 2, 1, 1), 0.5) for level in range(5)}
+    save_file(load_file(vgg) | heads, tmp_path / "vgg.safetensors")
+    return tmp_path / "vgg.safetensors"
+
+
+@pytest.fixture
+def train(clips, stills, vgg_with_heads, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(train_components, "FsthComponentsConfig", partial(FsthComponentsConfig, **TINY))
+
+    def train(name: str = "run", **options):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        defaults = {
+            "stills": stills,
+            "vgg": vgg_with_heads,
+            "output_dir": tmp_path / name,
+            "max_steps": 4,
+            "save_every": 2,
+        }
+        defaults |= {"mouth_batch_size": 4, "eye_batch_size": 2, "adversarial_start": 2, "log_every": 1}
+        defaults |= {"mixed_precision": "no", "validation_shards": clips}
+        train_components.main([str(clips)] + flags(defaults | options))
+        return tmp_path / name
+
+    return train
+
+
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(train, monkeypatch):
+    whole = train("whole")
+    entries = log_of(whole)
+    assert "mouth_adversarial" not in entries[1] and entries[2]["eye_discriminator"] > 0
+    validation = [json.loads(line) for line in (whole / "validation.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in validation] == [2, 4] and validation[0]["mouth_lpips_warped"] > 0
+    assert (whole / "mouth-0000004.jpg").exists() and (whole / "eye-0000002.jpg").exists()
+
+    saved = train_components.save_model
+
+    def killed(*arguments):
+        saved(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_components, "save_model", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train("parts")
+    monkeypatch.setattr(train_components, "save_model", saved)
+    with pytest.raises(FsthError, match="--resume"):
+        train("parts")
+    parts = train("parts", resume=True)
+    assert checkpoints(parts) == checkpoints(whole)
+    assert [entry["step"] for entry in log_of(parts)] == [1, 2, 3, 4]
+    for name in ("facial_components", "component_discriminators"):
+        ours, theirs = (load_file(folder / "model" / name / "model.safetensors") for folder in (parts, whole))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    loaded = FsthFacialComponents.from_pretrained(whole / "model" / "facial_components")
+    assert loaded.mouth.head.weight.abs().max() > 0
+
+
+def test_one_network_can_be_trained_alone_from_what_there_is(train):
+    first = train("first")
+    second = train("second", pretrained=first / "model", eye_batch_size=0, max_steps=1, adversarial_start=0)
+    before, after = (load_file(run / "model" / "facial_components" / "model.safetensors") for run in (first, second))
+    changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"mouth"}
+
+
+def test_components_learn_what_the_warp_lacks(train, monkeypatch):
+    """Open mouths are red inside, which no portrait shows."""
+    batch_of = ComponentCrops.batch
+
+    def red_mouths(*arguments, **options):
+        batch = batch_of(*arguments, **options)
+        red = torch.tensor([0.6, -0.8, -0.8]).view(1, 3, 1, 1)
+        return batch | {"images": torch.where(batch["masks"][:, :1] > 0.5, red, batch["warped"])}
+
+    monkeypatch.setattr(ComponentCrops, "batch", red_mouths)
+    options = {"max_steps": 60, "save_every": 60, "adversarial_start": 1000, "eye_batch_size": 0}
+    run = train("learning", **options, learning_rate=3e-3, ema_decay=0.8, mouth_batch_size=8)
+    entries = log_of(run)
+    assert entries[-1]["mouth_pixel"] < 0.7 * entries[0]["mouth_pixel"]
+    validation = json.loads((run / "validation.jsonl").read_text())
+    assert validation["mouth_pixel"] < 0.8 * validation["mouth_pixel_warped"]
