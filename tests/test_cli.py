@@ -108,7 +108,7 @@ def test_animate_takes_the_pipelines_options(tmp_path, model):
     assert not report["mark"] and not report["credentials"] and report["side_by_side"] == str(beside)
     frames, wide = read(output).astype(int), read(beside).astype(int)
     assert frames.shape == (3, 512, 512, 3) and np.abs(frames - frames[0]).mean() < 1
-    assert wide.shape == (3, 512, 3 * 512, 3) and open_clip(beside).has_audio
+    assert wide.shape == (3, 512, 3 * 512, 3) and open_clip(beside).audio_from
     assert np.abs(wide[:, :, 1024:] - frames).mean() < 4
     assert np.abs(wide[:, :, :512] - np.asarray(Image.open(PORTRAIT).convert("RGB"))).mean() < 4
     assert inspect(beside).credentials == inspect(output).credentials == "none"

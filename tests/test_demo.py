@@ -125,7 +125,7 @@ def test_animates_for_programs(client, folders):
     result, beside, preview, progress, details = client.predict(**arguments())
     for path, width in ((result, 256), (beside, 768)):
         clip = open_clip(path)
-        assert len(list(clip)) == 3 and (clip.width, clip.height) == (width, 256) and clip.has_audio
+        assert len(list(clip)) == 3 and (clip.width, clip.height) == (width, 256) and clip.audio_from
         html, report = client.predict(handle_file(path), api_name="/inspect")
         assert "Generated here, unchanged" in html and report["credentials"] == "valid"
     assert preview is None and "3 frames at 25 per second" in details
