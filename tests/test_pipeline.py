@@ -433,7 +433,7 @@ def test_driving_box_fits_the_clip(pipe):
         (clip(0, NO_FACE), {"reference_frame": 1}, FsthError, "reference_frame=1 is no frame"),
         (clip(0, 1), {"motion": "sideways"}, FsthError, "motion must be 'relative' or 'absolute', not 'sideways'"),
         (clip(0, 1), {"motion_strength": 3}, FsthError, "motion_strength must be a number from 0 to 2, not 3"),
-        (clip(0, 1), {"smoothing": -1}, FsthError, "smoothing must be a number from 0 to 1, not -1"),
+        (clip(0, 1), {"smoothing": -1}, FsthError, "smoothing, in seconds, must be a number from 0 to 1, not -1"),
         ([], {}, VideoError, "empty"),
         ("no_such.mp4", {}, VideoError, "no_such.mp4"),
     ],

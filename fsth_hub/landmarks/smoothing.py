@@ -133,4 +133,4 @@ def smooth_clip(
 
 def check_smoothing(seconds: float) -> None:
     """Refuse (`FsthError`) a time constant that is out of range."""
-    check_number("smoothing", seconds, 0, MAX_SMOOTHING)  # s
+    check_number("smoothing, in seconds,", seconds, 0, MAX_SMOOTHING)
