@@ -208,6 +208,12 @@ def test_what_cannot_work_fails_before_the_model_is_loaded(tmp_path, monkeypatch
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_face_is_chosen_in_portraits_alone(tmp_path, no_loading):
+    arguments = ["--driving", DRIVER, "--output", tmp_path / "out.mp4"]
+    assert_one_line_error(run("animate", "--identity", "ada", "--face", 1, *arguments), "--face", "--identity")
+    assert run("animate", PORTRAIT, "--seed", 1, *arguments).exit_code == 2  # nothing is random
+
+
 def test_folder_that_cannot_be_written(no_loading):
     folder = Path("/proc")  # where not even root may write
     if not folder.is_dir():

@@ -1,3 +1,4 @@
+import io
 import itertools
 import weakref
 from fractions import Fraction
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fsth_hub import video
-from fsth_hub.errors import VideoError
+from fsth_hub.errors import FsthError, VideoError
 from fsth_hub.video import open_clip, write_clip
 
 
@@ -190,6 +191,63 @@ def test_takes_frames_as_a_clip():
         open_clip(np.zeros((3, 8, 8, 3), np.int64))
     with pytest.raises(VideoError, match="empty"):
         open_clip([])
+
+
+class Pipe(io.RawIOBase):
+    """A file that can be read once, from its beginning to its end."""
+
+    def __init__(self, data: bytes):
+        self.inner = io.BytesIO(data)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        return self.inner.readinto(buffer)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp", "a.png"])
+def test_reads_files_in_memory(tmp_path, name):
+    """Bytes, file objects that can seek or cannot; each twice, at the same time; the caller's stay open."""
+    path = tmp_path / name
+    if name == "a.mp4":
+        make_clip(path, grey(6), sound="aac")
+    else:
+        first, *others = map(Image.fromarray, grey(6))
+        first.save(path, save_all=True, append_images=others, duration=40)
+    data, expected = path.read_bytes(), list(open_clip(path))
+    assert len(expected) == 6
+    with open(path, "rb") as opened:
+        for source in (data, io.BytesIO(data), opened, Pipe(data)):
+            clip = open_clip(source)
+            for first, second, frame in zip(clip, clip, expected, strict=True):
+                assert np.array_equal(first, frame) and np.array_equal(second, frame)
+            if name == "a.mp4":
+                assert write_clip(tmp_path / "out.mp4", clip, clip.fps, clip.audio_from) == 6
+                assert open_clip(tmp_path / "out.mp4").audio_from is not None
+        assert not opened.closed
+
+
+def test_frames_of_an_iterator_are_read_once_and_no_more_than_are_asked():
+    asked = []
+    clip = open_clip((asked.append(index) or picture(index) for index in itertools.count()), fps=10, max_frames=3)
+    assert (clip.fps, clip.duration, clip.frame_count) == (10, None, 3) and asked == [0]
+    assert [frame[-1, -1, 0] for frame in clip] == [0, 1, 2] and asked == [0, 1, 2]
+    with pytest.raises(VideoError, match="have been read"):
+        list(clip)
+
+
+def test_a_clip_can_be_opened_anew(tmp_path):
+    clip = open_clip(make_clip(tmp_path / "a.mp4", grey(10)), max_frames=4)
+    assert open_clip(clip) == clip
+    assert len(list(open_clip(clip, max_frames=9))) == 4 and len(list(open_clip(clip, max_frames=2))) == 2
+    assert open_clip(clip, fps=12.5).fps == 12.5
+
+
+@pytest.mark.parametrize("options", [{"fps": 0}, {"fps": "25"}, {"fps": float("nan")}, {"max_frames": 0}], ids=str)
+def test_bad_options_are_named(options):
+    with pytest.raises(FsthError, match=f"^{next(iter(options))} must be a"):
+        open_clip(grey(3), **options)
 
 
 def test_what_is_no_clip_is_one_sentence(tmp_path):
