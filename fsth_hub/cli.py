@@ -99,7 +99,6 @@ def animate(
     frames: Annotated[int | None, typer.Option(min=1, metavar="N", help="Make no more than so many frames.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
-    seed: Annotated[int, typer.Option(help="For PyTorch's random numbers.")] = 0,
     beside: Annotated[
         Path | None,
         typer.Option(
@@ -134,6 +133,8 @@ def animate(
     check_output(output, CLIPS, inputs=[*portraits, driving])
     if beside is not None:
         check_output(beside, CLIPS, inputs=[*portraits, driving, output])
+    if face and not portraits:
+        raise FsthError("--face chooses a face of portraits: leave it out where an --identity is given.")
     if paste_back and not portraits:
         raise FsthError("--paste-back needs a portrait to put the head back into: give portraits, not an --identity.")
     if motion == "absolute" and motion_strength != 1:
@@ -155,9 +156,6 @@ def animate(
             model, model_revision = model_of(identity)
     pipe = cli_loading.load_pipeline(model, device, dtype, model_revision)
     pipe.detector = found_detector
-    import torch
-
-    torch.manual_seed(seed)
     person = portraits if identity is None else pipe.load_identity(identity)
     result = pipe(
         person,
@@ -181,10 +179,10 @@ def animate(
 
         portrait = portraits[0] if identity is None else person.crops[0]
         clip = open_clip(output, fps=result.fps, allow_still=True)
-        frames = show_progress(clip, result.report["frames"])
+        frames = show_progress(clip, result.report.num_frames)
         whole = paste_back or identity is not None
         write_side_by_side(beside, portrait, driving, result, frames, pipe.size, whole)
-    report = result.report | {
+    report = result.report.to_dict() | {
         "output": str(output),
         "model": model or "bundled",
         "motion": motion,
@@ -196,18 +194,18 @@ def animate(
         "detector": detector,
         "device": str(pipe.device),
         "dtype": str(pipe.dtype).removeprefix("torch."),
-        "seed": seed,
         "versions": versions(),
     }
     if report_path is not None:
         text = json.dumps(report, indent=2)
         typer.echo(text) if to_stdout else report_path.write_text(text + "\n")
-    seconds = sum(report["seconds"].values())
-    sound = "with sound" if report["sound"] and output.suffix.lower() == ".mp4" else "without sound"
-    pixels = f"{'the head ' if paste_back else ''}{report['size']} x {report['size']} pixels"
-    if size is not None and report["size"] == report["max_size"] < size:
+    made = result.report
+    sound = "with sound" if made.sound and output.suffix.lower() == ".mp4" else "without sound"
+    pixels = f"{'the head ' if paste_back else ''}{made.size} x {made.size} pixels"
+    if size is not None and made.size == made.max_size < size:
         pixels += " (the portrait has no more)"
-    summary = f"{output}: {report['frames']} frames at {report['fps']:g} fps, {pixels}, {sound}, {seconds:.1f} s"
+    seconds = sum(made.seconds.values())
+    summary = f"{output}: {made.num_frames} frames at {made.fps:g} fps, {pixels}, {sound}, {seconds:.1f} s"
     typer.echo(summary, err=to_stdout)
 
 
@@ -236,7 +234,7 @@ def landmarks(
     if output.suffix.lower() in CLIPS:
         clip = open_clip(file)
         pictures = overlaid_clip(show_progress(clip, clip.frame_count), found_detector, face, file.name)
-        count = write_clip(output, pictures, clip.fps, clip.audio_path)
+        count = write_clip(output, pictures, clip.fps, clip.audio_from)
         typer.echo(f"{output}: {count} frames at {clip.fps:g} fps")
         return
     image = load_image(file)
@@ -249,8 +247,8 @@ def landmarks(
     typer.echo(f"{output}: face {face} of {len(faces)}, score {faces[face].score:.2f}")
 
 
-@app.command()
-def inspect(
+@app.command("inspect")
+def inspect_file(
     file: Annotated[Path, typer.Argument(help="A picture or a clip.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print all that was read, as JSON.")] = False,
 ) -> None:

@@ -78,8 +78,3 @@ def crop_image(image: np.ndarray, box: CropBox, size: int) -> np.ndarray:
 def to_crop(points: np.ndarray, box: CropBox, size: int) -> np.ndarray:
     """Points of the picture (... x 2, pixels) in pixels of its crop of side `size`, float32."""
     return ((points - np.array([box.left, box.top])) * (size / box.side)).astype(np.float32)
-
-
-def from_crop(points: np.ndarray, box: CropBox, size: int) -> np.ndarray:
-    """Points of a crop of side `size` (... x 2, pixels) in pixels of the picture, float32."""
-    return (points * (box.side / size) + np.array([box.left, box.top])).astype(np.float32)

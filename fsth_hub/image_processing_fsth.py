@@ -1,9 +1,10 @@
 """From any picture to what the networks take, and back: the one place that knows pixel ranges."""
 
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, BinaryIO, Literal, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -20,24 +21,53 @@ from transformers.utils import TensorType
 from .cropping import CropBox, crop_box, crop_image, to_crop
 from .errors import FsthError
 from .landmark_drawing import draw_landmarks
+from .landmark_layout import NUM_POINTS
 
 
-Picture = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
+Picture = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor
+Pixels = TypeVar("Pixels", np.ndarray, torch.Tensor)
 
 MAX_PIXELS = 64_000_000  # far more than a portrait needs; a small file can unpack to much more (a decompression bomb)
+
+KINDS = "a file (path, bytes or file object), a PIL image, an array H x W x 3 or a tensor C x H x W"  # for messages
 
 # Named, because Pillow would also start Ghostscript for whatever says that it is PostScript.
 FORMATS = ("JPEG", "PNG", "WEBP", "HEIF", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 
 
-def load_image(image: Picture) -> np.ndarray:
+def normalize(pixels: Pixels) -> Pixels:
+    """From what pictures hold, 0 to 255 as floats, to what the networks see, -1 to 1."""
+    return pixels / 127.5 - 1
+
+
+def denormalize(values: Pixels) -> Pixels:
+    """From what the networks see, -1 to 1, to what pictures hold, 0 to 255, neither rounded nor clamped."""
+    return (values + 1) * 127.5
+
+
+def list_pictures(pictures: Picture | Iterable[Picture]) -> list[Picture]:
+    """
+    One picture or several as a list, as [`load_image`] takes each: also of an array N x H x W x 3 or a tensor
+    N x C x H x W. File objects become their bytes, so that they can be read again.
+    """
+    if isinstance(pictures, np.ndarray | torch.Tensor):
+        pictures = pictures if pictures.ndim == 4 else [pictures]
+    elif isinstance(pictures, str | os.PathLike | bytes | Image.Image) or hasattr(pictures, "read"):
+        pictures = [pictures]
+    elif not isinstance(pictures, Iterable):
+        raise FsthError(f"Pictures must be {KINDS}, or a list of those, not {type(pictures)}.")
+    return [_contents(picture) if hasattr(picture, "read") else picture for picture in pictures]
+
+
+def load_image(image: Picture, name: str = "The picture") -> np.ndarray:
     """Read a picture of any kind as plain RGB.
 
     Args:
-        image: A file's path (also HEIC and AVIF; the first picture of an animation), a PIL image, an array H x W,
-            H x W x 1, 3 or 4 of uint8, uint16 or float in [0, 1], or a tensor C x H x W of the same. The camera's
-            orientation is applied. What is transparent becomes white, as on a web page: what people saw when they
-            chose the picture.
+        image: A file's path, its bytes, or a file object opened in binary mode (also HEIC and AVIF; the first picture
+            of an animation), a PIL image, an array H x W, H x W x 1, 3 or 4 of uint8, uint16 or float in [0, 1], or a
+            tensor H x W or C x H x W of the same. The camera's orientation is applied. What is transparent becomes
+            white, as on a web page: what people saw when they chose the picture.
+        name: What messages call it; a file goes by its own name.
 
     Returns:
         H x W x 3 uint8, upright.
@@ -45,25 +75,42 @@ def load_image(image: Picture) -> np.ndarray:
     Raises:
         FsthError: It is no picture that can be read; the message names the file.
     """
-    name = "The picture"
+    if hasattr(image, "read"):
+        image = _contents(image)
     if isinstance(image, str | os.PathLike):
         name = Path(image).name
-        with _open(image) as file:
+    if isinstance(image, str | os.PathLike | bytes):
+        with _open(image, name) as file:
             image = _decode(file, name)
     elif isinstance(image, Image.Image):
         image = _decode(image, name)
-    elif isinstance(image, torch.Tensor) and image.ndim == 3:
-        image = image.detach().cpu().movedim(0, -1)
+    elif isinstance(image, torch.Tensor):
+        shape, image = tuple(image.shape), image.detach().cpu()
+        if image.ndim == 3:
+            image = image.movedim(0, -1)
+        if image.ndim not in (2, 3) or image.ndim == 3 and image.shape[2] not in (1, 3, 4):
+            raise FsthError(f"{name} must be H x W or C x H x W where it is a tensor, C being 1, 3 or 4, not {shape}.")
         image = (image.float() if image.is_floating_point() else image).numpy()
     if not isinstance(image, np.ndarray):
-        raise FsthError(f"{name} must be a file, a PIL image, an array or a C x H x W tensor, not {type(image)}.")
+        raise FsthError(f"{name} must be {KINDS}, not {type(image)}.")
     return _to_rgb8(image, name)
 
 
-def _open(path: str | os.PathLike) -> Image.Image:
-    if not Path(path).is_file():
-        hint = "download it first and give the file" if "://" in str(path) else "check the path"
-        raise FsthError(f"There is no picture at {path}: {hint}.")
+def _contents(file: BinaryIO) -> bytes:
+    if hasattr(file, "seekable") and file.seekable():
+        file.seek(0)
+    data = file.read()
+    if not isinstance(data, bytes):
+        raise FsthError("A picture's file object must give bytes: open the file in binary mode ('rb').")
+    return data
+
+
+def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
+    if isinstance(source, bytes):
+        source = io.BytesIO(source)
+    elif not Path(source).is_file():
+        hint = "download it first and give the file" if "://" in str(source) else "check the path"
+        raise FsthError(f"There is no picture at {source}: {hint}.")
     try:
         from pillow_heif import register_heif_opener
 
@@ -72,11 +119,11 @@ def _open(path: str | os.PathLike) -> Image.Image:
     except ImportError:  # where only networks are trained, or this file was loaded without its package
         formats = [name for name in FORMATS if name != "HEIF"]
     try:
-        return Image.open(path, formats=formats)
+        return Image.open(source, formats=formats)
     except Image.DecompressionBombError as error:
-        raise FsthError(f"{Path(path).name} is too large: give a picture below 64 megapixels.") from error
+        raise FsthError(f"{name} is too large: give a picture below 64 megapixels.") from error
     except Exception as error:  # Pillow raises nearly anything for damaged files
-        raise FsthError(f"{Path(path).name} is not a picture that can be read (jpg, png, webp, heic, ...).") from error
+        raise FsthError(f"{name} is not a picture that can be read (jpg, png, webp, heic, ...).") from error
 
 
 def _decode(image: Image.Image, name: str) -> np.ndarray:
@@ -99,7 +146,8 @@ def _to_rgb8(image: np.ndarray, name: str) -> np.ndarray:
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or image.size == 0:
-        raise FsthError(f"{name} must be H x W, or H x W x 1, 3 or 4 (a tensor C x H x W), not {image.shape}.")
+        shape = image.shape
+        raise FsthError(f"{name} must be H x W or H x W x C where it is an array, C being 1, 3 or 4, not {shape}.")
     if image.dtype.kind == "f":
         if not (image.min() >= -1e-3 and image.max() <= 1 + 1e-3):  # so that NaN fails too
             raise FsthError(f"{name} has float values outside [0, 1]: scale it, or give uint8.")
@@ -115,22 +163,32 @@ def _to_rgb8(image: np.ndarray, name: str) -> np.ndarray:
 
 
 class FsthImageProcessorKwargs(TypedDict, total=False):
+    do_resize: bool | None
     size: Annotated[int | dict[str, int] | None, image_size_validator()]
+    do_rescale: bool | None
+    do_normalize: bool | None
     return_tensors: Annotated[str | TensorType | None, tensor_type_validator()]
 
 
 class FsthImageProcessor(PilBackend):
     """Makes model inputs of portraits and landmarks, and pictures of model outputs.
 
-    Its only option is the size: range and colours are the networks' own, and no choice.
+    ```python
+    embedding = embedder(**processor(portraits, landmarks)).embedding
+    sources = generator.encode_sources(**processor(portraits, landmarks, return_landmarks=True))
+    ```
 
     Args:
         size (`int` or `dict`, *optional*, defaults to 256): Side of the square pictures that the networks see.
+        do_resize (`bool`, *optional*, defaults to `True`): `False` for pictures that are square and of one size.
+        do_rescale (`bool`, *optional*, defaults to `True`): From 0..255 to 0..1.
+        do_normalize (`bool`, *optional*, defaults to `True`): From 0..1 to -1..1, which the networks take.
     """
 
     valid_kwargs = FsthImageProcessorKwargs
-    model_input_names = ["pixel_values", "landmark_images", "landmarks"]
+    model_input_names = ["images", "landmark_images"]
     size = {"height": 256, "width": 256}
+    do_resize = do_rescale = do_normalize = True
 
     @property
     def side(self) -> int:
@@ -155,23 +213,26 @@ class FsthImageProcessor(PilBackend):
 
     def preprocess(
         self,
-        images: Picture | Sequence[Picture],
-        landmarks: np.ndarray | Sequence[np.ndarray] | None = None,
+        images: Picture | Sequence[Picture] | Sequence[Sequence[Picture]],
+        landmarks: np.ndarray | Sequence | None = None,
+        return_landmarks: bool = False,
         return_tensors: str | TensorType | None = "pt",
         **kwargs,
     ) -> BatchFeature:
         """Make model inputs of pictures that are already cropped.
 
         Args:
-            images: A picture or B of them, all that `load_image` takes; resized to `size`.
-            landmarks: B x 78 x 2, x then y, pixels of the given picture; NaN is not drawn.
+            images: A picture, or K of one person, or for each of B people K pictures (nested lists, an array
+                B x K x H x W x 3 or a tensor B x K x C x H x W); each all that `load_image` takes; resized to `size`.
+            landmarks: 78 x 2 for each picture, nested alike; x then y, pixels of the given picture; NaN is not drawn.
+            return_landmarks: Return them too, in pixels of the resized picture, for [`FsthGenerator.encode_sources`].
             return_tensors: As everywhere in transformers, defaults to PyTorch's.
 
         Returns:
-            `pixel_values`, B x 3 x side x side float32 in [-1, 1]. With landmarks also `landmark_images`, their
-            drawings of the same shape and range, and `landmarks`, B x 78 x 2 float32 in pixels of the resized picture.
+            `images`, B x K x 3 x side x side float32 in [-1, 1]. With landmarks also `landmark_images`, their
+            drawings of the same shape and range, and if asked for `landmarks`, B x K x 78 x 2 float32.
         """
-        return super().preprocess(images, landmarks, return_tensors=return_tensors, **kwargs)
+        return super().preprocess(images, landmarks, return_landmarks, return_tensors=return_tensors, **kwargs)
 
     def draw(self, landmarks: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
         """Draw landmarks for the networks.
@@ -182,7 +243,8 @@ class FsthImageProcessor(PilBackend):
         Returns:
             B x 3 x side x side float32 in [-1, 1].
         """
-        return torch.from_numpy(np.stack(self._drawings(_batch(landmarks), self.side)))
+        points = np.asarray(landmarks, np.float32).reshape(-1, NUM_POINTS, 2)
+        return torch.from_numpy(normalize(self._drawings(points, self.side)))
 
     def postprocess(
         self, images: torch.Tensor, output_type: Literal["np", "pil"] = "np"
@@ -196,7 +258,7 @@ class FsthImageProcessor(PilBackend):
         Returns:
             B pictures.
         """
-        pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        pixels = denormalize(images.float()).round().clamp(0, 255).to(torch.uint8)
         arrays = list(pixels.permute(0, 2, 3, 1).cpu().numpy())
         return [Image.fromarray(array) for array in arrays] if output_type == "pil" else arrays
 
@@ -215,38 +277,57 @@ class FsthImageProcessor(PilBackend):
             raise FsthError(f"The networks see square pictures: give the size as one number, not {size}.")
         return kwargs
 
-    def _prepare_images_structure(self, images: Picture | Sequence[Picture], **kwargs) -> list[Picture]:
-        if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
-            return list(images)
-        return list(images) if isinstance(images, list | tuple) else [images]
+    def _validate_preprocess_kwargs(self, **kwargs) -> None:
+        """Nothing: the library asks for a factor, a mean and a deviation, which are the networks' own, no choice."""
+
+    def _prepare_images_structure(self, images, **kwargs) -> list[list[Picture]]:
+        """For each person a list of pictures, of one length."""
+        nested = getattr(images, "ndim", 0) == 5
+        if isinstance(images, list | tuple) and images:
+            nested = isinstance(images[0], list | tuple) or getattr(images[0], "ndim", 0) == 4
+        people = [list_pictures(pictures) for pictures in images] if nested else [list_pictures(images)]
+        counts = {len(pictures) for pictures in people}
+        if len(counts) != 1 or counts == {0}:
+            raise FsthError("Give at least one picture, and of several people as many of each.")
+        return people
 
     def process_image(self, image: Picture, **kwargs) -> np.ndarray:
         return np.moveaxis(load_image(image), -1, 0)  # 3 x H x W
 
-    def _preprocess_image_like_inputs(self, images, landmarks, size: SizeDict, **kwargs) -> BatchFeature:
-        pictures = self._prepare_image_like_inputs(images)
-        data = {
-            "pixel_values": [_to_model(self.resize(p, size, PILImageResampling.BICUBIC)) for p in pictures],
-        }
+    def _preprocess_image_like_inputs(
+        self, images, landmarks, return_landmarks, do_resize, size: SizeDict, do_rescale, do_normalize, **kwargs
+    ) -> BatchFeature:
+        people = self._prepare_image_like_inputs(images)
+        batch = len(people), len(people[0])
+        given = [picture for person in people for picture in person]
+        pictures = [self.resize(p, size, PILImageResampling.BICUBIC) for p in given] if do_resize else given
+        side = pictures[0].shape[1]
+        if any(picture.shape != (3, side, side) for picture in pictures):
+            raise FsthError("Pictures must be square and of one size where do_resize is False.")
+
+        def to_model(pixels: np.ndarray) -> np.ndarray:
+            if do_rescale:
+                pixels = normalize(pixels) if do_normalize else pixels / 255
+            elif do_normalize:
+                pixels = 2 * pixels - 1
+            return pixels.reshape(*batch, 3, side, side)
+
+        data = {"images": to_model(np.stack(pictures).astype(np.float32))}
         if landmarks is not None:
-            points = _batch(landmarks)
+            points = np.asarray(landmarks, np.float32)
+            if points.shape[-2:] != (NUM_POINTS, 2):
+                raise FsthError(f"landmarks must be {NUM_POINTS} x 2 for each picture, not {points.shape}.")
+            points = points.reshape(-1, NUM_POINTS, 2)
             if len(points) != len(pictures):
                 raise FsthError(f"There are {len(pictures)} pictures but landmarks for {len(points)}.")
-            scale = [(size.width / p.shape[2], size.height / p.shape[1]) for p in pictures]
-            points = points * np.array(scale, np.float32)[:, None]
-            data |= {"landmarks": points, "landmark_images": self._drawings(points, size.height)}
+            points = points * np.array([(side / p.shape[2], side / p.shape[1]) for p in given], np.float32)[:, None]
+            data["landmark_images"] = to_model(self._drawings(points, side))
+            if return_landmarks:
+                data["landmarks"] = points.reshape(*batch, NUM_POINTS, 2)
+        elif return_landmarks:
+            raise FsthError("return_landmarks needs landmarks: give them too.")
         return BatchFeature(data, tensor_type=kwargs["return_tensors"])
 
-    def _drawings(self, points: np.ndarray, side: int) -> list[np.ndarray]:
-        return [_to_model(np.moveaxis(draw_landmarks(p, side), -1, 0)) for p in points]
-
-
-def _to_model(image: np.ndarray) -> np.ndarray:
-    """uint8 to float32 in [-1, 1]."""
-    return image.astype(np.float32) / 127.5 - 1
-
-
-def _batch(landmarks: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-    """B x 78 x 2 float32."""
-    points = np.asarray(landmarks, np.float32)
-    return points[None] if points.ndim == 2 else points
+    def _drawings(self, points: np.ndarray, side: int) -> np.ndarray:
+        """N x 3 x side x side float32, 0 to 255, of points N x 78 x 2."""
+        return np.stack([np.moveaxis(draw_landmarks(p, side), -1, 0) for p in points]).astype(np.float32)

@@ -1,15 +1,11 @@
 """The moving head put back into the photograph that it came from."""
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 
 from .cropping import CropBox, crop_image
 from .errors import FsthError
 from .image_processing_fsth import Picture, load_image
-from .person import FsthPerson, Portrait
 
 
 MAX_SIZE = (1920, 1080)  # pixels, the longer and the shorter side: what every player and H.264 encoder takes
@@ -122,24 +118,3 @@ def _smoothstep(x: np.ndarray) -> np.ndarray:
     """0 below 0, 1 above 1, and no kink between: a kink is seen as a line."""
     x = x.clip(0, 1)
     return (x * x * (3 - 2 * x)).astype(np.float32)
-
-
-def paste_back(portraits: Portrait | Sequence[Portrait], person: FsthPerson) -> PasteBack:
-    """Ready the first portrait as the canvas on which the person moves.
-
-    Args:
-        portraits: What the person was made of, as `FsthPipeline.embed` takes it.
-        person: The person that `embed` made of it.
-
-    Raises:
-        FsthError: There is no photograph, only a person or identity.
-    """
-    if isinstance(portraits, FsthPerson):
-        raise FsthError(
-            "Pasting back needs the photograph, which a person or identity does not hold: give the portraits, or put "
-            "the frames of `drive` into it with `PasteBack(photograph, box)`."
-        )
-    single = (
-        isinstance(portraits, (str, Path, Image.Image)) or isinstance(portraits, np.ndarray) and portraits.ndim < 4
-    )
-    return PasteBack(portraits if single else portraits[0], person.boxes[0])

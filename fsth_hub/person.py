@@ -1,5 +1,6 @@
 """A person as the pipeline knows them from one or more portraits, without fine-tuning."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from .cropping import CropBox, crop_box, crop_image, to_crop, whole_frame
 from .errors import FsthError, NoFaceError
 from .facial_components import ComponentSources, FsthFacialComponents
-from .image_processing_fsth import load_image
+from .image_processing_fsth import Picture, list_pictures, load_image, normalize
 from .modeling_fsth import FsthGenerator
 from .source_skips import FsthSources
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DEFAULT_SIZE, MAX_SIZE = 512, 1024  # of frames, pixels
 MAX_COMPONENT_PORTRAITS = 64  # whose mouths and eyes the facial components choose from
 
-Portrait = str | Path | Image.Image | np.ndarray
+Portrait = Picture
 
 
 @dataclass
@@ -89,7 +89,7 @@ class FsthPersonMixin:
         Learn a person from one or more portraits (section 3.4 without fine-tuning).
 
         Args:
-            portraits: A picture or several of one person: paths, PIL images, or H x W x 3 uint8 RGB arrays.
+            portraits: A picture or several of one person, each all that [`load_image`] takes.
             face_index (`int` or `list[int]`, *optional*, defaults to 0):
                 Which face of a picture, counted from the largest; one for all pictures, or one for each.
             crop (`bool`, *optional*, defaults to `True`): `False` if the pictures are square head crops already.
@@ -106,18 +106,16 @@ class FsthPersonMixin:
         Cut the heads out of portraits: the crops, their landmarks, and the squares, as `embed_crops` takes them. Crops
         are as large as the heads, but no smaller than what the networks see, and 1024 pixels at most.
         """
-        single_array = isinstance(portraits, np.ndarray) and portraits.ndim < 4
-        if single_array or isinstance(portraits, (str, Path, Image.Image)):
-            portraits = [portraits]
-        if len(portraits) == 0:
+        portraits = list_pictures(portraits)
+        if not portraits:
             raise FsthError("Give at least one portrait.")
         indices = [face_index] * len(portraits) if isinstance(face_index, int) else face_index
         if len(indices) != len(portraits):
             raise FsthError(f"There are {len(portraits)} portraits but face indices for {len(indices)}.")
         crops, landmarks, boxes = [], [], []
         for number, (portrait, face_index) in enumerate(zip(portraits, indices, strict=True), start=1):
-            name = Path(portrait).name if isinstance(portrait, (str, Path)) else f"portrait {number}"
-            image = load_image(portrait)
+            name = Path(portrait).name if isinstance(portrait, str | os.PathLike) else f"portrait {number}"
+            image = load_image(portrait, f"Portrait {number}")
             faces = self.detector.detect(image)
             if not faces:
                 raise NoFaceError(f"No face was found in {name}; use a picture in which the face is seen clearly.")
@@ -159,11 +157,11 @@ class FsthPersonMixin:
 
         mattes = np.stack([cut_out(*pair) for pair in zip(crops, landmarks, strict=True)])[:, None]  # K x 1 x h x w
         mattes = F.interpolate(torch.from_numpy(mattes), (self.size, self.size), mode="bilinear", antialias=True)
-        inputs = self.image_processor.preprocess(list(crops), list(landmarks))
+        inputs = self.image_processor.preprocess(list(crops), list(landmarks), return_landmarks=True)
         return [
-            inputs["pixel_values"].to(self.device, memory_format=torch.channels_last)[None],  # 1 x K x 3 x 256 x 256
-            inputs["landmark_images"].to(self.device, memory_format=torch.channels_last)[None],
-            inputs["landmarks"].to(self.device)[None],  # 1 x K x 78 x 2
+            inputs["images"][0].to(self.device, memory_format=torch.channels_last)[None],  # 1 x K x 3 x 256 x 256
+            inputs["landmark_images"][0].to(self.device, memory_format=torch.channels_last)[None],
+            inputs["landmarks"].to(self.device),  # 1 x K x 78 x 2
             mattes.to(self.device)[None],  # 1 x K x 1 x 256 x 256
         ]
 

@@ -1,83 +1,37 @@
 """Portraits and a driving clip in, a talking head out: embed a person once, then drive them with many clips."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import BaseOutput
 from PIL import Image
 
-from .cropping import CropBox, crop_box, to_crop, whole_frame
+from .checks import check_choice, check_flags, check_number
+from .containers import ClipFile
+from .cropping import crop_box, to_crop, whole_frame
 from .errors import FsthError, NoFaceError
 from .facial_components import FsthComponentsOutput, FsthFacialComponents
 from .identity_mixin import FsthIdentityMixin
-from .image_processing_fsth import FsthImageProcessor
+from .image_processing_fsth import FsthImageProcessor, list_pictures
 from .landmarks import LandmarkDetector, MotionAdapter, get_detector, pick_reference, smooth_clip, track_clip
-from .landmarks.motion import MotionMode
-from .landmarks.smoothing import DEFAULT_SMOOTHING
+from .landmarks.motion import MotionMode, check_motion
+from .landmarks.smoothing import DEFAULT_SMOOTHING, check_smoothing
 from .modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
-from .paste_back import paste_back as ready_canvas
+from .paste_back import PasteBack
 from .person import DEFAULT_SIZE, MAX_SIZE, FsthPerson, FsthPersonMixin, Portrait
+from .pipeline_output import OUTPUT_TYPES, DrivingMotion, FsthPipelineOutput, FsthReport, as_output_type
 from .pretrained import FsthPretrainedMixin
 from .provenance import OUTPUT_METADATA, Origin, add_mark, check_credentials, sign
-from .video import Clip, open_clip, write_clip
+from .video import FPS_RANGE, Clip, Frames, check_output_path, open_clip, write_clip
 
 
-Driving = str | Path | np.ndarray | Sequence[np.ndarray | Image.Image]
-
-
-@dataclass
-class DrivingMotion:
-    """A driving clip as the generator needs it: no pictures, only where the landmarks are.
-
-    Args:
-        landmarks (`list`): for each frame 78 x 2 pixels of the crop, or `None` where the face is gone.
-        fps (`float`): frames per second.
-        box (`CropBox`): the crop, fixed for the whole clip, pixels of the clip.
-        audio_path (`Path`, *optional*): the file that holds the clip's sound.
-    """
-
-    landmarks: list[np.ndarray | None]
-    fps: float
-    box: CropBox
-    audio_path: Path | None = None
-
-    @property
-    def missing(self) -> list[int]:
-        """The frames in which no face was found; the last pose is held there."""
-        return [index for index, points in enumerate(self.landmarks) if points is None]
-
-
-@dataclass
-class FsthPipelineOutput(BaseOutput):
-    """
-    Args:
-        frames (`list[PIL.Image.Image]`, *optional*): the clip; `None` if it was streamed to `output_path`.
-        fps (`float`): frames per second.
-        audio_path (`Path`, *optional*): the file that holds the driver's sound.
-        report (`dict`): number of frames, crop boxes, seconds per stage, and the frames without a face.
-        origin ([`Origin`], *optional*): what the Content Credentials of a saved clip tell; `None` for none.
-        driving ([`DrivingMotion`], *optional*): what drove it.
-    """
-
-    frames: list[Image.Image] | None
-    fps: float
-    audio_path: Path | None
-    report: dict = field(default_factory=dict)
-    origin: Origin | None = None
-    driving: DrivingMotion | None = None
-
-    def save(self, path: str | Path) -> int:
-        """Write the clip as mp4, with the driver's sound, or gif; returns the number of frames."""
-        if self.frames is None:
-            raise FsthError("The clip has already been written, to the `output_path` that was given.")
-        finish = None if self.origin is None else partial(sign, origin=self.origin)
-        return write_clip(path, self.frames, self.fps, self.audio_path, OUTPUT_METADATA, finish)
+Driving = ClipFile | Frames | Clip
 
 
 class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, DiffusionPipeline):
@@ -137,7 +91,7 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
 
     def read_driving(
         self,
-        driving: Driving | Clip,
+        driving: Driving,
         face_index: int = 0,
         crop: bool = True,
         num_frames: int | None = None,
@@ -147,18 +101,21 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         Follow the face of a driving clip, holding one frame at a time.
 
         Args:
-            driving: A video file, or its frames (N x H x W x 3 uint8 RGB, or a list of pictures).
+            driving: A video (path, bytes, file object), frames (array N x H x W x 3, tensor N x C x H x W, a list or
+                any other iterable of pictures) or a clip, as [`open_clip`] takes them.
             face_index (`int`, *optional*, defaults to 0): Which face, counted from the largest in the first frame.
             crop (`bool`, *optional*, defaults to `True`): `False` if the clip is a square head crop already.
             num_frames (`int`, *optional*): Read no more than so many frames.
-            fps (`float`, *optional*): Frames per second; by default the clip's own.
+            fps (`float`, *optional*):
+                Frames per second to take of a file or clip; by default its own, or a whole part of it that is not
+                above 32. For frames, the rate at which they were taken, by default 25.
 
         Raises:
             FsthError: The clip cannot be read; [`NoFaceError`] where no frame has a face.
         """
-        clip = driving if isinstance(driving, Clip) else open_clip(driving, fps=fps, max_frames=num_frames)
-        name = Path(driving).name if isinstance(driving, (str, Path)) else "the driving clip"
-        box = None if crop else whole_frame(clip.width, clip.height, name)
+        check_number("face_index", face_index, 0, whole=True)
+        clip = open_clip(driving, fps=fps, max_frames=num_frames)
+        box = None if crop else whole_frame(clip.width, clip.height, clip.name)
         faces = []
         with self.progress_bar(total=clip.frame_count or 0) as progress:
             for face in track_clip(clip, self.detector, face_index):
@@ -166,10 +123,10 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
                 progress.update()
         found = [points for points in faces if points is not None]
         if not found:
-            raise NoFaceError(f"No face was found in {name}; use a clip in which the face is seen clearly.")
+            raise NoFaceError(f"No face was found in {clip.name}; use a clip in which the face is seen clearly.")
         box = box or crop_box(np.stack(found))
         landmarks = [None if points is None else to_crop(points, box, self.size) for points in faces]
-        return DrivingMotion(landmarks, clip.fps, box, clip.audio_path)
+        return DrivingMotion(landmarks, clip.fps, box, clip.audio_from)
 
     def drive(
         self,
@@ -204,7 +161,7 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         if reference_frame is None:
             reference_frame = pick_reference(person.landmarks, landmarks)
         elif not 0 <= reference_frame < len(landmarks) or landmarks[reference_frame] is None:
-            raise FsthError(f"Frame {reference_frame} of the driving clip does not exist or shows no face.")
+            raise FsthError(f"reference_frame={reference_frame} is no frame of the driving clip, or shows no face.")
         adapt = MotionAdapter(person.landmarks, landmarks[reference_frame], motion, motion_strength)
         generator = person.tuned_generator(self.generator).fused()
         for points in landmarks:
@@ -223,16 +180,21 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         Raises:
             FsthError: Another size, or a model without source skips, which has no pixels of the portrait to take.
         """
+        self.check_size(size)
         if not self.generator.config.source_skips:
-            if size not in (None, self.size):
-                raise FsthError(
-                    f"This model draws frames of {self.size} x {self.size} pixels alone: it does not look at the "
-                    "portrait's own pixels (source_skips). Leave the size out."
-                )
             return self.size
-        if size is not None and (not self.size <= size <= MAX_SIZE or size % 2):
-            raise FsthError(f"The size must be an even number from {self.size} to {MAX_SIZE}, not {size}.")
         return min(size or max(DEFAULT_SIZE, self.size), person.max_size)
+
+    def check_size(self, size: int | None) -> None:
+        """Refuse (`FsthError`) a size of frames that this model does not draw."""
+        if size is None:
+            return
+        check_number("size", size, self.size, MAX_SIZE, even=True)
+        if not self.generator.config.source_skips and size != self.size:
+            raise FsthError(
+                f"size must be left out: this model draws frames of {self.size} x {self.size} pixels alone, since it "
+                "does not look at the portrait's own pixels (source_skips)."
+            )
 
     @torch.no_grad()
     def draw_frame(
@@ -270,10 +232,62 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
     def _to_dtype(self, images: torch.Tensor) -> torch.Tensor:
         return images.to(self.generator.dtype)
 
+    def check_inputs(
+        self,
+        portraits,
+        driving,
+        motion,
+        face_index,
+        driving_face_index,
+        num_frames,
+        fps,
+        reference_frame,
+        motion_strength,
+        smoothing,
+        size,
+        paste_back,
+        output_path,
+        output_type,
+        callback_on_frame_end,
+        **flags,
+    ) -> None:
+        """Refuse (`FsthError`) arguments of [`~FsthPipeline.__call__`] that cannot work, before any work is done."""
+        check_motion(motion, motion_strength)
+        check_smoothing(smoothing)
+        check_flags(paste_back=paste_back, **flags)
+        check_choice("output_type", output_type, OUTPUT_TYPES)
+        for index in [face_index] if np.ndim(face_index) == 0 else face_index:
+            check_number("face_index", index, 0, whole=True)
+        check_number("driving_face_index", driving_face_index, 0, whole=True)
+        if num_frames is not None:
+            check_number("num_frames", num_frames, 1, whole=True)
+        if fps is not None:
+            check_number("fps", fps, *FPS_RANGE)
+        if reference_frame is not None:
+            check_number("reference_frame", reference_frame, 0, whole=True)
+        self.check_size(size)
+        if isinstance(portraits, FsthPerson) and face_index != 0:
+            raise FsthError("face_index chooses a face of portraits: leave it out where a person is given.")
+        if isinstance(portraits, FsthPerson) and paste_back:
+            raise FsthError(
+                "paste_back needs the photograph, which a person or identity does not hold: give the portraits, or "
+                "put the frames of `drive` into it with `PasteBack(photograph, box)`."
+            )
+        if isinstance(driving, DrivingMotion) and (fps is not None or driving_face_index != 0):
+            raise FsthError(
+                "fps and driving_face_index are for clips, not for motion that was read: give them to `read_driving`."
+            )
+        if output_path is not None:
+            check_output_path(output_path)
+            if output_type != "pil":
+                raise FsthError("output_type is for frames that are returned: leave it out, or output_path.")
+        if callback_on_frame_end is not None and not callable(callback_on_frame_end):
+            raise FsthError(f"callback_on_frame_end must be a function, not {type(callback_on_frame_end)}.")
+
     def __call__(
         self,
         portraits: Portrait | Sequence[Portrait] | FsthPerson,
-        driving: Driving | Clip | DrivingMotion,
+        driving: Driving | DrivingMotion,
         *,
         motion: MotionMode = "relative",
         crop: bool = True,
@@ -286,10 +300,11 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         smoothing: float = DEFAULT_SMOOTHING,
         size: int | None = None,
         paste_back: bool = False,
-        output_path: str | Path | None = None,
+        output_path: str | os.PathLike | None = None,
+        output_type: Literal["pil", "np", "pt"] = "pil",
         mark: bool = True,
         credentials: bool = True,
-        callback: Callable[[int, int, np.ndarray], None] | None = None,
+        callback_on_frame_end: Callable[["FsthPipeline", int, int, np.ndarray], None] | None = None,
         return_dict: bool = True,
     ) -> FsthPipelineOutput | tuple:
         """
@@ -305,18 +320,54 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
             paste_back (`bool`, *optional*, defaults to `False`):
                 Put the moving head back into the first portrait, reduced to fit 1920 x 1080 or 1080 x 1920 pixels.
             crop, face_index, driving_face_index, num_frames, fps:
-                as in [`~FsthPipeline.embed`] and [`~FsthPipeline.read_driving`].
+                as in [`~FsthPipeline.embed`] and [`~FsthPipeline.read_driving`]; of a [`DrivingMotion`] the first
+                `num_frames` frames are taken, at its own rate.
             output_path (`str` or `Path`, *optional*):
                 Stream the clip into this .mp4 or .gif instead of keeping its frames, whatever its length.
+            output_type (`str`, *optional*, defaults to `"pil"`):
+                The kind of frames that are returned: `"pil"`, `"np"` or `"pt"`; see [`FsthPipelineOutput`].
             mark (`bool`, *optional*, defaults to `True`): Draw "AI-generated" into a corner of every frame.
             credentials (`bool`, *optional*, defaults to `True`):
                 Sign the written clip with Content Credentials ([`sign`]), where c2pa-python is installed.
-            callback (`Callable`, *optional*): Called after each frame with its index, the number of frames, the frame.
-            return_dict (`bool`, *optional*, defaults to `True`): an [`FsthPipelineOutput`] or a plain tuple.
+            callback_on_frame_end (`Callable`, *optional*):
+                Called at the end of each frame with this pipeline, the frame's index, the number of frames, and the
+                frame itself (H x W x 3 uint8 RGB, as it will be returned or written). What it raises ends the call
+                and is passed on; no file is left behind.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                An [`FsthPipelineOutput`], or else a tuple of all its fields in order.
 
         Raises:
             FsthError: An input cannot be used; the message says which, and what to do.
         """
+        # 1. Check inputs: what can be known to fail fails before any work
+        self.check_inputs(
+            portraits,
+            driving,
+            motion,
+            face_index,
+            driving_face_index,
+            num_frames,
+            fps,
+            reference_frame,
+            motion_strength,
+            smoothing,
+            size,
+            paste_back,
+            output_path,
+            output_type,
+            callback_on_frame_end,
+            crop=crop,
+            mark=mark,
+            credentials=credentials,
+            return_dict=return_dict,
+        )
+        signed = credentials and check_credentials()
+        pictures = None if isinstance(portraits, FsthPerson) else list_pictures(portraits)
+        if isinstance(driving, DrivingMotion):
+            clip, driving_file = None, driving.audio_from
+        else:
+            clip = open_clip(driving, fps=fps, max_frames=num_frames)
+            driving_file = clip.file
         seconds, started = {}, time.perf_counter()
 
         def stage(name: str):
@@ -324,50 +375,55 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
             seconds[name] = round(time.perf_counter() - started, 3)
             started = time.perf_counter()
 
-        signed = credentials and check_credentials()
-        person = portraits if isinstance(portraits, FsthPerson) else self.embed(portraits, face_index, crop)
-        canvas = ready_canvas(portraits, person) if paste_back else None
-        wanted = size
+        # 2. Embed the person
+        person = portraits if pictures is None else self.embed(pictures, face_index, crop)
+        canvas = PasteBack(pictures[0], person.boxes[0]) if paste_back else None
         if canvas is not None and size is None and self.generator.config.source_skips:
-            wanted = int(np.clip(canvas.box.side, self.size, MAX_SIZE)) // 2 * 2
-        side = self.output_size(person, wanted)
+            size = int(np.clip(canvas.box.side, self.size, MAX_SIZE)) // 2 * 2
+        size = self.output_size(person, size)
         stage("embed")
-        driver_file = driving if isinstance(driving, (str, Path)) else getattr(driving, "audio_path", None)
-        if not isinstance(driving, DrivingMotion):
-            driving = self.read_driving(driving, driving_face_index, crop, num_frames, fps)
-        stage("landmarks")
-        origin = Origin.of(self.model_name, person, portraits, driver_file) if signed else None
 
-        def frames_with_progress():
-            with self.progress_bar(total=len(driving.landmarks)) as progress:
-                drawn = self.drive(person, driving, motion, reference_frame, motion_strength, smoothing, side)
+        # 3. Follow the driver's face
+        if clip is None:
+            driving_motion = replace(driving, landmarks=driving.landmarks[:num_frames])
+        else:
+            driving_motion = self.read_driving(clip, driving_face_index, crop)
+        total = len(driving_motion.landmarks)
+        stage("landmarks")
+
+        # 4. Generate frame by frame
+        def generate_frames():
+            drawn = self.drive(person, driving_motion, motion, reference_frame, motion_strength, smoothing, size)
+            with self.progress_bar(total=total) as progress:
                 for index, frame in enumerate(drawn if canvas is None else map(canvas, drawn)):
                     frame = add_mark(frame) if mark else frame
-                    if callback is not None:
-                        callback(index, len(driving.landmarks), frame)
+                    if callback_on_frame_end is not None:
+                        callback_on_frame_end(self, index, total, frame)
                     yield frame
                     progress.update()
 
-        frames = None
+        origin = Origin.of(self.model_name, person, pictures, driving_file) if signed else None
+        fps, audio_from = driving_motion.fps, driving_motion.audio_from
         if output_path is None:
-            frames = [Image.fromarray(frame) for frame in frames_with_progress()]
+            frames = as_output_type([Image.fromarray(frame) for frame in generate_frames()], output_type)
         else:
-            finish = partial(sign, origin=origin) if signed else None
-            write_clip(output_path, frames_with_progress(), driving.fps, driving.audio_path, OUTPUT_METADATA, finish)
+            frames, finish = None, partial(sign, origin=origin) if signed else None
+            write_clip(output_path, generate_frames(), fps, audio_from, OUTPUT_METADATA, finish)
         stage("frames")
-        report = {
-            "frames": len(driving.landmarks),
-            "fps": driving.fps,
-            "size": side,
-            "max_size": person.max_size,
-            "portrait_boxes": [list(box) for box in person.boxes],
-            "driving_box": list(driving.box),
-            "frames_without_face": driving.missing,
-            "sound": driving.audio_path is not None,
-            "mark": mark,
-            "credentials": signed,
-            "seconds": seconds,
-        }
-        # `to_tuple` would leave out what is None, and the rest would move up
-        output = (frames, driving.fps, driving.audio_path, report)
-        return FsthPipelineOutput(*output, origin, driving) if return_dict else output
+
+        # 5. Say how it came about
+        report = FsthReport(
+            num_frames=total,
+            fps=fps,
+            size=size,
+            max_size=person.max_size,
+            portrait_boxes=tuple(person.boxes),
+            driving_box=driving_motion.box,
+            frames_without_face=tuple(driving_motion.missing),
+            sound=audio_from is not None,
+            mark=mark,
+            credentials=signed,
+            seconds=seconds,
+        )
+        output = FsthPipelineOutput(frames, fps, audio_from, report, origin, driving_motion)
+        return output if return_dict else output.to_tuple()

@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from . import __version__
+from .containers import is_file, open_binary
 from .errors import FsthError, VideoError
-from .signing_key import given_names, own_certificates, pem, signing_key
+from .signing_key import own_certificates, pem, signing_key
 from .video import read_metadata
 
 
@@ -92,11 +93,12 @@ class Origin:
     ingredients: tuple[tuple[str, str | None], ...] = ()
 
     @classmethod
-    def of(cls, model: str, person, portraits, driver_file) -> "Origin":
-        """Of a person driven by a clip; portraits and clip that are files (str or Path) get their SHA-256 noted."""
-        portraits = portraits if isinstance(portraits, list | tuple) else [portraits]
-        if len(portraits) != len(person.boxes):  # a person whose portraits were read before
-            portraits = person.boxes
+    def of(cls, model: str, person, portraits: list | None, driver_file) -> "Origin":
+        """
+        Of a person driven by a clip; portraits (`None` for a person who was read before) and clip that are files get
+        their SHA-256 noted.
+        """
+        portraits = person.boxes if portraits is None else portraits
         titles = ["portrait"] if len(portraits) == 1 else [f"portrait {n}" for n in range(1, len(portraits) + 1)]
         sources = zip([*titles, "driving clip"], [*portraits, driver_file], strict=True)
         ingredients = tuple((title, _sha256(source)) for title, source in sources)
@@ -127,9 +129,9 @@ class Origin:
 
 
 def _sha256(source) -> str | None:
-    if not isinstance(source, str | os.PathLike) or not os.path.isfile(source):
+    if not is_file(source):
         return None
-    with open(source, "rb") as file:
+    with open_binary(source) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -173,14 +175,6 @@ def check_credentials() -> bool:
     if c2pa is not None:
         _signer(c2pa).close()
     return c2pa is not None
-
-
-def describe_credentials() -> str:
-    """One line on whether output is signed here, and with which key; makes none."""
-    if _load_c2pa() is None:
-        return f"not signed ({EXTRA})"
-    key = f"the key of {' and '.join(given_names())}" if given_names() else "this installation's self-made key"
-    return f"signed with {key}"
 
 
 def _signer(c2pa):

@@ -1,6 +1,6 @@
 """Portrait, driver and result beside each other, to see what followed what."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,24 +8,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from .cropping import CropBox, crop_image
+from .containers import ClipFile
+from .cropping import crop_image
 from .image_processing_fsth import Picture, load_image
 from .landmark_overlay import overlaid
 from .provenance import OUTPUT_METADATA, sign
-from .video import Clip, Frame, open_clip, write_clip
+from .video import Clip, Frames, open_clip, write_clip
 
 
 if TYPE_CHECKING:
-    from .pipeline_fsth import DrivingMotion, FsthPipelineOutput
+    from .pipeline_output import DrivingMotion, FsthPipelineOutput
 
 MAX_HEIGHT = 720  # pixels: three pictures of that height are as wide as a screen
 
 
 def side_by_side(
     portrait: Picture,
-    driving_clip: str | Path | np.ndarray | Sequence[Frame] | Clip,
+    driving_clip: ClipFile | Frames | Clip,
     driving: "DrivingMotion",
-    frames: Iterable[Frame],
+    frames: Frames,
     size: int,
     height: int | None = None,
 ) -> Iterator[np.ndarray]:
@@ -35,9 +36,9 @@ def side_by_side(
 
     Args:
         portrait: The photograph or its crop, all that `load_image` takes; shown whole.
-        driving_clip: The clip of which `driving` was read.
+        driving_clip: The clip of which `driving` was read; no iterator, which has been read then.
         driving: Of `FsthPipeline.read_driving`.
-        frames: The result, H x W x 3 uint8 RGB or PIL, such as `FsthPipeline.drive` gives, one for each of the clip.
+        frames: The result, such as `FsthPipeline.drive` gives it, one for each of the clip.
         size: The side of the crop whose pixels the landmarks of `driving` count (`FsthPipeline.size`), whatever the
             size of the frames.
         height: Of the pictures in pixels, made even; by default the frames' own, at most 720.
@@ -48,12 +49,11 @@ def side_by_side(
     Raises:
         FsthError: The portrait or the clip cannot be read.
     """
-    if not isinstance(driving_clip, Clip):
-        driving_clip = open_clip(driving_clip, fps=driving.fps, max_frames=len(driving.landmarks))
+    driving_clip = open_clip(driving_clip, fps=driving.fps, max_frames=len(driving.landmarks))
     portrait, still = load_image(portrait), None
     # frames come last: zip takes none that it has no driver for
     for driver, points, frame in zip(driving_clip, driving.landmarks, frames, strict=False):
-        frame = np.asarray(frame)
+        frame = load_image(frame)
         if still is None:
             height = (height or min(frame.shape[0], MAX_HEIGHT)) // 2 * 2
             still = _to_height(portrait, height)
@@ -66,9 +66,9 @@ def side_by_side(
 def write_side_by_side(
     path: str | Path,
     portrait: Picture,
-    driving_clip: str | Path | Clip,
+    driving_clip: ClipFile | Frames | Clip,
     output: "FsthPipelineOutput",
-    frames: Iterable[Frame],
+    frames: Frames,
     size: int,
     whole: bool = False,
 ) -> int:
@@ -90,11 +90,11 @@ def write_side_by_side(
         FsthError: The portrait or the clip cannot be read, or the file not be written or signed.
     """
     if not whole:
-        side = output.report["size"]  # as large as the frames, which show as much of it
-        portrait = crop_image(load_image(portrait), CropBox(*output.report["portrait_boxes"][0]), side)
+        side = output.report.size  # as large as the frames, which show as much of it
+        portrait = crop_image(load_image(portrait), output.report.portrait_boxes[0], side)
     rows = side_by_side(portrait, driving_clip, output.driving, frames, size)
     finish = None if output.origin is None else partial(sign, origin=output.origin)
-    return write_clip(path, rows, output.fps, output.audio_path, OUTPUT_METADATA, finish)
+    return write_clip(path, rows, output.fps, output.audio_from, OUTPUT_METADATA, finish)
 
 
 def _to_height(picture: np.ndarray, height: int) -> np.ndarray:

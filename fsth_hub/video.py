@@ -3,31 +3,47 @@
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import imageio.v3 as iio
 import numpy as np
 from PIL import Image
 
-from .errors import VideoError
+from .checks import check_number
+from .containers import (
+    ClipFile,
+    audio_stream,
+    decode,
+    is_file,
+    name_of,
+    open_binary,
+    open_container,
+    rereadable,
+    start_time,
+    video_stream,
+)
+from .errors import FsthError, VideoError
 
 
-Frame = np.ndarray | Image.Image
+if TYPE_CHECKING:
+    from .image_processing_fsth import Picture
+
+Frames = Iterable["Picture"]  # also an array N x H x W x 3 or a tensor N x C x H x W
 
 DEFAULT_FPS = 25.0
+FPS_RANGE = (0.01, 1000)
 MAX_FPS = 32.0  # phones say 30 and mean a little more; what is faster only costs time in a face
 CRF = "18"  # visually without loss in x264
 
-# Named, because FFmpeg would also open playlists, whose entries may point anywhere on this machine or the network.
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,avi,gif"
-ANIMATIONS = (".gif", ".webp")  # read through imageio and Pillow: FFmpeg knows no moving webp
+ANIMATIONS = ("GIF", "WEBP", "PNG")  # read through imageio and Pillow: FFmpeg knows no moving webp
 
 # A palette of its own for every picture: a single one for all would need all of them at hand.
 GIF_PALETTE = (
@@ -55,22 +71,26 @@ class Clip:
         width: Pixels, upright.
         height: Pixels, upright.
         duration: Seconds, None if the file does not say.
-        audio_path: The file that holds the clip's sound, for `write_clip(audio_from=...)`; None if it has none.
+        audio_from: The file that holds the clip's sound, for `write_clip`; None if it has none.
         max_frames: Iteration ends after so many frames; None for all.
-        read: Starts again at the first picture and gives (start in s, length in s, picture).
+        read: Starts again at the first picture and gives (start in s, length in s, picture). Where the frames came
+            from an iterator it does so once.
+        file: What it is read of; None where it was given as frames.
     """
 
     fps: float
     width: int
     height: int
     duration: float | None
-    audio_path: Path | None
+    audio_from: ClipFile | None
     max_frames: int | None
     read: Callable[[], Iterator[tuple[float, float, np.ndarray]]] = field(repr=False)
+    file: ClipFile | None = field(default=None, repr=False)
 
     @property
-    def has_audio(self) -> bool:
-        return self.audio_path is not None
+    def name(self) -> str:
+        """What messages call it."""
+        return self.file.name if isinstance(self.file, Path) else "the clip"
 
     @property
     def frame_count(self) -> int | None:
@@ -98,7 +118,7 @@ class Clip:
 
 
 def open_clip(
-    source: str | os.PathLike | np.ndarray | Sequence[Frame],
+    source: "ClipFile | Frames | Clip",
     fps: float | None = None,
     max_frames: int | None = None,
     allow_still: bool = False,
@@ -106,8 +126,9 @@ def open_clip(
     """Open a video file, or take frames, as a clip of constant frame rate.
 
     Args:
-        source: A video (mp4, mov, webm, mkv, avi, mpg, gif, moving webp), or frames: N x H x W x 3 uint8 RGB or a
-            list of pictures of one size.
+        source: A video (mp4, mov, webm, mkv, avi, mpg, gif, moving webp or png) as a path, bytes or a file object
+            opened in binary mode; or frames of one size: an array N x H x W x 3, a tensor N x C x H x W, or any
+            iterable of pictures as `load_image` takes them (of an iterator one is held at a time); or a clip.
         fps: Frames per second to give; defaults to the clip's average rate, or a whole part of it that is not above
             32. For frames, the rate at which they were taken, 25 by default.
         max_frames: Read no more than so many frames.
@@ -119,27 +140,74 @@ def open_clip(
     Raises:
         VideoError: The source is no clip that can be read.
     """
-    if fps is not None and fps <= 0:
-        raise VideoError(f"The frame rate must be above 0, not {fps}.")
-    if isinstance(source, str | os.PathLike):
-        return _open_file(Path(source), fps, max_frames, allow_still)
-    if len(source) == 0:
-        raise VideoError("The list of frames is empty.")
-    fps = fps or DEFAULT_FPS
-    height, width = _picture(source[0]).shape[:2]
+    if fps is not None:
+        check_number("fps", fps, *FPS_RANGE)
+    if max_frames is not None:
+        check_number("max_frames", max_frames, 1, whole=True)
+    if isinstance(source, Clip):
+        limits = [limit for limit in (source.max_frames, max_frames) if limit is not None]
+        return replace(source, fps=fps or source.fps, max_frames=min(limits, default=None))
+    if is_file(source):
+        return _open_file(source, fps, max_frames, allow_still)
+    return _take_frames(source, fps or DEFAULT_FPS, max_frames)
+
+
+def _take_frames(source: Frames, fps: float, max_frames: int | None) -> Clip:
+    if getattr(source, "ndim", 4) != 4:
+        raise VideoError(
+            "The frames of a clip must be an array N x H x W x 3 or a tensor N x C x H x W, not "
+            f"{tuple(source.shape)}."
+        )
+    try:
+        unread = iter(source)
+    except TypeError:
+        raise VideoError(
+            f"A clip must be a video file (path, bytes or file object) or its frames, not {type(source)}."
+        ) from None
+    once, first = unread is source, next(unread, None)
+    if first is None:
+        raise VideoError("The clip is empty: give at least one frame.")
+    height, width = _picture(first).shape[:2]
+    readings = [chain([first], unread)] if once else None
+    del first, unread  # or the first frame would be kept
 
     def read():
-        for index, picture in enumerate(_pictures(source)):
+        if once and not readings:
+            raise VideoError("The clip's frames came from an iterator and have been read: give a file or a list.")
+        pictures = readings.pop() if once else source
+        for index, picture in enumerate(islice(_pictures(pictures), max_frames)):
             yield index / fps, 1 / fps, picture
 
-    return Clip(fps, width, height, len(source) / fps, None, max_frames, read)
+    duration = len(source) / fps if hasattr(source, "__len__") else None
+    return Clip(fps, width, height, duration, None, max_frames, read)
+
+
+def check_output_path(path: str | os.PathLike) -> None:
+    """Refuse (`VideoError`) what `write_clip` could not write, before there is anything to write."""
+    with _workplace(path):
+        pass
+
+
+def _workplace(path: str | os.PathLike) -> tempfile.TemporaryDirectory:
+    """A folder beside the target: renaming out of it is atomic, and it goes away with all that it holds."""
+    if not isinstance(path, str | os.PathLike):
+        raise VideoError(f"A clip is written to a path, not {type(path)}.")
+    path = Path(path)
+    if path.suffix.lower() not in WRITERS:
+        raise VideoError(f"Cannot write {path.name}: a clip can be written as {' or '.join(WRITERS)}.")
+    if path.is_dir():
+        raise VideoError(f"Cannot write {path.name}: it is a folder; give the name of a file.")
+    try:
+        return tempfile.TemporaryDirectory(prefix=".fsth-", dir=path.absolute().parent)
+    except OSError as error:
+        raise VideoError(f"Cannot write {path.name} into {path.absolute().parent}: {error.strerror}.") from error
 
 
 def write_clip(
     path: str | os.PathLike,
-    frames: Iterable[Frame],
+    frames: "Frames",
     fps: float,
-    audio_from: str | os.PathLike | None = None,
+    audio_from: ClipFile | None = None,
     metadata: dict[str, str] | None = None,
     finish: Callable[[Path], object] | None = None,
 ) -> int:
@@ -147,7 +215,7 @@ def write_clip(
 
     Args:
         path: Where to write; what is there is replaced once the new clip is complete.
-        frames: Pictures of one size, H x W x 3 uint8 RGB or PIL; of an odd size, the mp4 repeats the last row or
+        frames: Pictures of one size, as `load_image` takes them; of an odd size, the mp4 repeats the last row or
             column, since H.264 needs even ones.
         fps: Frames per second.
         audio_from: The video whose sound to keep, from its first picture on and no longer than the frames last.
@@ -158,25 +226,17 @@ def write_clip(
         The number of frames written.
 
     Raises:
-        VideoError: The suffix or a frame does not fit, there is no frame, or `audio_from` cannot be read.
+        FsthError: `fps`; [`VideoError`] where the path or a frame does not fit, there is no frame, or `audio_from`
+            cannot be read.
     """
-    path = Path(path)
-    writers = {".mp4": _write_mp4, ".gif": _write_gif}
-    if path.suffix.lower() not in writers:
-        raise VideoError(f"Cannot write {path.name}: a clip can be written as {' or '.join(writers)}.")
-    if fps <= 0:
-        raise VideoError(f"The frame rate must be above 0, not {fps}.")
-    try:
-        # A folder beside the target: renaming out of it is atomic, and it goes away with all that it holds.
-        workplace = tempfile.TemporaryDirectory(prefix=".fsth-", dir=path.absolute().parent)
-    except OSError as error:
-        raise VideoError(f"Cannot write {path.name} into {path.absolute().parent}: {error.strerror}.") from error
-    with workplace as folder:
+    check_number("fps", fps, *FPS_RANGE)
+    with _workplace(path) as folder:
+        path = Path(path)
         unfinished = Path(folder, path.name)
         # FFmpeg's broadcast rates are n / 1001.
         rate = Fraction(fps).limit_denominator(1001)
         try:
-            count = writers[path.suffix.lower()](unfinished, _pictures(frames), rate, audio_from, metadata or {})
+            count = WRITERS[path.suffix.lower()](unfinished, _pictures(frames), rate, audio_from, metadata or {})
         except av.FFmpegError as error:  # the disk is full, or the sound to keep is damaged
             raise VideoError(f"Cannot write {path.name}: {error.strerror}.") from error
         if finish is not None:
@@ -185,81 +245,54 @@ def write_clip(
     return count
 
 
-def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+def read_metadata(file: ClipFile) -> dict[str, str]:
     """The container's fields, as `write_clip` wrote them; `VideoError` for what is no clip."""
-    with _open(Path(path)) as container:
+    with open_container(file) as container:
         return dict(container.metadata)
 
 
-def _open_file(path: Path, fps: float | None, max_frames: int | None, allow_still: bool) -> Clip:
-    if not path.is_file():
-        raise VideoError(f"There is no file {path}.")
-    if path.suffix.lower() in ANIMATIONS:
-        read, audio_path = partial(_read_animation, path), None
+def _open_file(file: ClipFile, fps: float | None, max_frames: int | None, allow_still: bool) -> Clip:
+    file, audio_from = rereadable(file), None
+    if _is_animation(file):
+        read = partial(_read_animation, file)
         lengths = [length for _, length, _ in read()]
         duration = sum(lengths)
         rate = len(lengths) / duration if lengths else DEFAULT_FPS
     else:
-        read = partial(_read_video, path)
-        with _open(path) as container:
-            stream = _video_stream(container)
+        read = partial(_read_video, file)
+        with open_container(file) as container:
+            stream = video_stream(container)
             if stream is None:
-                raise VideoError(f"{path.name} has no moving picture, only sound: give a video.")
+                raise VideoError(f"{name_of(file)} has no moving picture, only sound: give a video.")
             rate = float(stream.average_rate or DEFAULT_FPS)
             duration = container.duration / av.time_base if container.duration else None
-            audio_path = path if _audio_stream(container) is not None else None
+            audio_from = file if audio_stream(container) is not None else None
     first = [picture for _, _, picture in islice(read(), 2)]
     if not first:
-        raise VideoError(f"No picture of {path.name} can be decoded: the file is damaged or cut off.")
+        raise VideoError(f"No picture of {name_of(file)} can be decoded: the file is damaged or cut off.")
     if len(first) == 1 and not allow_still:
-        raise VideoError(f"{path.name} holds a single picture: give a video, in which the face moves.")
+        raise VideoError(f"{name_of(file)} holds a single picture: give a video, in which the face moves.")
     height, width = first[0].shape[:2]
-    return Clip(fps or rate / math.ceil(rate / MAX_FPS), width, height, duration, audio_path, max_frames, read)
+    fps = fps or rate / math.ceil(rate / MAX_FPS)
+    return Clip(fps, width, height, duration, audio_from, max_frames, read, file)
 
 
-def _open(path: Path) -> av.container.InputContainer:
+def _is_animation(file: ClipFile) -> bool:
     try:
-        return av.open(str(path.absolute()), metadata_errors="ignore", options={"format_whitelist": CONTAINERS})
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(
-            f"{path.name} is not a video that can be read (mp4, mov, webm, mkv, avi, mpg, gif), or it is damaged."
-        ) from error
+        with open_binary(file) as opened, Image.open(opened, formats=ANIMATIONS):
+            return True
+    except Exception:  # another kind of file, or a damaged one: Pillow raises nearly anything
+        return False
 
 
-def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
-    # The cover of a piece of music is a video stream too.
-    cover = av.stream.Disposition.attached_pic
-    return next((s for s in container.streams.video if s.codec_context and not s.disposition & cover), None)
-
-
-def _audio_stream(container: av.container.InputContainer) -> av.AudioStream | None:
-    # Phones add tracks that no free decoder knows; such a stream has no codec context.
-    return next((s for s in container.streams.audio if s.codec_context), None)
-
-
-def _start_time(container: av.container.InputContainer) -> float:
-    """Time stamp of the first picture in s: the clip's zero, from which the sound is counted too."""
-    stream = _video_stream(container)
-    return 0.0 if stream is None or stream.start_time is None else float(stream.start_time * stream.time_base)
-
-
-def _decode(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[av.frame.Frame]:
-    """All that can be decoded: what is damaged is left out."""
-    for packet in container.demux(stream):
-        try:
-            yield from packet.decode()
-        except av.FFmpegError:
-            continue
-
-
-def _read_video(path: Path) -> Iterator[tuple[float, float, np.ndarray]]:
-    with _open(path) as container:
-        stream = _video_stream(container)
+def _read_video(file: ClipFile) -> Iterator[tuple[float, float, np.ndarray]]:
+    with open_container(file) as container:
+        stream = video_stream(container)
         stream.thread_type = "AUTO"
-        zero, usual_length = _start_time(container), 1 / float(stream.average_rate or DEFAULT_FPS)
+        zero, usual_length = start_time(container), 1 / float(stream.average_rate or DEFAULT_FPS)
         aspect = float(stream.sample_aspect_ratio or 1)  # of a pixel: some cameras' are not square
         size, start = None, -usual_length
-        for frame in _decode(container, stream):
+        for frame in decode(container, stream):
             # The size may change within a file (a recorded call); the first picture's is kept.
             size = size or {"width": round(frame.width * aspect), "height": frame.height}
             start = start + usual_length if frame.time is None else frame.time - zero
@@ -268,12 +301,12 @@ def _read_video(path: Path) -> Iterator[tuple[float, float, np.ndarray]]:
             yield start, length, np.ascontiguousarray(picture)
 
 
-def _read_animation(path: Path) -> Iterator[tuple[float, float, np.ndarray]]:
+def _read_animation(file: ClipFile) -> Iterator[tuple[float, float, np.ndarray]]:
     try:
-        with iio.imopen(path, "r", plugin="pillow") as file:
+        with open_binary(file) as opened, iio.imopen(opened, "r", plugin="pillow") as animation:
             start = 0.0
-            for index, picture in enumerate(file.iter(mode="RGB")):
-                milliseconds = file.metadata(index=index).get("duration", 0)
+            for index, picture in enumerate(animation.iter(mode="RGB")):
+                milliseconds = animation.metadata(index=index).get("duration", 0)
                 length = (milliseconds if milliseconds > 10 else 100) / 1000  # as browsers play it
                 yield start, length, picture
                 start += length
@@ -281,14 +314,18 @@ def _read_animation(path: Path) -> Iterator[tuple[float, float, np.ndarray]]:
         return
 
 
-def _picture(frame: Frame) -> np.ndarray:
-    picture = np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise VideoError(f"A frame must be H x W x 3 uint8 RGB, not {picture.dtype} of shape {picture.shape}.")
-    return picture
+def _picture(frame: "Picture") -> np.ndarray:
+    if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3:
+        return frame
+    from .image_processing_fsth import load_image  # here, so that files can be read and written without PyTorch
+
+    try:
+        return load_image(frame, "A frame")
+    except FsthError as error:
+        raise VideoError(str(error)) from error
 
 
-def _pictures(frames: Iterable[Frame]) -> Iterator[np.ndarray]:
+def _pictures(frames: Frames) -> Iterator[np.ndarray]:
     """The frames as H x W x 3 uint8, all of the first one's size."""
     shape = None
     for picture in map(_picture, frames):
@@ -311,7 +348,7 @@ def _first(pictures: Iterator[np.ndarray]) -> tuple[tuple[int, int], Iterator[np
 
 def _write_mp4(path: Path, pictures: Iterator[np.ndarray], rate: Fraction, audio_from, metadata: dict) -> int:
     with ExitStack() as stack:
-        source = None if audio_from is None else stack.enter_context(_open(Path(audio_from)))
+        source = None if audio_from is None else stack.enter_context(open_container(rereadable(audio_from)))
         (height, width), pictures = _first(pictures)
         # faststart: the index comes first, so that a browser can play while it loads.
         out = stack.enter_context(av.open(str(path), "w", options={"movflags": "+faststart"}))
@@ -341,10 +378,10 @@ def _write_mp4(path: Path, pictures: Iterator[np.ndarray], rate: Fraction, audio
 
 def _sound(source: av.container.InputContainer, out: av.container.OutputContainer) -> Iterator[av.Packet]:
     """Add a sound track to an output not yet begun; give its packets, in order, counted from the first picture."""
-    track = _audio_stream(source)
+    track = audio_stream(source)
     if track is None:
         return
-    offset, last = round(_start_time(source) / track.time_base), -math.inf
+    offset, last = round(start_time(source) / track.time_base), -math.inf
     codec = track.codec_context.codec.canonical_name
     # These two play in an mp4 everywhere; but the AAC of a transport stream (no extradata) has another packet format.
     if codec == "mp3" or (codec == "aac" and track.codec_context.extradata):
@@ -369,7 +406,7 @@ def _copied_sound(source, track: av.AudioStream, stream: av.AudioStream, offset:
 
 
 def _encoded_sound(source, track: av.AudioStream, stream: av.AudioStream, offset: int) -> Iterator[av.Packet]:
-    for frame in _decode(source, track):
+    for frame in decode(source, track):
         frame.pts -= offset
         if frame.time + frame.samples / frame.sample_rate > 0:
             yield from stream.encode(frame)
@@ -398,3 +435,6 @@ def _add_gif_comment(path: Path, comment: str) -> None:
     parts = [text[at : at + 255] for at in range(0, len(text), 255)]
     block = b"\x21\xfe" + b"".join(bytes([len(part)]) + part for part in parts) + b"\x00"
     path.write_bytes(data[:end] + block + data[end:])
+
+
+WRITERS = {".mp4": _write_mp4, ".gif": _write_gif}

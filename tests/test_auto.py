@@ -137,7 +137,9 @@ E, G, D = (AutoModel.from_pretrained(folder + "/" + name, **trust) for name in {
 answers["classes"] = [type(network).__name__ for network in (E, G, D)]
 processor = AutoImageProcessor.from_pretrained(folder + "/image_processor", **trust)
 data = np.load("inputs.npz")
-inputs = processor(list(data["images"]), data["points"])
+portraits = processor(list(data["images"][:1]), data["points"][:1])
+with_landmarks = processor(list(data["images"][:1]), data["points"][:1], return_landmarks=True)
+driver = processor(data["images"][1], data["points"][1], return_landmarks=True)
 {COMPUTE}
 np.savez("outputs.npz", **outputs)
 """
@@ -150,7 +152,10 @@ np.savez("outputs.npz", **outputs)
     assert answers["config"] == pipe.size
     assert answers["classes"] == [network.__name__ for network in NETWORKS.values()]
 
-    scope = {"torch": torch, "inputs": pipe.image_processor(list(images), points)}
+    processor = pipe.image_processor
+    scope = {"torch": torch, "portraits": processor(list(images[:1]), points[:1])}
+    scope["with_landmarks"] = processor(list(images[:1]), points[:1], return_landmarks=True)
+    scope["driver"] = processor(images[1], points[1], return_landmarks=True)
     own = FsthPipeline.from_pretrained(carrying, device="cpu", dtype=torch.float32)
     scope |= {name[0].upper(): getattr(own, name).to(memory_format=torch.contiguous_format) for name in NETWORKS}
     threads = torch.get_num_threads()
@@ -165,13 +170,12 @@ np.savez("outputs.npz", **outputs)
 
 # The same lines here and in the process without the package.
 COMPUTE = """
-pictures, drawings = inputs["pixel_values"], inputs["landmark_images"]
-points = inputs["landmarks"]
+drawings, points = driver["landmark_images"][0], driver["landmarks"][0]
 with torch.no_grad():
-    embedding = E(pictures[:1, None], drawings[:1, None]).embedding
-    sources = G.encode_sources(pictures[:1, None], drawings[:1, None], points[:1, None])
-    frames = G(drawings[1:], G.project(embedding), points[1:], sources).images
-    scores = D(frames, drawings[1:], embedding).scores
+    embedding = E(**portraits).embedding
+    sources = G.encode_sources(**with_landmarks)
+    frames = G(drawings, G.project(embedding), points, sources).images
+    scores = D(frames, drawings, embedding).scores
 outputs = {"drawings": drawings.numpy(), "frames": frames.numpy(), "scores": scores.numpy()}
 """
 

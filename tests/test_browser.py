@@ -89,7 +89,7 @@ def test_two_portraits_and_a_clip(visit, url, files, tmp_path):
     source = visitor.animate()
     (tmp_path / "result.mp4").write_bytes(httpx.get(source).content)
     clip = open_clip(tmp_path / "result.mp4")
-    assert len(list(clip)) == 3 and clip.has_audio
+    assert len(list(clip)) == 3 and clip.audio_from
     details = visitor.page.locator("#details").inner_text()
     assert "3 frames at 25 per second" in details and "256 x 256 pixels (the portrait has no more)" in details
     assert visitor.foreign_requests(url) == [] and len(visitor.requests) > 10

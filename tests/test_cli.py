@@ -59,7 +59,7 @@ def test_animate_writes_clip_and_report(tmp_path):
     output, report_path = tmp_path / "out.mp4", tmp_path / "report.json"
     result = run(
         "animate", PORTRAIT, PORTRAIT, "--driving", DRIVER, "--output", output, "--frames", 3, "--json", report_path,
-        "--dtype", "float32", "--device", "cpu", "--seed", 7,
+        "--dtype", "float32", "--device", "cpu",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(f"{output}: 3 frames at 25 fps, 256 x 256 pixels, with sound, ")
@@ -70,9 +70,9 @@ def test_animate_writes_clip_and_report(tmp_path):
     assert read(output).shape == (3, 256, 256, 3)
 
     report = json.loads(report_path.read_text())
-    assert (report["frames"], report["fps"], report["sound"], report["frames_without_face"]) == (3, 25, True, [])
+    assert (report["num_frames"], report["fps"], report["sound"], report["frames_without_face"]) == (3, 25, True, [])
     assert len(report["portrait_boxes"]) == 2 and set(report["seconds"]) == {"embed", "landmarks", "frames"}
-    assert (report["device"], report["dtype"], report["seed"]) == ("cpu", "float32", 7)
+    assert (report["device"], report["dtype"]) == ("cpu", "float32") and "seed" not in report
     assert (report["model"], report["motion"], report["output"]) == ("bundled", "relative", str(output))
     assert (report["size"], report["max_size"], report["size_asked"]) == (256, 256, None)
     assert "torch" in report["versions"]
@@ -108,7 +108,7 @@ def test_animate_takes_the_pipelines_options(tmp_path, model):
     assert not report["mark"] and not report["credentials"] and report["side_by_side"] == str(beside)
     frames, wide = read(output).astype(int), read(beside).astype(int)
     assert frames.shape == (3, 512, 512, 3) and np.abs(frames - frames[0]).mean() < 1
-    assert wide.shape == (3, 512, 3 * 512, 3) and open_clip(beside).has_audio
+    assert wide.shape == (3, 512, 3 * 512, 3) and open_clip(beside).audio_from
     assert np.abs(wide[:, :, 1024:] - frames).mean() < 4
     assert np.abs(wide[:, :, :512] - np.asarray(Image.open(PORTRAIT).convert("RGB"))).mean() < 4
     assert inspect(beside).credentials == inspect(output).credentials == "none"
@@ -206,6 +206,12 @@ def test_what_cannot_work_fails_before_the_model_is_loaded(tmp_path, monkeypatch
     result = run("animate", portrait, *[word for pair in arguments.items() for word in pair])
     assert_one_line_error(result, *words)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_face_is_chosen_in_portraits_alone(tmp_path, no_loading):
+    arguments = ["--driving", DRIVER, "--output", tmp_path / "out.mp4"]
+    assert_one_line_error(run("animate", "--identity", "ada", "--face", 1, *arguments), "--face", "--identity")
+    assert run("animate", PORTRAIT, "--seed", 1, *arguments).exit_code == 2  # nothing is random
 
 
 def test_folder_that_cannot_be_written(no_loading):

@@ -4,6 +4,7 @@ import itertools
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from PIL import Image
 from test_pipeline import NO_FACE, SIZE, make_pipeline, picture
 from test_video import make_clip
 
+from fsth_hub.cropping import CropBox
 from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, inputs, live_tab, page
 from fsth_hub.demo.animate_tab import CLIP_NAME, SIDE_BY_SIDE_NAME, Animator, Settings, describe
 from fsth_hub.demo.inputs import Seen, choose_face, look_at_picture, open_limited, show_faces
@@ -27,21 +29,26 @@ from fsth_hub.demo.studio import DRIVER, PORTRAIT, Studio
 from fsth_hub.errors import FsthError
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.pipeline_fsth import FsthPipeline
+from fsth_hub.pipeline_output import FsthReport
 from fsth_hub.provenance import Origin, OriginReport, add_mark, inspect
 from fsth_hub.video import open_clip
 
 
 ROOT = Path(__file__).parents[1]
 # What the pipeline says of a clip, as far as the page shows it.
-REPORT = {
-    "frames": 1,
-    "fps": 25,
-    "size": 400,
-    "max_size": 400,
-    "seconds": {},
-    "frames_without_face": [],
-    "credentials": True,
-}
+REPORT = FsthReport(
+    num_frames=1,
+    fps=25,
+    size=400,
+    max_size=400,
+    portrait_boxes=(CropBox(0, 0, 400),),
+    driving_box=CropBox(0, 0, 400),
+    frames_without_face=(),
+    sound=False,
+    mark=True,
+    credentials=True,
+    seconds={},
+)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +132,7 @@ def test_animates_for_programs(client, folders):
     result, beside, preview, progress, details = client.predict(**arguments())
     for path, width in ((result, 256), (beside, 768)):
         clip = open_clip(path)
-        assert len(list(clip)) == 3 and (clip.width, clip.height) == (width, 256) and clip.has_audio
+        assert len(list(clip)) == 3 and (clip.width, clip.height) == (width, 256) and clip.audio_from
         html, report = client.predict(handle_file(path), api_name="/inspect")
         assert "Generated here, unchanged" in html and report["credentials"] == "valid"
     assert preview is None and "3 frames at 25 per second" in details
@@ -361,7 +368,7 @@ def test_options_reach_the_pipeline(studio, files, monkeypatch):
     chosen = ("relative", None, None, 0.5, 0.2, True, False, "portraits", 1024)
     assert options_of(*chosen) == ["relative", 0.5, 0.2, True, False, 1024]
     assert options_of("absolute", None, None, 0.5) == ["absolute", None, 0.05, False, True, None]
-    report = REPORT | {"frames_without_face": [1]}
+    report = replace(REPORT, frames_without_face=(1,))
     words = describe(Settings("relative", None, "tiny", 0.5, 0.2, True, False, 1024), report)
     for part in (
         "strength 0.5",
@@ -375,7 +382,7 @@ def test_options_reach_the_pipeline(studio, files, monkeypatch):
         assert part in words
     assert "strength" not in describe(Settings("absolute", motion_strength=0.5), report)
     for size, fields in ((256, {"size": 256}), (512, {"size": 256, "max_size": 600}), (512, {"size": 512})):
-        words = describe(Settings(size=size), REPORT | {"max_size": 600} | fields)
+        words = describe(Settings(size=size), replace(REPORT, **{"max_size": 600} | fields))
         assert f", {fields['size']} x {fields['size']} pixels, relative motion" in words
 
 
@@ -567,7 +574,7 @@ def test_live_is_smoothed(studio, files, monkeypatch):
 def test_live_recording_keeps_its_timing(tmp_path):
     levels = [to_jpeg(np.full((64, 64, 3), 40 * index, np.uint8)) for index in range(3)]
     frames = list(zip((10, 10.4, 11.2), levels, strict=True))
-    assert write_recording(tmp_path / "live.mp4", frames, Origin("tiny")) == 31
+    write_recording(tmp_path / "live.mp4", frames, Origin("tiny"))
     levels = [round(float(frame.mean()) / 40) for frame in open_clip(tmp_path / "live.mp4")]
     assert [levels.count(level) for level in range(3)] == [10, 20, 1]
 

@@ -120,7 +120,7 @@ from fsth_hub import FsthPipeline
 pipe = FsthPipeline.from_pretrained("ann/base", device="cpu", dtype=torch.float32)
 pipe.set_progress_bar_config(disable=True)
 pipe.detector = StubDetector()
-np.save(sys.argv[1], arrays(pipe(pipe.load_identity("ann/ada"), clip(0, 20)).frames))
+np.save(sys.argv[1], arrays(pipe(pipe.load_identity("ann/ada"), clip(0, 20)).frames[0]))
 """
 
 

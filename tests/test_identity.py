@@ -46,7 +46,7 @@ def tuned(pipe: FsthPipeline, *portraits, **options) -> FsthIdentity:
 
 
 def frames(pipe: FsthPipeline, person) -> np.ndarray:
-    return arrays(pipe(person, clip(0, 20)).frames)
+    return arrays(pipe(person, clip(0, 20)).frames[0])
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def large(shift: int = 0, side: int = 512) -> np.ndarray:
 
 
 def square_frames(pipe: FsthPipeline, person) -> np.ndarray:
-    return arrays(pipe(person, clip(0, 20), crop=False).frames)
+    return arrays(pipe(person, clip(0, 20), crop=False).frames[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)

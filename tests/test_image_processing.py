@@ -1,3 +1,4 @@
+import io
 import json
 import struct
 import zlib
@@ -7,11 +8,13 @@ import pillow_heif
 import pytest
 import torch
 from PIL import Image
+from test_modeling import SIZE, tiny
 
 from fsth_hub.cropping import CropBox
 from fsth_hub.errors import FsthError
-from fsth_hub.image_processing_fsth import FsthImageProcessor, load_image
+from fsth_hub.image_processing_fsth import FsthImageProcessor, denormalize, load_image, normalize
 from fsth_hub.landmark_drawing import draw_landmarks
+from fsth_hub.modeling_fsth import FsthEmbedder, FsthGenerator
 
 
 RED, BLUE, GREY = (230, 20, 20), (20, 20, 230), (120, 120, 120)
@@ -170,12 +173,13 @@ def test_what_is_no_picture_is_one_sentence(tmp_path, picture):
 def test_every_value_survives_the_round_trip():
     ramp = np.arange(256, dtype=np.uint8).repeat(48).reshape(64, 64, 3)
     processor = FsthImageProcessor(size=64)
-    pixel_values = processor.preprocess(ramp).pixel_values
+    images = processor.preprocess(ramp).images
     np.testing.assert_array_equal(load_image((ramp / 255).astype(np.float32) - 1e-6), ramp)
-    assert pixel_values.shape == (1, 3, 64, 64) and pixel_values.dtype == torch.float32
-    assert (pixel_values.min(), pixel_values.max()) == (-1, 1)
-    np.testing.assert_array_equal(processor.postprocess(pixel_values)[0], ramp)
-    np.testing.assert_array_equal(np.asarray(processor.postprocess(pixel_values, output_type="pil")[0]), ramp)
+    assert images.shape == (1, 1, 3, 64, 64) and images.dtype == torch.float32
+    assert (images.min(), images.max()) == (-1, 1)
+    np.testing.assert_array_equal(processor.postprocess(images[0])[0], ramp)
+    np.testing.assert_array_equal(np.asarray(processor.postprocess(images[0], output_type="pil")[0]), ramp)
+    assert (denormalize(normalize(images)) - images).abs().max() < 1e-4
 
 
 def test_postprocess_clamps_and_rounds():
@@ -192,36 +196,90 @@ def test_pictures_of_any_kind_make_one_batch(tmp_path, picture):
     Image.fromarray(picture).save(tmp_path / "a.png")
     processor = FsthImageProcessor(size=32)
     kinds = [tmp_path / "a.png", Image.fromarray(picture), picture, torch.from_numpy(picture / 255).movedim(-1, 0)]
-    pixel_values = processor(kinds).pixel_values
-    assert pixel_values.shape == (4, 3, 32, 32)
-    assert (pixel_values == pixel_values[0]).all()
-    corner = (pixel_values[0, :, 2, 2] + 1) * 127.5
+    kinds += [(tmp_path / "a.png").read_bytes(), io.BytesIO((tmp_path / "a.png").read_bytes())]
+    images = processor(kinds).images
+    assert images.shape == (1, 6, 3, 32, 32)
+    assert (images == images[0, 0]).all()
+    corner = (images[0, 0, :, 2, 2] + 1) * 127.5
     np.testing.assert_allclose(corner, RED, atol=1)
-    batch = processor(np.stack([picture, 255 - picture])).pixel_values
-    np.testing.assert_array_equal(batch[:1], pixel_values[:1])
-    np.testing.assert_allclose((batch[1, :, 2, 2] + 1) * 127.5, 255 - np.array(RED), atol=1)
+    stacked = np.stack([picture, 255 - picture])
+    batch = processor(stacked).images
+    np.testing.assert_array_equal(batch[:, 0], images[:, 0])
+    np.testing.assert_allclose((batch[0, 1, :, 2, 2] + 1) * 127.5, 255 - np.array(RED), atol=1)
+    for people in (stacked[:, None], torch.from_numpy(stacked[:, None]).movedim(-1, 2), [[picture], [255 - picture]]):
+        np.testing.assert_array_equal(processor(people).images, batch.movedim(0, 1))
+
+
+def test_what_the_processor_gives_is_what_the_networks_take(picture, points):
+    """Two people with three portraits each."""
+    embedder, generator = tiny(FsthEmbedder).eval(), tiny(FsthGenerator).eval()
+    processor = FsthImageProcessor(size=SIZE)
+    people, landmarks = [[picture] * 3, [255 - picture] * 3], np.stack([[points / 3] * 3] * 2)
+    inputs = processor(people, landmarks)
+    assert list(inputs) == processor.model_input_names
+    assert inputs.images.shape == inputs.landmark_images.shape == (2, 3, 3, SIZE, SIZE)
+    output = embedder(**inputs)
+    assert output.frame_embeddings.shape == (2, 3, 12)
+    sources = generator.encode_sources(**processor(people, landmarks, return_landmarks=True))
+    assert sources.images.shape == (2, 3, 3, SIZE, SIZE)
+    alone = processor(people[1], landmarks[1])
+    torch.testing.assert_close(embedder(**alone).embedding, output.embedding[1:])
+
+
+def test_flags_are_honoured_as_in_transformers(points):
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    processor = FsthImageProcessor(size=32)
+    plain = torch.from_numpy(image).movedim(-1, 0).float()
+    flags = {"do_resize": False, "do_rescale": False, "do_normalize": False}
+    assert torch.equal(processor(image, **flags).images[0, 0], plain)
+    assert torch.equal(processor(image, **flags | {"do_rescale": True}).images[0, 0], plain / 255)
+    assert torch.equal(processor(image, do_resize=False).images[0, 0], plain / 127.5 - 1)
+    given = processor(image, points / 3, return_landmarks=True, **flags)
+    np.testing.assert_array_equal(given.landmarks[0, 0], points / 3)
+    assert given.landmark_images.shape == (1, 1, 3, 64, 64) and given.landmark_images.max() == 255
+    assert FsthImageProcessor(size=32, do_rescale=False, do_normalize=False)(image).images.max() > 200
+    with pytest.raises(FsthError, match="square and of one size"):
+        processor([image, image[:32, :32]], do_resize=False)
+
+
+def test_what_the_processor_cannot_take_is_one_sentence(picture, points):
+    processor = FsthImageProcessor(size=32)
+    for images, landmarks, options, words in [
+        ([], None, {}, "at least one"),
+        ([[picture], [picture] * 2], None, {}, "as many of each"),
+        (picture, points[:68], {}, "landmarks must be 78 x 2"),
+        (picture, None, {"return_landmarks": True}, "return_landmarks needs"),
+        (picture[0, 0], None, {}, "must be H x W"),
+        (picture.transpose(2, 0, 1), None, {}, "H x W x C where it is an array"),
+        (torch.from_numpy(picture), None, {}, "C x H x W where it is a tensor"),
+    ]:
+        with pytest.raises(FsthError, match=words):
+            processor(images, landmarks, **options)
+    with pytest.raises(TypeError, match="unknown"):
+        processor(picture, unknown=True)
 
 
 def test_landmarks_are_drawn_and_follow_the_size(points):
     images = [np.zeros((160, 200, 3), np.uint8)] * 2
     processor = FsthImageProcessor(size=64)
-    features = processor.preprocess(images, np.stack([points, points + 1]))
+    features = processor.preprocess(images, np.stack([points, points + 1]), return_landmarks=True)
     scale = np.array([64 / 200, 64 / 160])
-    assert features.landmarks.shape == (2, 78, 2) and features.landmarks.dtype == torch.float32
-    np.testing.assert_allclose(features.landmarks[1], (points + 1) * scale, atol=1e-4)
-    drawings = features.landmark_images
+    assert features.landmarks.shape == (1, 2, 78, 2) and features.landmarks.dtype == torch.float32
+    np.testing.assert_allclose(features.landmarks[0, 1], (points + 1) * scale, atol=1e-4)
+    drawings = features.landmark_images[0]
     assert drawings.shape == (2, 3, 64, 64) and drawings.dtype == torch.float32
     expected = draw_landmarks(points * scale, 64)
     assert expected.max() > 100
     np.testing.assert_array_equal(processor.postprocess(drawings)[0], expected)
-    np.testing.assert_array_equal(processor.draw(features.landmarks.numpy()), drawings)
-    np.testing.assert_array_equal(processor.draw(features.landmarks[0].numpy()), drawings[:1])
+    np.testing.assert_array_equal(processor.draw(features.landmarks[0].numpy()), drawings)
+    np.testing.assert_array_equal(processor.draw(features.landmarks[0, 0].numpy()), drawings[:1])
     assert isinstance(processor.preprocess(images[:1], points, return_tensors="np").landmark_images, np.ndarray)
 
 
 def test_unknown_points_are_not_drawn(points):
     points[68:] = np.nan
-    features = FsthImageProcessor(size=64).preprocess(np.zeros((64, 64, 3), np.uint8), points[None])
+    processor = FsthImageProcessor(size=64)
+    features = processor.preprocess(np.zeros((64, 64, 3), np.uint8), points[None], return_landmarks=True)
     assert features.landmarks.isnan().sum() == 20
     assert not features.landmark_images.isnan().any()
 
@@ -241,8 +299,8 @@ def test_crop_fits_what_preprocess_takes(points):
     rows, columns = np.nonzero(crop[..., 0] > 127)
     centre = np.array([columns.mean(), rows.mean()]) + 0.5
     np.testing.assert_allclose(centre, inside[30], atol=1)
-    features = processor.preprocess(crop, inside)
-    np.testing.assert_array_equal(features.landmarks[0], inside)  # no second scaling
+    features = processor.preprocess(crop, inside, return_landmarks=True)
+    np.testing.assert_array_equal(features.landmarks[0, 0], inside)  # no second scaling
     whole = CropBox(20, 0, 160)
     crop, inside, box = processor.crop(image, points, whole)
     assert box == whole
@@ -254,11 +312,12 @@ def test_crop_fits_what_preprocess_takes(points):
 def test_saves_and_loads(tmp_path, picture):
     FsthImageProcessor(size=64).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert saved == {"image_processor_type": "FsthImageProcessor", "size": {"height": 64, "width": 64}}
+    flags = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True)
+    assert saved == {"image_processor_type": "FsthImageProcessor", "size": {"height": 64, "width": 64}} | flags
     processor = FsthImageProcessor.from_pretrained(tmp_path)
     assert processor.side == 64
-    np.testing.assert_array_equal(processor(picture).pixel_values, FsthImageProcessor(size=64)(picture).pixel_values)
-    assert processor(picture, size=32).pixel_values.shape == (1, 3, 32, 32)
+    np.testing.assert_array_equal(processor(picture).images, FsthImageProcessor(size=64)(picture).images)
+    assert processor(picture, size=32).images.shape == (1, 1, 3, 32, 32)
     assert FsthImageProcessor().side == 256
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fsth_hub import landmark_drawing
-from fsth_hub.cropping import CropBox, crop_box, crop_image, from_crop, to_crop
+from fsth_hub.cropping import CropBox, crop_box, crop_image, to_crop
 from fsth_hub.errors import FsthError, NoFaceError
 from fsth_hub.landmark_drawing import draw_landmarks
 from fsth_hub.landmark_layout import (
@@ -138,11 +138,6 @@ def test_crop_of_a_clip_is_the_median_and_skips_frames_without_a_face(points):
     assert crop_box(clip) == pytest.approx(crop_box(points + 2.5))
     with pytest.raises(NoFaceError, match="no face"):
         crop_box(np.full((3, NUM_POINTS, 2), np.nan))
-
-
-def test_crop_round_trip(points):
-    box = CropBox(-12.25, 30.5, 321.75)
-    np.testing.assert_allclose(from_crop(to_crop(points, box, 128), box, 128), points, atol=1e-3)
 
 
 def test_crop_and_points_agree():

@@ -140,7 +140,7 @@ def test_strong_motion_does_not_close_further_than_shut(own):
 @pytest.mark.parametrize(
     "mode, strength, message",
     [("relative", -0.1, "from 0 to 2"), ("relative", 2.1, "from 0 to 2"), ("relative", float("nan"), "from 0 to 2"),
-     ("absolute", 0.5, "needs relative motion")],
+     ("absolute", 0.5, "motion_strength is for relative motion")],
 )  # fmt: skip
 def test_bad_strength(mode, strength, message):
     with pytest.raises(FsthError, match=message):
@@ -230,7 +230,7 @@ def test_reference_is_the_frame_most_like_the_portrait():
 
 
 def test_unknown_mode():
-    with pytest.raises(FsthError, match="'sideways'.*'relative' or 'absolute'"):
+    with pytest.raises(FsthError, match="motion must be 'relative' or 'absolute', not 'sideways'"):
         MotionAdapter(PORTRAIT, PORTRAIT, "sideways")
 
 

@@ -10,7 +10,7 @@ from test_motion import face
 from fsth_hub.cropping import CropBox, crop_image
 from fsth_hub.errors import FsthError
 from fsth_hub.paste_back import FEATHER, FLOW_SIZE, PasteBack
-from fsth_hub.pipeline_fsth import DrivingMotion
+from fsth_hub.pipeline_output import DrivingMotion
 from fsth_hub.side_by_side import MAX_HEIGHT, side_by_side
 
 

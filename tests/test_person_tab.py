@@ -103,7 +103,7 @@ def told(stream) -> str:
 
 def draw(tuner, request) -> np.ndarray:
     person = tuner.studio.people.get(request)
-    return arrays(tuner.studio.ready.result()(person.identity, clip(0, 20)).frames)
+    return arrays(tuner.studio.ready.result()(person.identity, clip(0, 20)).frames[0])
 
 
 def save(tuner, request, path: Path) -> Path:

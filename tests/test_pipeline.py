@@ -1,8 +1,7 @@
-import json
+import io
 import socket
 import weakref
 from dataclasses import replace
-from pathlib import Path
 
 import av
 import numpy as np
@@ -14,7 +13,7 @@ from test_modeling import SIZE, tiny
 from test_video import make_clip
 
 from fsth_hub import hub, pipeline_fsth
-from fsth_hub.cropping import crop_box, from_crop, to_crop
+from fsth_hub.cropping import crop_box, to_crop
 from fsth_hub.device import default_dtype
 from fsth_hub.errors import FsthError, NoFaceError, VideoError
 from fsth_hub.image_processing_fsth import FsthImageProcessor
@@ -116,16 +115,16 @@ def test_bundled_model_loads_without_network(monkeypatch):
 def test_bundled_model_draws_the_face_where_the_driver_leads_it(bundled, astronaut, astronaut_clip, monkeypatch):
     drawn = spy_on_points(bundled, monkeypatch)
     output = bundled(astronaut, astronaut_clip[::4], reference_frame=0)
-    assert len(output.frames) == 3 and all(frame.size == (256, 256) for frame in output.frames)
+    assert len(output.frames[0]) == 3 and all(frame.size == (256, 256) for frame in output.frames[0])
     # the head wanders to the left as the window wanders to the right
     assert np.ptp([points[FACE, 0].mean() for points in drawn]) > 10
-    for frame, points in zip(output.frames, drawn, strict=True):
+    for frame, points in zip(output.frames[0], drawn, strict=True):
         (face,) = bundled.detector.detect(np.asarray(frame))
         distance = np.linalg.norm(face.points[FACE] - points[FACE], axis=1).mean()
         assert distance < 0.1 * interocular(points)
     # and it is her photograph that moves: her own pose gives the photograph back
     crop = bundled.image_processor.crop(astronaut, bundled.detector.detect(astronaut)[0].points)[0]
-    assert np.abs(arrays(output.frames[:1])[0].astype(int) - crop).mean() < 12
+    assert np.abs(arrays(output.frames[0])[0].astype(int) - crop).mean() < 12
 
 
 # Saving and loading.
@@ -138,7 +137,7 @@ def test_saved_pipeline_draws_the_same_bits(pipe, tmp_path, dtype):
     loaded.set_progress_bar_config(disable=True)
     loaded.detector = StubDetector()
     assert loaded.size == SIZE and loaded.image_processor.side == SIZE
-    frames = [arrays(p(picture(), clip(0, 20, 40)).frames) for p in (pipe, loaded)]
+    frames = [arrays(p(picture(), clip(0, 20, 40)).frames[0]) for p in (pipe, loaded)]
     assert np.array_equal(*frames)
     assert frames[0].std() > 1
 
@@ -197,7 +196,10 @@ def test_any_kind_of_portrait_is_the_same_person(pipe, tmp_path):
     image = picture(8)
     path = tmp_path / "portrait.png"
     Image.fromarray(image).save(path)
-    persons = [pipe.embed(portrait) for portrait in (image, image[None], [image], path, str(path), Image.open(path))]
+    tensor = torch.from_numpy(image).movedim(-1, 0)
+    kinds = [image, image[None], [image], path, str(path), Image.open(path), path.read_bytes(), open(path, "rb")]
+    kinds += [io.BytesIO(path.read_bytes()), [path], (path for _ in range(1)), image / 255, tensor, tensor[None]]
+    persons = [pipe.embed(portrait) for portrait in kinds]
     for person in persons:
         assert torch.equal(person.adain_parameters, persons[0].adain_parameters)
         assert np.array_equal(person.landmarks, persons[0].landmarks)
@@ -245,11 +247,11 @@ def test_portraits_of_different_sizes_are_one_person(pipe):
     )
     assert [len(crop) for crop in person.crops] == sides
     assert person.sources.images.shape == (1, 3, 3, SIZE, SIZE)
-    frames = arrays(pipe(person, clip(0, 8, 20), crop=False).frames)
+    frames = arrays(pipe(person, clip(0, 8, 20), crop=False).frames[0])
     assert frames.shape == (3, 300, 300, 3)
     # the first portrait says how large they are
     swapped = pipe.embed([picture(8, 100, 100), picture(0, 300, 300)], crop=False)
-    assert pipe(swapped, clip(0), crop=False).frames[0].size == (100, 100)
+    assert pipe(swapped, clip(0), crop=False).frames[0][0].size == (100, 100)
 
 
 def test_larger_crops_of_a_known_face_are_scaled_with_their_landmarks(pipe):
@@ -292,7 +294,7 @@ def test_embed_once_drive_many(pipe):
     assert pipe.detector.detected == 1 + 2 and pipe.detector.tracked == 2 + 1  # clips alone, one detection for each
     motion = pipe.read_driving(clip(0, 20, 40))
     detected = pipe.detector.detected
-    assert np.array_equal(arrays(pipe(person, motion).frames), arrays(first.frames))
+    assert np.array_equal(arrays(pipe(person, motion).frames[0]), arrays(first.frames[0]))
     assert pipe.detector.detected == detected
 
 
@@ -302,22 +304,22 @@ def test_a_person_with_a_generator_of_their_own_is_drawn_by_it(pipe):
     with torch.no_grad():
         other.generator.head.bias += 0.2
     tuned = replace(person, generator=other.generator)
-    drawn = [arrays(pipe(one, clip(0, 20)).frames) for one in (person, tuned)]
+    drawn = [arrays(pipe(one, clip(0, 20)).frames[0]) for one in (person, tuned)]
     assert not np.array_equal(*drawn)
-    assert np.array_equal(drawn[1], arrays(other(person, clip(0, 20)).frames))
+    assert np.array_equal(drawn[1], arrays(other(person, clip(0, 20)).frames[0]))
 
 
 def test_two_runs_are_equal_and_nothing_in_the_networks_moves(pipe):
     state = {name: tensor.clone() for name, tensor in pipe.generator.state_dict().items()}
-    runs = [arrays(pipe(picture(), clip(0, 20, 40)).frames) for _ in range(2)]
+    runs = [arrays(pipe(picture(), clip(0, 20, 40)).frames[0]) for _ in range(2)]
     assert np.array_equal(*runs)
     assert not np.array_equal(runs[0][0], runs[0][2])
     assert all(torch.equal(tensor, state[name]) for name, tensor in pipe.generator.state_dict().items())
 
 
 def test_half_precision_is_near_single(pipe):
-    single = arrays(pipe(picture(), clip(0, 20, 40)).frames).astype(float)
-    half = arrays(pipe.to(dtype=torch.bfloat16)(picture(), clip(0, 20, 40)).frames)
+    single = arrays(pipe(picture(), clip(0, 20, 40)).frames[0]).astype(float)
+    half = arrays(pipe.to(dtype=torch.bfloat16)(picture(), clip(0, 20, 40)).frames[0])
     assert np.abs(single - half).mean() < 2 < single.std()
 
 
@@ -325,7 +327,7 @@ def test_paper_networks_draw_too():
     pipe = make_pipeline(source_skips=False)
     person = pipe.embed(picture())
     assert person.sources is None
-    frames = arrays(pipe(person, clip(0, 40)).frames)
+    frames = arrays(pipe(person, clip(0, 40)).frames[0])
     assert frames.shape == (2, SIZE, SIZE, 3) and not np.array_equal(*frames)
 
 
@@ -387,7 +389,7 @@ def test_pasted_back_head_moves_in_its_photograph(pipe, tmp_path, kind):
     pipe(portraits, clip(0, 20), paste_back=True, output_path=result)
     (frame, _) = open_clip(result)
     assert frame.shape == (150, 120, 3)
-    frames = arrays(pipe(portraits, clip(0, 20), paste_back=True, mark=False).frames)
+    frames = arrays(pipe(portraits, clip(0, 20), paste_back=True, mark=False).frames[0])
     box = pipe.embed(photograph).boxes[0]
     outside = np.ones((150, 120), bool)
     outside[: int(box.top + box.side) + 1, max(0, int(box.left)) : int(box.left + box.side) + 1] = False
@@ -396,22 +398,22 @@ def test_pasted_back_head_moves_in_its_photograph(pipe, tmp_path, kind):
 
 
 def test_pasting_back_needs_the_photograph(pipe):
-    with pytest.raises(FsthError, match="needs the photograph"):
+    with pytest.raises(FsthError, match="paste_back needs the photograph"):
         pipe(pipe.embed(picture()), clip(0, 20), paste_back=True)
 
 
 def test_a_frame_without_face_holds_the_last_pose(pipe):
     output = pipe(picture(), clip(0, 20, NO_FACE, NO_FACE, 40))
-    frames = arrays(output.frames)
-    assert output.report["frames_without_face"] == [2, 3]
+    frames = arrays(output.frames[0])
+    assert output.report.frames_without_face == (2, 3)
     assert np.array_equal(frames[1], frames[2]) and np.array_equal(frames[1], frames[3])
     assert not np.array_equal(frames[3], frames[4])
 
 
 def test_num_frames_and_fps(pipe):
     output = pipe(picture(), clip(*range(0, 20, 2)), num_frames=4, fps=10)
-    assert len(output.frames) == output.report["frames"] == 4
-    assert output.fps == output.report["fps"] == 10
+    assert len(output.frames[0]) == output.report.num_frames == 4
+    assert output.fps == output.report.fps == 10
 
 
 def test_driving_box_fits_the_clip(pipe):
@@ -419,20 +421,19 @@ def test_driving_box_fits_the_clip(pipe):
     assert np.allclose(motion.box, crop_box(pipe.detector.points(picture(20))), atol=1e-3)  # the median place
     points = pipe.detector.points(picture(40))
     assert np.array_equal(motion.landmarks[2], to_crop(points, motion.box, SIZE))
-    assert np.allclose(from_crop(motion.landmarks[2], motion.box, SIZE), points, atol=1e-3)
 
 
 @pytest.mark.parametrize(
     "driving, options, error, message",
     [
-        (clip(NO_FACE, NO_FACE), {}, NoFaceError, "No face was found in the driving clip"),
+        (clip(NO_FACE, NO_FACE), {}, NoFaceError, "No face was found in the clip"),
         (clip(0, 1), {"driving_face_index": 1}, NoFaceError, "Face 1"),
-        ([picture(width=2 * SIZE)] * 2, {"crop": False}, FsthError, "the driving clip is 128 x 64"),
-        (clip(0, 1), {"reference_frame": 2}, FsthError, "Frame 2"),
-        (clip(0, NO_FACE), {"reference_frame": 1}, FsthError, "Frame 1"),
-        (clip(0, 1), {"motion": "sideways"}, FsthError, "no motion mode 'sideways'"),
-        (clip(0, 1), {"motion_strength": 3}, FsthError, "motion strength must be from 0 to 2"),
-        (clip(0, 1), {"smoothing": -1}, FsthError, "from 0 to 1 s"),
+        ([picture(width=2 * SIZE)] * 2, {"crop": False}, FsthError, "the clip is 128 x 64"),
+        (clip(0, 1), {"reference_frame": 2}, FsthError, "reference_frame=2 is no frame"),
+        (clip(0, NO_FACE), {"reference_frame": 1}, FsthError, "reference_frame=1 is no frame"),
+        (clip(0, 1), {"motion": "sideways"}, FsthError, "motion must be 'relative' or 'absolute', not 'sideways'"),
+        (clip(0, 1), {"motion_strength": 3}, FsthError, "motion_strength must be a number from 0 to 2, not 3"),
+        (clip(0, 1), {"smoothing": -1}, FsthError, "smoothing, in seconds, must be a number from 0 to 1, not -1"),
         ([], {}, VideoError, "empty"),
         ("no_such.mp4", {}, VideoError, "no_such.mp4"),
     ],
@@ -466,9 +467,9 @@ def test_frames_are_as_large_as_is_wanted_and_the_portrait_is(pipe, side, size, 
     pipe.detector = ScaledDetector()
     person = pipe.embed(picture(height=side, width=side), crop=False)
     output = pipe(person, clip(0), size=size, crop=False, mark=False)
-    assert output.frames[0].size == (expected, expected)
-    assert output.report["size"] == expected
-    assert output.report["max_size"] == max(SIZE, min(side, 1024)) // 2 * 2
+    assert output.frames[0][0].size == (expected, expected)
+    assert output.report.size == expected
+    assert output.report.max_size == max(SIZE, min(side, 1024)) // 2 * 2
     drawn = pipe.draw_frame(pipe.generator, person, person.landmarks, size)
     assert drawn.shape == (expected, expected, 3)
 
@@ -483,7 +484,7 @@ def test_frames_of_all_sizes_are_the_same_picture(pipe):
 
 @pytest.mark.parametrize("size", [SIZE + 1, SIZE - 2, 1026, 0, -2])
 def test_sizes_that_cannot_be_are_one_sentence(pipe, size, tmp_path):
-    with pytest.raises(FsthError, match=f"must be an even number from {SIZE} to 1024, not {size}\\.$"):
+    with pytest.raises(FsthError, match=f"size must be an even number from {SIZE} to 1024, not {size}\\.$"):
         pipe(picture(), clip(0), size=size, output_path=tmp_path / "result.mp4")
     assert list(tmp_path.iterdir()) == []
 
@@ -494,7 +495,7 @@ def test_paper_networks_have_one_size():
     person = pipe.embed(picture(height=512, width=512), crop=False)
     for size in (None, SIZE):
         output = pipe(person, clip(0), size=size, crop=False)
-        assert output.frames[0].size == (SIZE, SIZE) and output.report["size"] == SIZE
+        assert output.frames[0][0].size == (SIZE, SIZE) and output.report.size == SIZE
     with pytest.raises(FsthError, match=f"draws frames of {SIZE} x {SIZE} pixels alone"):
         pipe(person, clip(0), size=2 * SIZE)
 
@@ -531,13 +532,13 @@ def test_streaming_holds_few_frames(pipe, tmp_path):
 
     calls = []
 
-    def callback(index, count, frame):
+    def callback(pipe, index, count, frame):
         calls.append((index, count, frame.shape))
         alive["drawn"].append(weakref.ref(frame))
         assert sum(reference() is not None for reference in alive["drawn"]) < 5
 
     path = tmp_path / "result.mp4"
-    output = pipe(picture(), Driver(), output_path=path, callback=callback)
+    output = pipe(picture(), Driver(), output_path=path, callback_on_frame_end=callback)
     assert calls == [(index, 12, (SIZE, SIZE, 3)) for index in range(12)]
     assert output.frames is None and len(list(open_clip(path))) == 12
     with pytest.raises(FsthError, match="already been written"):
@@ -545,12 +546,12 @@ def test_streaming_holds_few_frames(pipe, tmp_path):
 
 
 def test_callback_that_gives_up_leaves_no_file(pipe, tmp_path):
-    def callback(index, count, frame):
+    def callback(pipe, index, count, frame):
         if index == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pipe(picture(), clip(0, 20, 40), output_path=tmp_path / "result.mp4", callback=callback)
+        pipe(picture(), clip(0, 20, 40), output_path=tmp_path / "result.mp4", callback_on_frame_end=callback)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -561,21 +562,9 @@ def test_written_clip_has_the_drivers_sound_and_says_what_it_is(pipe, tmp_path, 
     output = pipe(picture(), driver, output_path=path if streamed else None, num_frames=10)
     if not streamed:
         assert output.save(path) == 10
-    assert output.audio_path == driver and output.report["sound"]
+    assert output.audio_from == driver and output.report.sound
     with av.open(str(path)) as container:
         assert "AI-generated" in container.metadata["title"] and "AI-generated" in container.metadata["comment"]
         assert container.streams.audio[0].codec_context.name == "aac"
         assert container.duration / av.time_base == pytest.approx(10 / 25, abs=0.06)
         assert sum(1 for _ in container.decode(video=0)) == 10
-
-
-def test_report_is_json_and_the_tuple_has_a_place_for_everything(pipe, tmp_path):
-    output = pipe(picture(), clip(0, 20, NO_FACE))
-    report = json.loads(json.dumps(output.report))
-    assert report == output.report
-    assert report["sound"] is False and len(report["driving_box"]) == 3 and len(report["portrait_boxes"]) == 1
-    assert set(report["seconds"]) == {"embed", "landmarks", "frames"}
-    frames, fps, audio_path, report = pipe(
-        picture(), clip(0, 20), output_path=Path(tmp_path, "result.gif"), return_dict=False
-    )
-    assert (frames, fps, audio_path, report["frames"]) == (None, 25.0, None, 2)

@@ -88,7 +88,7 @@ def test_no_smoothing_leaves_the_landmarks():
 
 @pytest.mark.parametrize("seconds", [-0.1, 1.5, float("nan")])
 def test_bad_smoothing(seconds):
-    with pytest.raises(FsthError, match="from 0 to 1 s"):
+    with pytest.raises(FsthError, match="smoothing, in seconds, must be a number from 0 to 1, not"):
         smooth_clip([face()], FPS, seconds)
-    with pytest.raises(FsthError, match="from 0 to 1 s"):
+    with pytest.raises(FsthError, match="smoothing, in seconds, must be a number from 0 to 1, not"):
         LandmarkSmoother(seconds)

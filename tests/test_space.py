@@ -224,7 +224,7 @@ def test_runs_as_a_space(python, folder, tmp_path):
         assert list(tmp_path.glob("fsth-space-*/uploads/*/*"))  # on the disk that is forgotten
     path = result["video"] if isinstance(result, dict) else result
     clip = open_clip(path)
-    assert len(list(clip)) == 3 and (clip.width, clip.height) == (256, 256) and clip.has_audio
+    assert len(list(clip)) == 3 and (clip.width, clip.height) == (256, 256) and clip.audio_from
     # signed by the Space's own key, which it made on its first clip
     ask = f"from fsth_hub.provenance import inspect; print(inspect({path!r}))"
     environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}

@@ -1,3 +1,4 @@
+import io
 import itertools
 import weakref
 from fractions import Fraction
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fsth_hub import video
-from fsth_hub.errors import VideoError
+from fsth_hub.errors import FsthError, VideoError
 from fsth_hub.video import open_clip, write_clip
 
 
@@ -106,7 +107,7 @@ def grey(count):
 )
 def test_reads_every_container_twice(tmp_path, name, codec):
     clip = open_clip(make_clip(tmp_path / name, grey(10), codec=codec))
-    assert (clip.fps, clip.width, clip.height, clip.has_audio) == (25, 64, 48, False)
+    assert (clip.fps, clip.width, clip.height, clip.audio_from) == (25, 64, 48, None)
     first, second = list(clip), list(clip)
     assert len(first) == 10
     np.testing.assert_array_equal(first, second)
@@ -169,7 +170,7 @@ def test_reads_animations(tmp_path):
     frames = grey(6)
     iio.imwrite(tmp_path / "a.gif", np.stack(frames), plugin="pillow", duration=[40, 40, 120, 40, 40, 40], loop=0)
     clip = open_clip(tmp_path / "a.gif", fps=25)
-    assert clip.duration == pytest.approx(0.32) and not clip.has_audio
+    assert clip.duration == pytest.approx(0.32) and clip.audio_from is None
     shown = [frames[index] for index in (0, 1, 2, 2, 2, 3, 4, 5)]
     np.testing.assert_allclose([value_of(i) for i in clip], [value_of(i) for i in shown], atol=2)
     pil = [Image.fromarray(frame) for frame in frames]
@@ -180,16 +181,73 @@ def test_reads_animations(tmp_path):
 def test_takes_frames_as_a_clip():
     frames = grey(5)
     clip = open_clip(np.stack(frames))
-    assert (clip.fps, clip.width, clip.height, clip.duration, clip.has_audio) == (25, 64, 48, 0.2, False)
+    assert (clip.fps, clip.width, clip.height, clip.duration, clip.audio_from) == (25, 64, 48, 0.2, None)
     np.testing.assert_array_equal(list(clip), frames)
     pil = [Image.fromarray(frame) for frame in frames]
     np.testing.assert_array_equal(list(open_clip(pil, fps=30, max_frames=2)), frames[:2])
     with pytest.raises(VideoError, match="one size"):
         list(open_clip([frames[0], frames[0][:-2]]))
     with pytest.raises(VideoError, match="uint8"):
-        open_clip(np.zeros((3, 8, 8, 3), np.float32))
+        open_clip(np.zeros((3, 8, 8, 3), np.int64))
     with pytest.raises(VideoError, match="empty"):
         open_clip([])
+
+
+class Pipe(io.RawIOBase):
+    """A file that can be read once, from its beginning to its end."""
+
+    def __init__(self, data: bytes):
+        self.inner = io.BytesIO(data)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        return self.inner.readinto(buffer)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp", "a.png"])
+def test_reads_files_in_memory(tmp_path, name):
+    """Bytes, file objects that can seek or cannot; each twice, at the same time; the caller's stay open."""
+    path = tmp_path / name
+    if name == "a.mp4":
+        make_clip(path, grey(6), sound="aac")
+    else:
+        first, *others = map(Image.fromarray, grey(6))
+        first.save(path, save_all=True, append_images=others, duration=40)
+    data, expected = path.read_bytes(), list(open_clip(path))
+    assert len(expected) == 6
+    with open(path, "rb") as opened:
+        for source in (data, io.BytesIO(data), opened, Pipe(data)):
+            clip = open_clip(source)
+            for first, second, frame in zip(clip, clip, expected, strict=True):
+                assert np.array_equal(first, frame) and np.array_equal(second, frame)
+            if name == "a.mp4":
+                assert write_clip(tmp_path / "out.mp4", clip, clip.fps, clip.audio_from) == 6
+                assert open_clip(tmp_path / "out.mp4").audio_from is not None
+        assert not opened.closed
+
+
+def test_frames_of_an_iterator_are_read_once_and_no_more_than_are_asked():
+    asked = []
+    clip = open_clip((asked.append(index) or picture(index) for index in itertools.count()), fps=10, max_frames=3)
+    assert (clip.fps, clip.duration, clip.frame_count) == (10, None, 3) and asked == [0]
+    assert [frame[-1, -1, 0] for frame in clip] == [0, 1, 2] and asked == [0, 1, 2]
+    with pytest.raises(VideoError, match="have been read"):
+        list(clip)
+
+
+def test_a_clip_can_be_opened_anew(tmp_path):
+    clip = open_clip(make_clip(tmp_path / "a.mp4", grey(10)), max_frames=4)
+    assert open_clip(clip) == clip
+    assert len(list(open_clip(clip, max_frames=9))) == 4 and len(list(open_clip(clip, max_frames=2))) == 2
+    assert open_clip(clip, fps=12.5).fps == 12.5
+
+
+@pytest.mark.parametrize("options", [{"fps": 0}, {"fps": "25"}, {"fps": float("nan")}, {"max_frames": 0}], ids=str)
+def test_bad_options_are_named(options):
+    with pytest.raises(FsthError, match=f"^{next(iter(options))} must be a"):
+        open_clip(grey(3), **options)
 
 
 def test_what_is_no_clip_is_one_sentence(tmp_path):
@@ -230,7 +288,7 @@ def test_damaged_clips_give_the_frames_they_have(tmp_path):
     (tmp_path / "hole.mp4").write_bytes(whole[: len(whole) // 2] + bytes(3000) + whole[len(whole) // 2 + 3000 :])
     for name, least, most in [("cut.mp4", 15, 25), ("hole.mp4", 30, 40)]:
         clip = open_clip(tmp_path / name)
-        count = write_clip(tmp_path / "out.mp4", clip, clip.fps, audio_from=clip.audio_path)
+        count = write_clip(tmp_path / "out.mp4", clip, clip.fps, audio_from=clip.audio_from)
         assert least <= count <= most and len(list(open_clip(tmp_path / "out.mp4"))) == count
     (tmp_path / "head.mp4").write_bytes(whole[:3000])
     with pytest.raises(VideoError, match="No picture"):
@@ -289,8 +347,8 @@ SOUNDS = [
 @pytest.mark.parametrize("name, codec, sound", SOUNDS)
 def test_sound_stays_in_step(tmp_path, name, codec, sound):
     clip = open_clip(make_clip(tmp_path / name, grey(35), codec=codec, sound=sound))
-    assert clip.has_audio
-    count = write_clip(tmp_path / "out.mp4", clip, clip.fps, audio_from=clip.audio_path)
+    assert clip.audio_from
+    count = write_clip(tmp_path / "out.mp4", clip, clip.fps, audio_from=clip.audio_from)
     codec, start, end, onset = sound_of(tmp_path / "out.mp4")
     assert codec == (sound if sound in ("aac", "mp3") else "aac")
     assert abs(onset - 1.0) < 0.04
@@ -334,7 +392,7 @@ def test_sound_that_starts_anew(tmp_path, sound):
 def test_no_sound_to_keep(tmp_path):
     path = make_clip(tmp_path / "silent.mp4", grey(5))
     write_clip(tmp_path / "out.mp4", grey(5), 25, audio_from=path)
-    assert not open_clip(tmp_path / "out.mp4").has_audio
+    assert open_clip(tmp_path / "out.mp4").audio_from is None
     with pytest.raises(VideoError, match="not a video"):
         write_clip(tmp_path / "out2.mp4", grey(5), 25, audio_from=Path(__file__))
 
@@ -358,7 +416,7 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path):
     for name, frames, reason in [
         ("out.xyz", grey(2), ".mp4 or .gif"), ("out.mp4", [], "no frames"), ("out.gif", [], "no frames"),
         ("none/out.mp4", grey(2), "No such file"), ("out.mp4", [picture(0), picture(0, 30)], "one size"),
-        ("out.mp4", [np.zeros((8, 8, 3))], "uint8"),
+        ("out.mp4", [np.zeros((8, 8, 3), int)], "uint8"),
     ]:  # fmt: skip
         with pytest.raises(VideoError, match=reason):
             write_clip(tmp_path / name, frames, 25)
@@ -391,8 +449,8 @@ def test_reading_decodes_as_it_is_asked(tmp_path, monkeypatch):
             decoded += 1
             yield frame
 
-    decode = video._decode
-    monkeypatch.setattr(video, "_decode", counted)
+    decode = video.decode
+    monkeypatch.setattr(video, "decode", counted)
     for asked, _ in enumerate(clip, 1):
         assert decoded <= asked + 1
     assert asked == 100
@@ -402,7 +460,7 @@ def test_reading_decodes_as_it_is_asked(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["id000.mp4", "id003.mp4", "id004.mp4", "id007.mpg", "id008.mp4", "id009.mp4"])
 def test_raw_clips(tmp_path, name):
     clip = open_clip(RAW / name, max_frames=20)
-    assert clip.has_audio and clip.fps in (25, 30) and 2 < clip.duration < 40
-    count = write_clip(tmp_path / "out.mp4", (frame[::4, ::4] for frame in clip), clip.fps, clip.audio_path)
+    assert clip.audio_from and clip.fps in (25, 30) and 2 < clip.duration < 40
+    count = write_clip(tmp_path / "out.mp4", (frame[::4, ::4] for frame in clip), clip.fps, clip.audio_from)
     assert count == 20
     assert abs(sound_of(tmp_path / "out.mp4")[2] - count / clip.fps) < 0.07

@@ -1,6 +1,5 @@
 """The Animate tab: a driving clip in, a talking head out, drawn before the visitor's eyes."""
 
-import json
 import shutil
 import tempfile
 import time
@@ -8,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gradio as gr
 import numpy as np
@@ -38,8 +38,13 @@ from .people import Kept
 from .studio import DRIVER, HEAVY, PORTRAIT, Studio
 
 
+if TYPE_CHECKING:
+    from ..pipeline_fsth import FsthPipeline
+    from ..pipeline_output import FsthReport
+
+
 PREVIEW_SECONDS = 0.2  # between two preview pictures
-CLIP_NAME, SIDE_BY_SIDE_NAME, REPORT_NAME = "talking_head.mp4", "side_by_side.mp4", "report.json"
+CLIP_NAME, SIDE_BY_SIDE_NAME, DETAILS_NAME = "talking_head.mp4", "side_by_side.mp4", "details.md"
 PORTRAITS, FINE_TUNED = "portraits", "fine-tuned"  # who is animated
 SIZES = (256, DEFAULT_SIZE, 1024)  # of frames, pixels
 
@@ -126,8 +131,8 @@ class Animator:
             # not for every choice of options: there are as many as would fill the disk
             files = [*paths, driving] if settings.are_defaults and not own else []
             kept = self.studio.kept_result(files, {**asdict(settings), "faces": faces})
-            if kept and (kept / REPORT_NAME).is_file():
-                yield *clips_in(kept), None, "", describe(settings, json.loads((kept / REPORT_NAME).read_text()))
+            if kept and (kept / DETAILS_NAME).is_file():
+                yield *clips_in(kept), None, "", (kept / DETAILS_NAME).read_text()
                 return
             yield None, None, None, progress_bar("Getting ready"), ""
             work = partial(self._draw, own or paths, driving, faces, settings, Path(folder))
@@ -136,10 +141,11 @@ class Animator:
             except JobStopped:
                 yield None, None, None, "", "Cancelled."
                 return
+            details = describe(settings, report, own)
             if kept:
                 shutil.copytree(folder, kept, dirs_exist_ok=True)
-                (kept / REPORT_NAME).write_text(json.dumps(report))  # last: it says that the clips are whole
-            yield *clips_in(folder), None, "", describe(settings, report, own)
+                (kept / DETAILS_NAME).write_text(details)  # last: it says that the clips are whole
+            yield *clips_in(folder), None, "", details
 
     def _draw(
         self,
@@ -149,7 +155,7 @@ class Animator:
         settings: Settings,
         folder: Path,
         job: Job,
-    ) -> dict:
+    ) -> "FsthReport":
         """The work itself, on the worker's thread: writes both clips, returns the pipeline's report."""
         own = portraits if isinstance(portraits, Kept) else None
         pipe = self.studio.pipeline(own.model if own else settings.model)
@@ -162,7 +168,7 @@ class Animator:
                     job.report((None, None, None, following(index), ""))
                 yield picture
 
-        def show(index: int, count: int, frame: np.ndarray) -> None:
+        def show(pipe: "FsthPipeline", index: int, count: int, frame: np.ndarray) -> None:
             nonlocal drawing, shown
             drawing = drawing or Countdown("Drawing", count)
             last = index + 1 == count
@@ -171,7 +177,7 @@ class Animator:
                 job.report((None, None, frame, drawing(index + 1), ""))
 
         def drawn_frames(output):
-            laying_out = Countdown("Putting side by side", output.report["frames"])
+            laying_out = Countdown("Putting side by side", output.report.num_frames)
             result = open_clip(folder / CLIP_NAME, fps=output.fps, allow_still=True)
             for index, frame in enumerate(result, start=1):
                 if index % 10 == 1:
@@ -181,10 +187,10 @@ class Animator:
         output = pipe(
             own.identity if own else portraits,
             replace(clip, read=read),
-            face_index=faces[0],
+            face_index=0 if own else faces[0],
             driving_face_index=faces[1],
             output_path=folder / CLIP_NAME,
-            callback=show,
+            callback_on_frame_end=show,
             **settings.pipeline_arguments(),
         )
         beside, frames = folder / SIDE_BY_SIDE_NAME, drawn_frames(output)
@@ -198,13 +204,13 @@ def clips_in(folder: str | Path) -> tuple[str, str]:
     return str(Path(folder, CLIP_NAME)), str(Path(folder, SIDE_BY_SIDE_NAME))
 
 
-def describe(settings: Settings, report: dict, own: Kept | None = None) -> str:
+def describe(settings: Settings, report: "FsthReport", own: Kept | None = None) -> str:
     """Settings and figures of a clip, shown beside it: the same inputs and settings give the same clip."""
-    seconds, missing = sum(report["seconds"].values()), len(report["frames_without_face"])
-    parts = [f"{report['frames']} frames at {report['fps']:.4g} per second, drawn in {seconds:.0f} s"]
-    size = f"{'the head ' if settings.paste_back else ''}{report['size']} x {report['size']} pixels"
+    seconds, missing = sum(report.seconds.values()), len(report.frames_without_face)
+    parts = [f"{report.num_frames} frames at {report.fps:.4g} per second, drawn in {seconds:.0f} s"]
+    size = f"{'the head ' if settings.paste_back else ''}{report.size} x {report.size} pixels"
     # it may be smaller for other reasons: the model's only size, or a photograph that was reduced
-    parts += [f"{size} (the portrait has no more)" if report["size"] == report["max_size"] < settings.size else size]
+    parts += [f"{size} (the portrait has no more)" if report.size == report.max_size < settings.size else size]
     parts += ["fine-tuned person"] if own else []
     parts += [f"{settings.motion} motion"]
     if settings.motion == "relative":
@@ -212,9 +218,9 @@ def describe(settings: Settings, report: dict, own: Kept | None = None) -> str:
     parts += [f"smoothing {settings.smoothing:g} s"] + ["pasted back into the photograph"] * settings.paste_back
     parts += [f"model {own.model if own and own.model else settings.model}"]
     parts += ["with" if settings.mark else "without"]
-    parts[-1] += " a visible mark, " + ("signed" if report["credentials"] else "not signed")
+    parts[-1] += " a visible mark, " + ("signed" if report.credentials else "not signed")
     held = f" In {missing} frames the driver's face was not found; the last pose is held there." if missing else ""
-    return ", ".join(parts) + f". No seed is needed: the same inputs and settings give the same pictures.{held}"
+    return ", ".join(parts) + f". The same inputs and settings give the same pictures.{held}"
 
 
 STAGES = ("idle", "running", "done")

@@ -176,15 +176,15 @@ def from_jpeg(frame: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(frame)))
 
 
-def write_recording(path: Path, recording: list[tuple[float, bytes]], origin: Origin) -> int:
-    """Write frames drawn at irregular times as a signed clip of constant frame rate; returns the number of frames."""
+def write_recording(path: Path, recording: list[tuple[float, bytes]], origin: Origin) -> None:
+    """Write frames drawn at irregular times as a signed clip of constant frame rate."""
     begun, (height, width) = recording[0][0], from_jpeg(recording[0][1]).shape[:2]
 
     def read() -> Iterator[tuple[float, float, np.ndarray]]:
         return ((moment - begun, 1 / FPS, from_jpeg(frame)) for moment, frame in recording)
 
     clip = Clip(FPS, width, height, recording[-1][0] - begun, None, None, read)
-    return write_clip(path, clip, FPS, metadata=OUTPUT_METADATA, finish=partial(sign, origin=origin))
+    write_clip(path, clip, FPS, metadata=OUTPUT_METADATA, finish=partial(sign, origin=origin))
 
 
 # The camera stops where its tab is left: Gradio's own button, for the component keeps the stream to itself.

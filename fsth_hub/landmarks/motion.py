@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from ..checks import check_choice, check_number
 from ..errors import FsthError, NoFaceError
 from ..landmark_layout import FACE, JAW, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS
 from .pose import UNITS_BETWEEN_EYES, Pose
@@ -65,15 +66,7 @@ class MotionAdapter:
     def __init__(
         self, portrait: np.ndarray, reference: np.ndarray, mode: MotionMode = "relative", strength: float = 1.0
     ):
-        if mode not in get_args(MotionMode):
-            raise FsthError(f"There is no motion mode '{mode}'; use 'relative' or 'absolute'.")
-        if not 0 <= strength <= MAX_STRENGTH:
-            raise FsthError(f"The motion strength must be from 0 to {MAX_STRENGTH:g}, not {strength}.")
-        if mode == "absolute" and strength != 1:
-            raise FsthError(
-                "A motion strength other than 1 needs relative motion: absolute motion takes the driver's landmarks "
-                "as they are."
-            )
+        check_motion(mode, strength)
         self.mode, self.strength = mode, strength
         self.last = np.asarray(portrait, np.float32)
 
@@ -150,6 +143,14 @@ class MotionAdapter:
         low = moved[eye].min(axis=0) + np.minimum(own - lids.min(axis=0), 0)
         high = moved[eye].max(axis=0) + np.maximum(own - lids.max(axis=0), 0)
         moved[iris] += np.clip(moved[iris[0]], low, high) - moved[iris[0]]
+
+
+def check_motion(mode: str, strength: float) -> None:
+    """Refuse (`FsthError`) a mode that does not exist, or a strength that does not fit."""
+    check_choice("motion", mode, get_args(MotionMode))
+    check_number("motion_strength", strength, 0, MAX_STRENGTH)
+    if mode == "absolute" and strength != 1:
+        raise FsthError("motion_strength is for relative motion: leave it out where motion is 'absolute'.")
 
 
 def _soften(change: np.ndarray, limit: float) -> np.ndarray:

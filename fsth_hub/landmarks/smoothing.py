@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..checks import check_number
 from ..errors import FsthError
 from .pose import UNITS_BETWEEN_EYES, Pose
 
@@ -132,5 +133,4 @@ def smooth_clip(
 
 def check_smoothing(seconds: float) -> None:
     """Refuse (`FsthError`) a time constant that is out of range."""
-    if not 0 <= seconds <= MAX_SMOOTHING:
-        raise FsthError(f"Smoothing is a time from 0 to {MAX_SMOOTHING:g} s, not {seconds}.")
+    check_number("smoothing, in seconds,", seconds, 0, MAX_SMOOTHING)
