@@ -10,14 +10,15 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from .image_processing_fsth import to_model
 from .landmark_drawing import draw_landmarks
 from .landmark_flow import pixel_grid
 from .landmark_layout import FACE
 
 
 MAX_SOURCES = 8  # that a step draws its frames from
-# How an episode's frames are moved together, and a head in each of its own; lengths in half sides of the frame, angles
-# in radians, uniform up to these.
+# How an episode's frames are moved together, and a head in each of its own; lengths in normalized coordinates (a frame
+# is 2 wide and high), angles in radians, uniform up to these.
 MAX_SHIFT, MAX_ZOOM, MAX_ANGLE, MAX_COLOUR = 0.08, 0.08, 0.08, 0.04
 HEAD_SHIFT, HEAD_ANGLE = 0.08, 0.12
 HEAD_WARPS = ((4, 0.03), (8, 0.012))  # knots a side, standard deviation: like turning, and like an expression
@@ -34,10 +35,10 @@ class Episodes:
     mattes: torch.Tensor  # B x (1 + K) x 1 x H x W, 0 to 1
 
 
-def draw(landmarks: torch.Tensor, size: int) -> torch.Tensor:
+def rasterize(landmarks: torch.Tensor, size: int) -> torch.Tensor:
     """Landmark drawings of B x 78 x 2 points in pixels: B x 3 x size x size in [-1, 1]."""
     drawings = [torch.from_numpy(draw_landmarks(points, size).copy()) for points in landmarks.cpu().numpy()]
-    return torch.stack(drawings).permute(0, 3, 1, 2).to(landmarks.device) / 127.5 - 1
+    return to_model(torch.stack(drawings).permute(0, 3, 1, 2).to(landmarks.device))
 
 
 def deform(images, landmarks, mattes, heads: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, ...]:
@@ -113,8 +114,7 @@ def make_episodes(images, landmarks, mattes, targets: list[int], rng: torch.Gene
         rng (`torch.Generator`): of the CPU.
         own (`bool`, *optional*, defaults to `True`):
             Whether a portrait can be among its own sources. It stands for the portrait that is much like the frame to
-            draw, of which there often is one: tuned on the others alone, the generator blurs what it could take over
-            (LPIPS from eight frames, at 5e-5: from 0.0956 to 0.0997, with it to 0.0868).
+            draw, of which there often is one: tuned on the others alone, the generator blurs what it could take over.
     """
     total = len(images)
     count = int(torch.randint(1, min(total, MAX_SOURCES) + 1, (), generator=rng)) if own else total - 1  # K
@@ -127,5 +127,5 @@ def make_episodes(images, landmarks, mattes, targets: list[int], rng: torch.Gene
     heads = chosen == chosen[:, :1]
     heads[:, 0] = False
     images, landmarks, mattes = deform(images[chosen], landmarks[chosen], mattes[chosen], heads, rng)
-    drawings = draw(landmarks.flatten(0, 1), images.shape[-1]).unflatten(0, chosen.shape)
+    drawings = rasterize(landmarks.flatten(0, 1), images.shape[-1]).unflatten(0, chosen.shape)
     return Episodes(images, drawings, landmarks, mattes)

@@ -196,8 +196,7 @@ class FsthImageProcessor(PilBackend):
         Returns:
             B pictures.
         """
-        pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        arrays = list(pixels.permute(0, 2, 3, 1).cpu().numpy())
+        arrays = list(to_pixels(images).permute(0, 2, 3, 1).cpu().numpy())
         return [Image.fromarray(array) for array in arrays] if output_type == "pil" else arrays
 
     def to_dict(self) -> dict:
@@ -226,7 +225,7 @@ class FsthImageProcessor(PilBackend):
     def _preprocess_image_like_inputs(self, images, landmarks, size: SizeDict, **kwargs) -> BatchFeature:
         pictures = self._prepare_image_like_inputs(images)
         data = {
-            "pixel_values": [_to_model(self.resize(p, size, PILImageResampling.BICUBIC)) for p in pictures],
+            "pixel_values": [to_model(self.resize(p, size, PILImageResampling.BICUBIC)) for p in pictures],
         }
         if landmarks is not None:
             points = _batch(landmarks)
@@ -238,12 +237,17 @@ class FsthImageProcessor(PilBackend):
         return BatchFeature(data, tensor_type=kwargs["return_tensors"])
 
     def _drawings(self, points: np.ndarray, side: int) -> list[np.ndarray]:
-        return [_to_model(np.moveaxis(draw_landmarks(p, side), -1, 0)) for p in points]
+        return [to_model(np.moveaxis(draw_landmarks(p, side), -1, 0)) for p in points]
 
 
-def _to_model(image: np.ndarray) -> np.ndarray:
-    """uint8 to float32 in [-1, 1]."""
-    return image.astype(np.float32) / 127.5 - 1
+def to_model(pixels: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
+    """uint8 of any shape to float32 in [-1, 1]."""
+    return (pixels.float() if isinstance(pixels, torch.Tensor) else pixels.astype(np.float32)) / 127.5 - 1
+
+
+def to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """[-1, 1] of any shape, what is beyond being clamped, to uint8."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def _batch(landmarks: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:

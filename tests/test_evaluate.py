@@ -14,10 +14,10 @@ from test_modeling import SIZE
 from test_pipeline import NO_FACE, StubDetector, make_pipeline, picture
 from test_video import make_clip
 
+from fsth_hub.feature_networks import LPIPS
 from fsth_hub.pipeline_fsth import FsthPipeline
 from training import evaluate
 from training.dataset import read_index
-from training.metrics import LPIPS
 from training.reenactment import close_up, held_out_frames, one_clip_per_person, source_frames, warped_portrait
 from training.report import BEGIN, END, UNMOVED, WARP
 

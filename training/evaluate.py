@@ -28,14 +28,14 @@ from huggingface_hub.errors import HFValidationError
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
 from fsth_hub.errors import FsthError
-from fsth_hub.feature_networks import load_weights
+from fsth_hub.feature_networks import LPIPS, load_weights
 from fsth_hub.finetuning import KINDS
 from fsth_hub.landmark_drawing import draw_landmarks
 from fsth_hub.landmarks import get_detector
 from fsth_hub.losses import ContentLoss
 from fsth_hub.pipeline_fsth import FsthPipeline
 from training.dataset import Clip, read_index
-from training.metrics import LPIPS, IdentityNetwork
+from training.metrics import IdentityNetwork
 from training.portraits import PortraitReenactment, files_hash, list_pictures, read_motion, read_portrait
 from training.reenactment import (
     NUM_DRIVERS,
@@ -235,7 +235,7 @@ def measure(args):
         methods[f"{name} FF"] = feed_forward(pipe, pipe.generator.fused())
     tuned = {}
     if args.fine_tune:
-        content = ContentLoss(args.vgg, args.face_network)
+        content = ContentLoss.load(args.vgg, args.face_network)
         tuned = {
             f"{name} FT {kind}": fine_tuned(pipe, kind, content, args.fine_tune_steps)
             for name, pipe in pipes.items()

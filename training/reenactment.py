@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fsth_hub.feature_networks import crop_around
+from fsth_hub.feature_networks import LPIPS, crop_around
 from fsth_hub.identity import FsthIdentity
 from fsth_hub.landmark_flow import pixel_grid, resize_flow, smooth_flow, warp
 from fsth_hub.landmark_layout import FACE
@@ -24,7 +24,7 @@ from fsth_hub.source_skips import landmark_likeness
 from training.background import Background
 from training.dataset import Clip
 from training.expression import delivered, extreme_frames, eye_openings, eyes, mouths
-from training.metrics import LPIPS, IdentityNetwork, expression_distance, keypoint_distance, pose_distance, ssim
+from training.metrics import IdentityNetwork, expression_distance, keypoint_distance, pose_distance, ssim
 
 
 NUM_DRIVERS = 2  # for each person in cross-reenactment
