@@ -16,6 +16,7 @@ from .landmark_flow import pixel_grid
 from .landmark_layout import FACE
 
 
+HELD_OUT_DEFORMATIONS = 4  # where portraits are too few to hold one out
 MAX_SOURCES = 8  # that a step draws its frames from
 # How an episode's frames are moved together, and a head in each of its own; lengths in normalized coordinates (a frame
 # is 2 wide and high), angles in radians, uniform up to these.
@@ -129,3 +130,35 @@ def make_episodes(images, landmarks, mattes, targets: list[int], rng: torch.Gene
     images, landmarks, mattes = deform(images[chosen], landmarks[chosen], mattes[chosen], heads, rng)
     drawings = rasterize(landmarks.flatten(0, 1), images.shape[-1]).unflatten(0, chosen.shape)
     return Episodes(images, drawings, landmarks, mattes)
+
+
+class EpisodeSampler:
+    """
+    Episodes of one person's portraits: those to learn from, every portrait as often, and those that are held out.
+
+    Args:
+        images (`torch.Tensor` of shape `(T, 3, height, width)`): the portraits, in [-1, 1].
+        landmarks (`torch.Tensor` of shape `(T, 78, 2)`): pixels.
+        mattes (`torch.Tensor` of shape `(T, 1, height, width)`): 0 to 1.
+        seed (`int`): of their order and deformations.
+    """
+
+    def __init__(self, images: torch.Tensor, landmarks: torch.Tensor, mattes: torch.Tensor, seed: int):
+        self.portraits, count = (images, landmarks, mattes), len(images)
+        self.rng = torch.Generator().manual_seed(seed)
+        self.queue: list[int] = []
+        self.train = list(range(count))
+        own = count < 3  # too few to hold one out
+        kept = [index % count for index in range(HELD_OUT_DEFORMATIONS)]
+        if not own:
+            middle, last = count // 2, count // 2 + max(1, count // 8)
+            kept, self.train = self.train[middle:last], self.train[:middle] + self.train[last:]
+        held_rng = torch.Generator().manual_seed(seed + 1)
+        self.held_out = [make_episodes(*self.portraits, [index], held_rng, own) for index in kept]
+
+    def sample(self, batch_size: int) -> Episodes:
+        while len(self.queue) < batch_size:
+            order = torch.randperm(len(self.train), generator=self.rng).tolist()
+            self.queue += [self.train[position] for position in order]
+        targets, self.queue = self.queue[:batch_size], self.queue[batch_size:]
+        return make_episodes(*self.portraits, targets, self.rng)

@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .adapter import Adapter, add_lora, lora_parameters, merge, rank_of
+from .adapter import Lora as Adapter, add_lora, lora_parameters, merge, rank_of
+from .adapter import Lora as Adapter, add_lora, lora_parameters, merge, rank_of
 from .cropping import CropBox
 from .errors import FsthError
 from .hub import create_repository, fetch, publish

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that 
 
 from fsth_hub.errors import FsthError
 from fsth_hub.feature_networks import LPIPS, load_weights
-from fsth_hub.finetuning import KINDS
+from fsth_hub.finetuning import METHODS
 from fsth_hub.landmark_drawing import draw_landmarks
 from fsth_hub.landmarks import get_detector
 from fsth_hub.losses import ContentLoss
@@ -65,7 +65,7 @@ def parse_args(argv=None):
     parser.add_argument("--num_frames", type=int, default=32, help="frames drawn per clip, at most")
     parser.add_argument("--people", type=int, help="no more than so many people")
     parser.add_argument(
-        "--fine_tune", nargs="+", default=[], choices=KINDS, help="also fine-tune each model on each person"
+        "--fine_tune", nargs="+", default=[], choices=METHODS, help="also fine-tune each model on each person"
     )
     parser.add_argument("--people_fine_tuned", type=int, help="no more than so many people for each T")
     parser.add_argument("--fine_tune_steps", type=int, help="by default what the pipeline takes for T")
@@ -237,9 +237,9 @@ def measure(args):
     if args.fine_tune:
         content = ContentLoss.load(args.vgg, args.face_network)
         tuned = {
-            f"{name} FT {kind}": fine_tuned(pipe, kind, content, args.fine_tune_steps)
+            f"{name} FT {method}": fine_tuned(pipe, method, content, args.fine_tune_steps)
             for name, pipe in pipes.items()
-            for kind in args.fine_tune
+            for method in args.fine_tune
         }
 
     path = args.output_dir / RESULTS

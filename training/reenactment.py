@@ -242,9 +242,9 @@ def feed_forward(pipe: FsthPipeline, fused: FsthGenerator):
     return prepare
 
 
-def fine_tuned(pipe: FsthPipeline, kind: str, content: ContentLoss, steps: int | None):
+def fine_tuned(pipe: FsthPipeline, method: str, content: ContentLoss, steps: int | None):
     def prepare(crops, landmarks) -> tuple[Draw, dict]:
-        options = {"kind": kind, "content": content, "steps": steps, "seed": 0}
+        options = {"method": method, "content": content, "steps": steps, "seed": 0}
         person, seconds = timed(pipe.fine_tune_crops, crops, landmarks, **options)
         fused = person.tuned_generator(pipe.generator).fused()
         costs = {"seconds": {"fine_tune": seconds}, "megabytes": saved_megabytes(person)}

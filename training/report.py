@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard
 from PIL import Image, ImageDraw, ImageFont
 
 from fsth_hub.errors import FsthError
-from fsth_hub.finetuning import KINDS
+from fsth_hub.finetuning import METHODS
 
 
 RESULTS = "evaluation.json"
@@ -269,8 +269,8 @@ class Report:
 
 
 def variants(model: str) -> list[str]:
-    """What is measured of a model: feed-forward, and each kind of fine-tuning."""
-    return [f"{model} FF", *(f"{model} FT {kind}" for kind in KINDS)]
+    """What is measured of a model: feed-forward, and each method of fine-tuning."""
+    return [f"{model} FF", *(f"{model} FT {method}" for method in METHODS)]
 
 
 def all_have(people: dict[str, dict], key: str) -> bool:
