@@ -12,11 +12,12 @@ import gradio as gr
 
 from ..errors import FsthError, FsthWarning
 from ..finetuning import METHODS, PixelLoss, default_steps
+from ..identity import FsthIdentity
 from .animate_tab import FINE_TUNED, PORTRAITS, AnimatePanel, Animator
 from .errors import told_to_visitor
 from .inputs import PortraitPanel, Portraits, Seen, checked_portraits, chosen_faces, note
 from .jobs import Countdown, Job, JobStopped, progress_bar
-from .people import Kept, base_model, download, session_of, unpack, write_file
+from .people import Kept, download, session_of, unpack, write_file
 from .publish_form import Publisher, on_space, publish_form, token_field
 from .studio import DRIVER, HEAVY, Studio
 
@@ -122,13 +123,12 @@ class Tuner:
     def _load(self, folder: Path, name: str, request: gr.Request | None) -> Iterator[tuple[str, str]]:
         def work(job: Job) -> str:
             job.report((progress_bar(f"Loading {name}"), ""))
-            own = base_model(folder)
-            model = own if own in self.studio.model_names else None
             try:
-                identity = self.studio.pipeline(model).load_identity(folder)
+                identity = replace(FsthIdentity.from_pretrained(folder), name=name)
             except FsthError as error:
                 raise FsthError(str(error).replace(str(folder), name)) from error
-            self.studio.people.keep(request, Kept(replace(identity, name=name), model))
+            model = identity.base_model if identity.base_model in self.studio.model_names else None
+            self.studio.people.keep(request, Kept(self.studio.pipeline(model).bind(identity), model))
             return f"Loaded {name}. {describe(identity)}"
 
         yield progress_bar("Waiting for its turn"), ""
