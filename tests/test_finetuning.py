@@ -370,7 +370,7 @@ def test_script_makes_an_identity_of_every_person_once(run, shards, tmp_path, mo
     for row in summary.values():
         assert row["num_portraits"] == 3 and row["held_out_after"] <= row["held_out_before"]
     pipe = make_pipeline()
-    loaded = FsthIdentity.from_pretrained(tmp_path / "identities" / "bob", pipe)
+    loaded = pipe.load_identity(tmp_path / "identities" / "bob")
     assert loaded.num_portraits == 3 and loaded.method == "lora"
     assert [summary[name]["method"] for name in ("ann", "bob")] == ["full", "lora"]
 
