@@ -28,7 +28,7 @@ from .errors import FsthError, FsthNotFoundError
 FETCHED = ["*.json", "*.safetensors", "*.py", "*.md"]
 FETCH_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 LOG_IN = "run `hf auth login` or set HF_TOKEN"
-SECRET = re.compile(r"hf_\w+|(?<=bearer )\S+", re.IGNORECASE)
+SECRET = re.compile(r"hf_\w+|(?<=bearer )[^\s,;]+", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
 

@@ -153,9 +153,9 @@ def _read(folder: Path) -> dict:
     """The fields of an [`FsthIdentity`]; raises one of `DAMAGES` where the files do not agree with each other."""
     config, tensors = json.loads((folder / CONFIG_NAME).read_text()), load_file(folder / WEIGHTS_NAME)
     for key, kind in FIGURES.items():
-        if type(config[key]) is not kind:
+        if type(config.get(key)) is not kind:
             raise ValueError(f"{key} is no {kind.__name__} in {CONFIG_NAME}")
-    if config["method"] not in METHODS:
+    if config.get("method") not in METHODS:
         raise ValueError(f"method is not {' or '.join(METHODS)} in {CONFIG_NAME}")
     if not all(isinstance(config.get(key), str | None) for key in ("base_revision", "consent")):
         raise ValueError(f"base_revision and consent must be texts in {CONFIG_NAME}")
@@ -164,6 +164,9 @@ def _read(folder: Path) -> dict:
 
     # copies, for the same reason as in `FsthPreTrainedModel.from_pretrained`
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    missing = [name for name in ("adain_parameters", "crops", "crop_landmarks") if name not in tensors]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing in {WEIGHTS_NAME}")
     adain_parameters, crops, landmarks = (tensors.pop(n) for n in ("adain_parameters", "crops", "crop_landmarks"))
     count, size = config["num_portraits"], crops.shape[1] if crops.ndim == 4 else 0
     if count < 1 or size < 1 or crops.shape != (count, size, size, 3) or crops.dtype != torch.uint8:
