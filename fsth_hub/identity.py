@@ -39,7 +39,7 @@ class FsthIdentity:
 
     Args:
         method (`str`): `"full"` or `"lora"`.
-        weights (`dict[str, torch.Tensor]`): of the generator, or its low-rank updates, see `adapter`.
+        weights (`dict[str, torch.Tensor]`): of the generator, or its low-rank updates, see `adapter.py`.
         adain_parameters (`torch.Tensor` of shape `(1, num_parameters)`): the person's own, tuned.
         crops (`np.ndarray` of shape `(T, size, size, 3)`): the portraits' head crops, uint8 RGB.
         crop_landmarks (`np.ndarray` of shape `(T, 78, 2)`): their landmarks, pixels of the crops.

@@ -131,7 +131,8 @@ class FsthPretrainedMixin:
         Publish the pipeline on the hub, with a card, for `from_pretrained(repo_id)`.
 
         Args:
-            repo_id, private, revision, token, commit_message: as in [`~hub.publish`].
+            repo_id, private, token: as in [`~hub.create_repository`].
+            revision, commit_message: as in [`~hub.publish`].
             variant (`str`, *optional*): as in [`~FsthPipeline.save_pretrained`].
             include_code (`bool`, *optional*, defaults to `False`):
                 Add what those need who load it without this package, with `trust_remote_code=True`.
