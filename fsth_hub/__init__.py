@@ -17,6 +17,7 @@ _MODULES = {
     "FsthIdentity": "identity",
     "FsthImageProcessor": "image_processing_fsth",
     "FsthPipeline": "pipeline_fsth",
+    "FsthTunedPerson": "identity",
     "NoFaceError": "errors",
     "VideoError": "errors",
 }

@@ -23,7 +23,7 @@ from .errors import FsthError
 
 
 if TYPE_CHECKING:
-    from .identity import FsthIdentity
+    from .identity import FsthTunedPerson
 
 
 def fine_tune(
@@ -34,9 +34,11 @@ def fine_tune(
         int | None,
         typer.Option(min=1, metavar="N", help="At most so many; by default 50 for one picture to 230 for thirty."),
     ] = None,
-    kind: Annotated[
-        Literal["full", "adapter"] | None,
-        typer.Option(help="Keep all weights (21 MB), or low-rank updates (1 MB)."),
+    method: Annotated[
+        Literal["full", "lora"], typer.Option(help="Tune and keep all weights (21 MB), or low-rank updates (1 MB).")
+    ] = "full",
+    learning_rate: Annotated[
+        float | None, typer.Option(metavar="RATE", help="By default 5e-5 for full, 3e-4 for lora.")
     ] = None,
     vgg: Annotated[str | None, typer.Option(help="VGG of the content loss: safetensors file or hub id.")] = None,
     face_network: Annotated[str | None, typer.Option(help="The same of a face network; without it left out.")] = None,
@@ -74,14 +76,14 @@ def fine_tune(
     check_folder(output)
     found_detector, content = get_detector(detector), load_content(vgg, face_network)
     if push_to_hub is not None:
-        from .hub import create_repository
+        from .hub import create_repository  # before minutes of tuning, what is refused is refused
 
         push_to_hub = create_repository(push_to_hub, private=private)
     pipe = cli_loading.load_pipeline(model, device, dtype)
     pipe.detector = found_detector
     pipe.set_progress_bar_config(disable=None, leave=False, unit=" steps")
-    options = {} if kind is None else {"kind": kind}
-    options |= {"steps": steps, "content": content, "seed": seed, "face_index": face, "crop": crop}
+    options = {"method": method, "steps": steps, "learning_rate": learning_rate, "content": content, "seed": seed}
+    options |= {"face_index": face, "crop": crop}
     identity = pipe.fine_tune(portraits, **options)
     identity.save_pretrained(output)
     count = f"{identity.num_portraits} portrait{'s' if identity.num_portraits > 1 else ''}"
@@ -126,13 +128,11 @@ def publish(
     # All that is drawn is the preview's four frames, for which every machine has a processor.
     pipe = cli_loading.load_pipeline(model, "cpu", precision_of(folder), model_revision)
     identity = pipe.load_identity(folder)
-    from .hub import create_repository
-
-    push(identity, create_repository(repo, private=private), private, photographs, revision)
+    push(identity, repo, private, photographs, revision)
 
 
 def push(
-    identity: "FsthIdentity", repo: str, private: bool, photographs: list[Path], revision: str | None = None
+    identity: "FsthTunedPerson", repo: str, private: bool, photographs: list[Path], revision: str | None = None
 ) -> None:
     """Publish a person, to whose publication there is consent, and say where."""
     address = identity.push_to_hub(repo, consent=True, private=private, revision=revision, photographs=photographs)

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from .image_processing_fsth import normalize
 from .landmark_drawing import draw_landmarks
 from .landmark_flow import pixel_grid
 from .landmark_layout import FACE
 
 
+HELD_OUT_DEFORMATIONS = 4  # where portraits are too few to hold one out
 MAX_SOURCES = 8  # that a step draws its frames from
-# How an episode's frames are moved together, and a head in each of its own; lengths in half sides of the frame, angles
-# in radians, uniform up to these.
+# How an episode's frames are moved together, and a head in each of its own; lengths in normalized coordinates (a frame
+# is 2 wide and high), angles in radians, uniform up to these.
 MAX_SHIFT, MAX_ZOOM, MAX_ANGLE, MAX_COLOUR = 0.08, 0.08, 0.08, 0.04
 HEAD_SHIFT, HEAD_ANGLE = 0.08, 0.12
 HEAD_WARPS = ((4, 0.03), (8, 0.012))  # knots a side, standard deviation: like turning, and like an expression
@@ -34,10 +36,10 @@ class Episodes:
     mattes: torch.Tensor  # B x (1 + K) x 1 x H x W, 0 to 1
 
 
-def draw(landmarks: torch.Tensor, size: int) -> torch.Tensor:
+def rasterize(landmarks: torch.Tensor, size: int) -> torch.Tensor:
     """Landmark drawings of B x 78 x 2 points in pixels: B x 3 x size x size in [-1, 1]."""
     drawings = [torch.from_numpy(draw_landmarks(points, size).copy()) for points in landmarks.cpu().numpy()]
-    return torch.stack(drawings).permute(0, 3, 1, 2).to(landmarks.device) / 127.5 - 1
+    return normalize(torch.stack(drawings).permute(0, 3, 1, 2).to(landmarks.device))
 
 
 def deform(images, landmarks, mattes, heads: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, ...]:
@@ -113,8 +115,7 @@ def make_episodes(images, landmarks, mattes, targets: list[int], rng: torch.Gene
         rng (`torch.Generator`): of the CPU.
         own (`bool`, *optional*, defaults to `True`):
             Whether a portrait can be among its own sources. It stands for the portrait that is much like the frame to
-            draw, of which there often is one: tuned on the others alone, the generator blurs what it could take over
-            (LPIPS from eight frames, at 5e-5: from 0.0956 to 0.0997, with it to 0.0868).
+            draw, of which there often is one: tuned on the others alone, the generator blurs what it could take over.
     """
     total = len(images)
     count = int(torch.randint(1, min(total, MAX_SOURCES) + 1, (), generator=rng)) if own else total - 1  # K
@@ -127,5 +128,37 @@ def make_episodes(images, landmarks, mattes, targets: list[int], rng: torch.Gene
     heads = chosen == chosen[:, :1]
     heads[:, 0] = False
     images, landmarks, mattes = deform(images[chosen], landmarks[chosen], mattes[chosen], heads, rng)
-    drawings = draw(landmarks.flatten(0, 1), images.shape[-1]).unflatten(0, chosen.shape)
+    drawings = rasterize(landmarks.flatten(0, 1), images.shape[-1]).unflatten(0, chosen.shape)
     return Episodes(images, drawings, landmarks, mattes)
+
+
+class EpisodeSampler:
+    """
+    Episodes of one person's portraits: those to learn from, every portrait as often, and those that are held out.
+
+    Args:
+        images (`torch.Tensor` of shape `(T, 3, height, width)`): the portraits, in [-1, 1].
+        landmarks (`torch.Tensor` of shape `(T, 78, 2)`): pixels.
+        mattes (`torch.Tensor` of shape `(T, 1, height, width)`): 0 to 1.
+        seed (`int`): of their order and deformations.
+    """
+
+    def __init__(self, images: torch.Tensor, landmarks: torch.Tensor, mattes: torch.Tensor, seed: int):
+        self.portraits, count = (images, landmarks, mattes), len(images)
+        self.rng = torch.Generator().manual_seed(seed)
+        self.queue: list[int] = []
+        self.train = list(range(count))
+        own = count < 3  # too few to hold one out
+        kept = [index % count for index in range(HELD_OUT_DEFORMATIONS)]
+        if not own:
+            middle, last = count // 2, count // 2 + max(1, count // 8)
+            kept, self.train = self.train[middle:last], self.train[:middle] + self.train[last:]
+        held_rng = torch.Generator().manual_seed(seed + 1)
+        self.held_out = [make_episodes(*self.portraits, [index], held_rng, own) for index in kept]
+
+    def sample(self, batch_size: int) -> Episodes:
+        while len(self.queue) < batch_size:
+            order = torch.randperm(len(self.train), generator=self.rng).tolist()
+            self.queue += [self.train[position] for position in order]
+        targets, self.queue = self.queue[:batch_size], self.queue[batch_size:]
+        return make_episodes(*self.portraits, targets, self.rng)

@@ -9,6 +9,11 @@ class FsthMemoryError(FsthError):
     """The machine's memory is too small for what was asked."""
 
 
+class FsthNotFoundError(FsthError, OSError):
+    """A folder or repository that is not there, may not be seen or cannot be reached; an `OSError`, as in the hub's
+    own client."""
+
+
 class FsthWarning(UserWarning):
     """A sentence for the person who sees it about an input that can be used but may disappoint."""
 

@@ -1,10 +1,10 @@
-"""Pretrained networks whose activations the content losses compare (paper section 3.3), read from safetensors.
+"""Pretrained networks whose activations losses and metrics compare (paper section 3.3), read from safetensors.
 
 The paper uses Caffe's VGG19 and VGGFace, which see 0..255 minus a mean. Activations of a ReLU network scale with its
 input, so a loss weight w set for Caffe's becomes w * 255 * std, about 57 w, for a network fed with normalised images.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -32,6 +32,28 @@ def load_weights(path_or_repo: str | Path) -> dict[str, torch.Tensor]:
 
 def channel_values(values) -> torch.Tensor:
     return torch.tensor(values).view(1, 3, 1, 1)
+
+
+def lpips_distance(
+    features: Sequence[torch.Tensor],
+    others: Sequence[torch.Tensor],
+    heads: Iterable[torch.Tensor],
+    per_picture: bool = False,
+) -> torch.Tensor:
+    """
+    LPIPS (arXiv 1801.03924, v0.1) between pictures whose activations are given.
+
+    Args:
+        features, others (`Sequence` of `torch.Tensor`): of each level B x C x H x W, of either picture.
+        heads (`Iterable` of `torch.Tensor`): of each level 1 x C x 1 x 1, the weights of its channels.
+        per_picture (`bool`, *optional*, defaults to `False`): whether to give B distances instead of their mean.
+    """
+    total = 0.0
+    for head, a, b in zip(heads, features, others, strict=True):
+        a, b = (F.normalize(maps.float(), dim=1) for maps in (a, b))
+        weighted = F.conv2d((a - b) ** 2, head)  # B x 1 x H x W
+        total = total + (weighted.mean(dim=(1, 2, 3)) if per_picture else weighted.mean())
+    return total
 
 
 class VGGFeatures(nn.Module):
@@ -85,13 +107,44 @@ class VGGFeatures(nn.Module):
                 lasts.append(x)
         return firsts, lasts
 
-    def distance(self, features, others) -> torch.Tensor:
-        """LPIPS between two lists of last activations, mean over the batch."""
-        total = 0.0
-        for head, a, b in zip(self.heads, features, others, strict=True):
-            a, b = (F.normalize(maps.float(), dim=1) for maps in (a, b))
-            total = total + F.conv2d((a - b) ** 2, head).mean()
-        return total
+
+class LPIPS(nn.Module):
+    """Learned perceptual distance (arXiv 1801.03924, v0.1) on AlexNet, as it is reported.
+
+    Args:
+        weights (`Mapping[str, torch.Tensor]`): `features.N.weight` and `.bias` of AlexNet, numbered as in
+            torchvision, and the heads `lin0.weight` ... `lin4.weight`.
+    """
+
+    # index in torchvision's `features`, stride, padding, and whether max pooling comes before
+    LAYERS = ((0, 4, 2, False), (3, 1, 2, True), (6, 1, 1, True), (8, 1, 1, False), (10, 1, 1, False))
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]):
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for index, stride, padding, _ in self.LAYERS:
+            weight, bias = weights[f"features.{index}.weight"], weights[f"features.{index}.bias"]
+            out_channels, in_channels, size, _ = weight.shape
+            layer = nn.Conv2d(in_channels, out_channels, size, stride, padding)
+            layer.load_state_dict({"weight": weight, "bias": bias})
+            self.layers.append(layer)
+        self.heads = nn.ParameterList(weights[f"lin{level}.weight"] for level in range(len(self.LAYERS)))
+        self.register_buffer("mean", channel_values(IMAGENET_MEAN))
+        self.register_buffer("std", channel_values(IMAGENET_STD))
+        self.requires_grad_(False)
+
+    def features(self, images) -> list[torch.Tensor]:
+        x = ((images + 1) / 2 - self.mean) / self.std
+        activations = []
+        for layer, (*_, pool) in zip(self.layers, self.LAYERS, strict=True):
+            x = F.relu(layer(F.max_pool2d(x, 3, 2) if pool else x))
+            activations.append(x)
+        return activations
+
+    @torch.no_grad()
+    def forward(self, images, truth) -> torch.Tensor:
+        """images, truth: B x 3 x H x W in [-1, 1]; returns B distances, 0 for equal pictures."""
+        return lpips_distance(self.features(images), self.features(truth), self.heads, per_picture=True)
 
 
 class FaceFeatures(nn.Module):

@@ -2,11 +2,14 @@
 
 The token is the hub's own (`hf auth login` or HF_TOKEN) or given. The client's errors can quote a request, and with it
 the token: so they are neither shown nor chained, and no raise stands inside an `except`, where Python would keep them.
+The causes go to this module's logger at DEBUG, with the tokens blacked out.
 """
 
+import logging
+import re
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
+from huggingface_hub import CommitOperationAdd, HfApi, get_token, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -18,13 +21,16 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from .errors import FsthError
+from .errors import FsthError, FsthNotFoundError
 
 
 # What loading may read. Pickled weights, which could run code, are not even downloaded, and no photographs either.
 FETCHED = ["*.json", "*.safetensors", "*.py", "*.md"]
 FETCH_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 LOG_IN = "run `hf auth login` or set HF_TOKEN"
+SECRET = re.compile(r"hf_\w+|(?<=bearer )[^\s,;]+", re.IGNORECASE)
+
+logger = logging.getLogger(__name__)
 
 
 def fetch(
@@ -47,7 +53,7 @@ def fetch(
         `Path`: The folder; of a repository its last part is the hash of the commit.
 
     Raises:
-        FsthError: There is neither, it may not be seen, or it cannot be downloaded whole.
+        FsthNotFoundError: There is neither, it may not be seen, or it cannot be downloaded whole.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -55,8 +61,8 @@ def fetch(
     try:
         return Path(snapshot_download(str(name), allow_patterns=FETCHED, **options))
     except Exception as error:  # of the hub, the network, the disk, and of whatever the client is built on
-        reason = explain(error, revision)
-    raise FsthError(f"There is no folder '{name}', and the hub does not give it either: {reason}.")
+        reason = explain(error, revision, token)
+    raise FsthNotFoundError(f"There is no folder '{name}', and the hub does not give it either: {reason}.")
 
 
 def create_repository(repo_id: str, *, private: bool = True, token: str | bool | None = None) -> str:
@@ -79,7 +85,7 @@ def create_repository(repo_id: str, *, private: bool = True, token: str | bool |
         is_private = api.model_info(repo_id).private
         reason = None
     except Exception as error:
-        reason = explain(error)
+        reason = explain(error, token=token)
     if reason:
         raise FsthError(f"'{repo_id}' cannot be published to: {reason}.")
     if private and not is_private:
@@ -93,18 +99,19 @@ def publish(
     folder: str | Path,
     repo_id: str,
     *,
-    private: bool = True,
     revision: str | None = None,
     token: str | bool | None = None,
     commit_message: str | None = None,
 ) -> str:
     """
-    Upload a folder into a model repository, in one commit: whole or not at all. Other files there stay.
+    Upload a folder into a repository of [`create_repository`], in one commit: whole or not at all. Other files there
+    stay.
 
     Args:
         folder (`str` or `Path`): All that is in it is uploaded.
-        repo_id, private, token: as in [`create_repository`].
+        repo_id (`str`): `owner/name`.
         revision (`str`, *optional*, defaults to `"main"`): The branch, made from the main one if it is new.
+        token (`str` or `bool`, *optional*): as in [`create_repository`].
         commit_message (`str`, *optional*): By default it says what uploaded it.
 
     Returns:
@@ -113,7 +120,6 @@ def publish(
     Raises:
         FsthError: The repository cannot be written to, or the upload broke off; the folder stays as it is.
     """
-    repo_id = create_repository(repo_id, private=private, token=token)
     api = HfApi(token=token)
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     try:
@@ -128,15 +134,24 @@ def publish(
         )
         return commit.commit_url
     except Exception as error:
-        reason = explain(error, revision)
+        reason = explain(error, revision, token)
     raise FsthError(
         f"The upload to '{repo_id}' broke off and changed nothing there: {reason}; nothing is lost here, so do the "
         "same again, and what has arrived will not be sent twice."
     )
 
 
-def explain(error: Exception, revision: str | None = None) -> str:
-    """Why the hub's client gave up, without its own words, which may quote a token."""
+def scrub(text: str, token: str | bool | None = None) -> str:
+    """A text without the tokens that it may quote: the given one, that of the login, and all that look like one."""
+    for secret in (token, get_token()):
+        if isinstance(secret, str) and secret:
+            text = text.replace(secret, "***").replace(repr(secret)[1:-1], "***")
+    return SECRET.sub("***", text)
+
+
+def explain(error: Exception, revision: str | None = None, token: str | bool | None = None) -> str:
+    """Why the hub's client gave up, without its own words, which may quote a token and are logged without it."""
+    logger.debug("The hub's client gave up: %s", scrub(f"{type(error).__name__}: {error}", token))
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if isinstance(error, HFValidationError):
         return "it is no valid id of a repository, which looks like 'owner/name'"

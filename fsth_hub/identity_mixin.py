@@ -1,5 +1,6 @@
-"""How a pipeline makes identities by fine-tuning, and loads those that were made."""
+"""How a pipeline makes identities by fine-tuning, and binds those that were made."""
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,9 +9,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from .adapter import add_lora, lora_parameters, merge, rank_of
 from .cropping import CropBox
+from .errors import FsthError
 from .finetuning import default_steps, fine_tune, load_content
-from .identity import FsthIdentity, fingerprint
+from .identity import FsthIdentity, FsthTunedPerson, describe, fingerprint
+from .modeling_fsth import FsthGenerator
 from .person import DEFAULT_SIZE, Portrait
 
 
@@ -33,23 +37,69 @@ class FsthIdentityMixin:
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
-    ) -> FsthIdentity:
-        """[`FsthIdentity.from_pretrained`] for this pipeline; its networks stay as they are."""
+    ) -> FsthTunedPerson:
+        """[`FsthIdentity.from_pretrained`], whose arguments these are, and [`~FsthPipeline.bind`] in one."""
         options = {"revision": revision, "token": token, "cache_dir": cache_dir}
-        return FsthIdentity.from_pretrained(name, self, local_files_only=local_files_only, **options)
+        return self.bind(FsthIdentity.from_pretrained(name, local_files_only=local_files_only, **options))
+
+    def bind(self, identity: FsthIdentity) -> FsthTunedPerson:
+        """
+        Make an identity ready to be driven; several can share this pipeline, whose networks stay as they are.
+
+        Raises:
+            FsthError: It was fine-tuned from another model, or its tensors do not fit the model's.
+        """
+        if identity.fingerprint != fingerprint(self.generator):
+            raise FsthError(
+                f"The identity '{identity.name}' was fine-tuned from another model "
+                f"({describe(identity.base_model, identity.base_revision)}) than the one that is loaded "
+                f"({describe(self.model_name, self.model_revision)}); load that model, or fine-tune again."
+            )
+        if identity.method == "lora":
+            expected = lora_parameters(add_lora(self.generator, rank_of(identity.weights)))
+        else:
+            expected = self.generator.state_dict()
+        shapes = {name: tensor.shape for name, tensor in identity.weights.items()}
+        if shapes != {name: tensor.shape for name, tensor in expected.items()} or (
+            identity.adain_parameters.shape[1] != sum(self.generator.adain_sizes)
+        ):
+            raise FsthError(
+                f"The identity '{identity.name}' is damaged: its weights do not fit the model's. Make or fetch it "
+                "again."
+            )
+        if identity.method == "lora":
+            generator = merge(self.generator, identity.weights)
+        else:
+            generator = copy.deepcopy(self.generator)
+            generator.load_state_dict(identity.weights)
+        return self._tuned_person(identity, generator, self.prepare_portraits(identity.crops, identity.crop_landmarks))
+
+    def _tuned_person(
+        self, identity: FsthIdentity, generator: FsthGenerator, inputs: list[torch.Tensor]
+    ) -> FsthTunedPerson:
+        """An identity with its generator and its portraits, as of [`~FsthPipeline.prepare_portraits`]."""
+        return FsthTunedPerson.of(
+            identity,
+            adain_parameters=identity.adain_parameters.to(generator.device, generator.dtype),
+            sources=self.encode_sources(generator, *inputs),
+            landmarks=inputs[2][0, 0].cpu().numpy(),
+            generator=generator if identity.method == "full" else None,
+            base_generator=self.generator,
+        )
 
     def fine_tune(
         self,
         portraits: Portrait | Sequence[Portrait],
         *,
-        kind: str = "full",
+        method: str = "full",
         steps: int | None = None,
+        learning_rate: float | None = None,
         content: nn.Module | None = None,
-        callback: Callable[[int, int, np.ndarray | None, dict[str, float]], bool | None] | None = None,
+        callback: Callable[[int, int, np.ndarray | None, dict[str, float]], None] | None = None,
         seed: int = 0,
         face_index: int = 0,
         crop: bool = True,
-    ) -> FsthIdentity:
+    ) -> FsthTunedPerson:
         """
         Fine-tune the model to a person (section 3.4); the pipeline's own networks stay as they are.
 
@@ -61,24 +111,26 @@ class FsthIdentityMixin:
 
         Args:
             portraits, face_index, crop: as in [`~FsthPipeline.embed`]; 1 to 64 portraits.
-            kind (`str`, *optional*, defaults to `"full"`):
-                `"full"` tunes the generator itself, as the paper does, and keeps all its weights; `"adapter"` tunes
-                and keeps low-rank updates of its convolutions, about 1 MB with the bundled model. Either leaves its
-                source skips as they are, and keeps crops of the head besides, 0.8 MB for each portrait at 512 pixels.
+            method (`str`, *optional*, defaults to `"full"`):
+                `"full"` tunes the generator itself, as the paper does, and keeps all its weights; `"lora"` tunes and
+                keeps low-rank updates of its convolutions, about 1 MB with the bundled model. Either leaves its source
+                skips as they are, and keeps crops of the head besides, 0.8 MB for each portrait at 512 pixels.
             steps (`int`, *optional*): At most so many; by default 50 for one portrait to 230 for thirty.
+            learning_rate (`float`, *optional*): Adam's; by default the paper's 5e-5, or 3e-4 for LoRA.
             content (`nn.Module`, *optional*):
                 A [`ContentLoss`]; by default over the hub's VGG19, or pixels alone where that cannot be fetched.
             callback (`Callable`, *optional*):
                 Called after each step with its number, the number of steps, every tenth time a preview
-                (256 x 256 x 3 uint8, otherwise `None`), and the loss terms. What it raises ends fine-tuning, as does
-                `False`; nothing is left then.
+                (256 x 256 x 3 uint8, otherwise `None`), and the loss terms. What it raises ends fine-tuning and
+                reaches the caller; nothing is left then.
             seed (`int`, *optional*, defaults to 0): Of the order and deformations of the portraits.
 
         Raises:
-            FsthError: A portrait cannot be used, the loss is not finite, memory is too small, or it was cancelled.
+            FsthError: A portrait or option cannot be used, the loss is not finite, or memory is too small.
         """
         crops, landmarks, boxes = self.read_portraits(portraits, face_index, crop)
-        options = {"kind": kind, "steps": steps, "content": content, "callback": callback, "seed": seed}
+        options = {"method": method, "steps": steps, "learning_rate": learning_rate, "content": content}
+        options |= {"callback": callback, "seed": seed}
         return self.fine_tune_crops(crops, landmarks, boxes=boxes, **options)
 
     def fine_tune_crops(
@@ -87,53 +139,49 @@ class FsthIdentityMixin:
         landmarks: Sequence[np.ndarray],
         *,
         boxes: list[CropBox] | None = None,
-        kind: str = "full",
+        method: str = "full",
         steps: int | None = None,
+        learning_rate: float | None = None,
         content: nn.Module | None = None,
-        callback: Callable[[int, int, np.ndarray | None, dict[str, float]], bool | None] | None = None,
+        callback: Callable[[int, int, np.ndarray | None, dict[str, float]], None] | None = None,
         seed: int = 0,
-    ) -> FsthIdentity:
+    ) -> FsthTunedPerson:
         """The same for head crops whose landmarks are known, as in [`~FsthPipeline.embed_crops`]."""
         crops, crop_landmarks = to_one_size(crops, landmarks)
-        images, drawings, points, mattes = self.prepare_portraits(crops, crop_landmarks)
+        inputs = self.prepare_portraits(crops, crop_landmarks)
         total = default_steps(len(crops)) if steps is None else steps
         with self.progress_bar(total=total) as progress:
 
-            def report(step, steps, preview, losses):
+            def report(step, steps, preview, terms):
                 progress.update(step - progress.n)
-                if callback is None:
-                    return None
-                preview = None if preview is None else self.image_processor.postprocess(preview[None])[0]
-                return callback(step, steps, preview, losses)
+                if callback is not None:
+                    preview = None if preview is None else self.image_processor.postprocess(preview[None])[0]
+                    callback(step, steps, preview, terms)
 
             tuned = fine_tune(
                 self.embedder,
                 self.generator,
                 self.discriminator,
-                images,
-                drawings,
-                points,
-                mattes,
+                *inputs,
                 content or load_content(),
-                kind=kind,
+                method=method,
                 steps=total,
+                learning_rate=learning_rate,
                 callback=report,
                 seed=seed,
             )
         generator = tuned.generator.to(self.generator.dtype, memory_format=torch.channels_last)
-        return FsthIdentity(
-            adain_parameters=tuned.adain_parameters.to(generator.dtype),
-            sources=self.encode_sources(generator, images, drawings, points, mattes),
-            landmarks=points[0, 0].cpu().numpy(),
-            boxes=boxes or [],
-            generator=generator if tuned.adapter is None else None,
+        identity = FsthIdentity(
+            method=method,
+            weights=generator.state_dict() if tuned.lora is None else tuned.lora,
+            adain_parameters=tuned.adain_parameters,
             crops=crops,
             crop_landmarks=crop_landmarks,
+            boxes=boxes or [],
             base_model=self.model_name,
             base_revision=self.model_revision,
             fingerprint=fingerprint(self.generator),
             steps=tuned.best_step,
-            base_generator=self.generator,
             history=tuned.history,
-            adapter=tuned.adapter,
         )
+        return self._tuned_person(identity, generator, inputs)

@@ -45,6 +45,11 @@ def denormalize(values: Pixels) -> Pixels:
     return (values + 1) * 127.5
 
 
+def to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """From -1 to 1, what lies beyond being clamped, to uint8."""
+    return denormalize(images.float()).round().clamp(0, 255).to(torch.uint8)
+
+
 def list_pictures(pictures: Picture | Iterable[Picture]) -> list[Picture]:
     """
     One picture or several as a list, as [`load_image`] takes each: also of an array N x H x W x 3 or a tensor
@@ -258,8 +263,7 @@ class FsthImageProcessor(PilBackend):
         Returns:
             B pictures.
         """
-        pixels = denormalize(images.float()).round().clamp(0, 255).to(torch.uint8)
-        arrays = list(pixels.permute(0, 2, 3, 1).cpu().numpy())
+        arrays = list(to_pixels(images).permute(0, 2, 3, 1).cpu().numpy())
         return [Image.fromarray(array) for array in arrays] if output_type == "pil" else arrays
 
     def to_dict(self) -> dict:

@@ -1,26 +1,23 @@
-"""Losses of arXiv 1905.08233 v2 (section 3.3): functions of plain tensors, and the content loss over its networks.
+"""Losses of arXiv 1905.08233 v2 (section 3.3): functions of plain tensors, and the terms that training adds up.
 
 generator      L = L_CNT + L_ADV + w_match L_MCH      L_ADV = -D(fake) + w_fm L_FM
 discriminator  L_DSC = max(0, 1 + D(fake)) + max(0, 1 - D(real))
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .feature_networks import FaceFeatures, VGGFeatures, crop_around, load_weights
+from .errors import FsthError
+from .feature_networks import FaceFeatures, VGGFeatures, crop_around, load_weights, lpips_distance
 from .landmark_layout import LEFT_EYE, OUTER_LIPS, RIGHT_EYE
 
 
-# Weights of v2. They were set for Caffe networks, whose input is 0..255 minus a mean; see `feature_networks` for how
-# the content weights carry over to networks with another input scale. (v1 had 0.01, 0.002, 10 and 80.)
-VGG_WEIGHT = 0.15
-FACE_WEIGHT = 0.025
-FEATURE_MATCHING_WEIGHT = 10.0
-MATCH_WEIGHT = 10.0
 PARTS = (OUTER_LIPS, RIGHT_EYE, LEFT_EYE)
 PART_MARGIN, PART_SIZE = 1.6, 64  # of what a part's points span; pixels
 
@@ -56,42 +53,201 @@ def match_loss(frame_embeddings: torch.Tensor, person: torch.Tensor) -> torch.Te
     return (frame_embeddings.float() - person.detach().float()[:, None]).abs().mean()
 
 
+@dataclass(frozen=True)
+class LossTerm:
+    """
+    A term of the generator's loss. A new one is an entry of [`CONTENT_TERMS`] or [`ADVERSARIAL_TERMS`]: the training
+    loops compute and log what stands there, and meta_train.py has a flag `--NAME_weight` for each.
+
+    Args:
+        name (`str`): in logs and flags.
+        weight (`float`): off at 0.
+        value (`Callable`): from a [`Comparison`] or a [`Judgement`] to the unweighted term, a scalar.
+        about (`str`): the flag's help.
+        scale (`str`, *optional*):
+            `"backbone"` or `"face_network"`, by whose `loss_scale` the weight is multiplied, see `feature_networks`.
+        last_maps (`bool`, *optional*, defaults to `False`): whether it needs the backbone's last activations too.
+    """
+
+    name: str
+    weight: float
+    value: Callable[["Comparison | Judgement"], torch.Tensor]
+    about: str
+    scale: str | None = None
+    last_maps: bool = False
+
+
+class Comparison:
+    """
+    Generated frames and the real ones, and what networks see in both, each computed once for all terms.
+
+    Args:
+        fake, real (`torch.Tensor` of shape `(batch, 3, height, width)`): in [-1, 1].
+        landmarks (`torch.Tensor` of shape `(batch, 78, 2)`): of the real frames, pixels.
+        content ([`ContentLoss`]): whose networks look at them.
+        window (`tuple`, *optional*): left, top and side in pixels of the square that the backbone sees.
+    """
+
+    def __init__(self, fake, real, landmarks, content: "ContentLoss", window: tuple[int, int, int] | None = None):
+        self.fake, self.real, self.landmarks, self.content = fake, real, landmarks, content
+        self.window = window or (0, 0, fake.shape[-1])
+
+    def of_both(self, network: Callable) -> tuple:
+        """What a network gives for generated and for real frames, these without gradients."""
+        with torch.no_grad():
+            real = network(self.real)
+        return network(self.fake), real
+
+    @cached_property
+    def maps(self) -> tuple:
+        """The backbone's (first, last) activations of the window, of generated and of real frames."""
+        left, top, side = self.window
+        return self.of_both(
+            lambda images: self.content.backbone(
+                images[:, :, top : top + side, left : left + side], last=self.content.last_maps
+            )
+        )
+
+    def vgg(self) -> torch.Tensor:
+        (fake, _), (real, _) = self.maps
+        return content_loss(fake, real)
+
+    def lpips(self) -> torch.Tensor:
+        (_, fake), (_, real) = self.maps
+        return lpips_distance(fake, real, self.content.backbone.heads)
+
+    def face(self) -> torch.Tensor:
+        return content_loss(*self.of_both(lambda images: self.content.face_network(images, self.landmarks)))
+
+    def parts(self) -> torch.Tensor:
+        def crops(images):
+            return torch.cat([crop_around(images, self.landmarks[:, p], PART_MARGIN, PART_SIZE) for p in PARTS])
+
+        (fake, _), (real, _) = self.of_both(lambda images: self.content.backbone(crops(images)))
+        return content_loss(fake, real)
+
+    def pixel(self) -> torch.Tensor:
+        return content_loss([self.fake], [self.real])
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """
+    What the discriminator makes of generated frames.
+
+    Args:
+        scores (`torch.Tensor` of shape `(batch,)`): of the generated frames.
+        features, real_features (`Sequence` of `torch.Tensor`): its maps of the generated and of the real frames.
+        frame_embeddings (`torch.Tensor` of shape `(batch, K, N)`, *optional*): of the embedder, for the match.
+        person (`torch.Tensor` of shape `(batch, N)`, *optional*): the discriminator's vectors W_i, for the match.
+    """
+
+    scores: torch.Tensor
+    features: Sequence[torch.Tensor]
+    real_features: Sequence[torch.Tensor]
+    frame_embeddings: torch.Tensor | None = None
+    person: torch.Tensor | None = None
+
+    def adversarial(self) -> torch.Tensor:
+        return adversarial_loss(self.scores)
+
+    def feature_matching(self) -> torch.Tensor:
+        return feature_matching_loss(self.features, self.real_features)
+
+    def match(self) -> torch.Tensor:
+        return match_loss(self.frame_embeddings, self.person)
+
+
+# Weights of v2. They were set for Caffe networks, whose input is 0..255 minus a mean; see `feature_networks` for how
+# the content weights carry over to networks with another input scale. Mouth and eyes are what people look at and a
+# fiftieth of the frame, so a term compares them enlarged; with the paper's thousands of people it is not needed. LPIPS
+# sees fine texture where most of a frame is right already, which the paper's term hardly does.
+CONTENT_TERMS = (
+    LossTerm("vgg", 0.15, Comparison.vgg, "of the VGG term, for a Caffe-scaled VGG", scale="backbone"),
+    LossTerm("lpips", 0.0, Comparison.lpips, "of LPIPS, for which VGG needs heads; not in the paper", last_maps=True),
+    LossTerm("face", 0.025, Comparison.face, "of the face term, for a Caffe-scaled VGGFace", scale="face_network"),
+    LossTerm(
+        "parts",
+        0.0,
+        Comparison.parts,
+        "of the VGG term on mouth and eyes enlarged; not in the paper",
+        scale="backbone",
+    ),
+    LossTerm("pixel", 0.0, Comparison.pixel, "of the mean absolute difference of pixels; not in the paper"),
+)
+ADVERSARIAL_TERMS = (
+    LossTerm("adversarial", 1.0, Judgement.adversarial, "of minus the discriminator's score; the paper's"),
+    LossTerm("feature_matching", 10.0, Judgement.feature_matching, "of the discriminator's activations"),
+    LossTerm("match", 10.0, Judgement.match, "of the embeddings' distance to the discriminator's person vectors"),
+)
+
+
+def with_weights(terms: Sequence[LossTerm], weights: Mapping[str, float]) -> tuple[LossTerm, ...]:
+    """Some terms with other weights, by name; raises `FsthError` where there is no such term."""
+    unknown = sorted(weights.keys() - {term.name for term in terms})
+    if unknown:
+        names = ", ".join(term.name for term in terms)
+        raise FsthError(f"There is no loss term '{unknown[0]}': choose of {names}.")
+    return tuple(replace(term, weight=weights.get(term.name, term.weight)) for term in terms)
+
+
+def weigh(terms: Sequence[LossTerm], seen: "Comparison | Judgement") -> dict[str, torch.Tensor]:
+    """The weighted terms by name, without those of weight 0."""
+    return {term.name: term.weight * term.value(seen) for term in terms if term.weight}
+
+
 class ContentLoss(nn.Module):
     """
     L_CNT over its networks, with the weights of v2 carried over to the scale of those in use.
 
-    Mouth and eyes are what people look at and a fiftieth of the frame: with `parts_weight` they are enlarged and
-    compared once more. (The paper has no such term; with hundreds of people instead of thousands it is needed.)
-
     Args:
-        vgg (`str` or `Path`): safetensors file or hub repository of a VGG16 or VGG19 trained on ImageNet.
-        face_network (`str` or `Path`, *optional*): the same of a [`FaceFeatures`]; without it that term is left out.
-        vgg_weight, face_weight (`float`): of the paper's terms.
-        parts_weight, pixel_weight, lpips_weight (`float`):
-            Of the terms that the paper has not, off at 0. LPIPS needs its heads in the VGG's file; where most of a
-            frame is right already it sees what is left, fine texture, which the paper's term hardly does.
+        backbone (`nn.Module`, *optional*):
+            What compares frames: of images (B x 3 x H x W in [-1, 1]) and `last` it gives two lists of maps, such as
+            [`VGGFeatures`]; for LPIPS it has `heads`. Without it there are only terms that need none.
+        face_network (`nn.Module`, *optional*):
+            The same of the face, such as [`FaceFeatures`], of images and landmarks; without it no such term.
+        terms (`Sequence[LossTerm]`, *optional*): by default the paper's, [`CONTENT_TERMS`].
+
+    Raises:
+        FsthError: LPIPS is asked for, and the backbone has no heads for it.
     """
 
     def __init__(
         self,
-        vgg: str | Path,
-        face_network: str | Path | None = None,
-        vgg_weight: float = VGG_WEIGHT,
-        face_weight: float = FACE_WEIGHT,
-        parts_weight: float = 0.0,
-        pixel_weight: float = 0.0,
-        lpips_weight: float = 0.0,
+        backbone: nn.Module | None = None,
+        face_network: nn.Module | None = None,
+        terms: Sequence[LossTerm] = CONTENT_TERMS,
     ):
         super().__init__()
-        self.vgg = VGGFeatures(load_weights(vgg))
-        self.face = FaceFeatures(load_weights(face_network)) if face_network else None
-        self.vgg_weight = vgg_weight * VGGFeatures.loss_scale
-        self.face_weight = face_weight * FaceFeatures.loss_scale
-        self.parts_weight = parts_weight * VGGFeatures.loss_scale
-        self.lpips_weight = lpips_weight
-        self.pixel_weight = pixel_weight
-        if lpips_weight and not self.vgg.heads:
-            raise ValueError(f"{vgg} has no heads of LPIPS (lin0.weight ... lin4.weight), which `lpips_weight` needs.")
+        self.backbone, self.face_network = backbone, face_network
+        scales = {None: 1} | {
+            name: network.loss_scale
+            for name, network in (("backbone", backbone), ("face_network", face_network))
+            if network is not None
+        }
+        self.terms = tuple(replace(term, weight=term.weight * scales.get(term.scale, 0)) for term in terms)
+        self.last_maps = any(term.last_maps and term.weight for term in self.terms)
+        if self.last_maps and not len(getattr(backbone, "heads", ())):
+            raise FsthError(
+                "The backbone has no heads of LPIPS (lin0.weight ... lin4.weight): leave out the weight `lpips`, or "
+                "give a VGG that has them."
+            )
+
+    @classmethod
+    def load(
+        cls, vgg: str | Path, face_network: str | Path | None = None, weights: Mapping[str, float] | None = None
+    ) -> "ContentLoss":
+        """
+        Over networks of safetensors files or hub repositories.
+
+        Args:
+            vgg (`str` or `Path`): a VGG16 or VGG19 trained on ImageNet, [`VGGFeatures`].
+            face_network (`str` or `Path`, *optional*): [`FaceFeatures`].
+            weights (`Mapping[str, float]`, *optional*): of [`CONTENT_TERMS`] by name, where not the default ones.
+        """
+        terms = with_weights(CONTENT_TERMS, weights or {})
+        face = FaceFeatures(load_weights(face_network)) if face_network else None
+        return cls(VGGFeatures(load_weights(vgg)), face, terms)
 
     def forward(
         self,
@@ -111,31 +267,4 @@ class ContentLoss(nn.Module):
         Returns:
             `dict[str, torch.Tensor]`: the weighted terms by name.
         """
-        left, top, side = window or (0, 0, fake.shape[-1])
-
-        def whole(images):
-            return self.vgg(images[:, :, top : top + side, left : left + side], last=self.lpips_weight > 0)
-
-        def face(images):
-            return self.face(images, landmarks)
-
-        def parts(images):
-            return self.vgg(torch.cat([crop_around(images, landmarks[:, p], PART_MARGIN, PART_SIZE) for p in PARTS]))
-
-        def features_of_both(network):
-            with torch.no_grad():
-                real_features = network(real)
-            return network(fake), real_features
-
-        (fake_firsts, fake_lasts), (real_firsts, real_lasts) = features_of_both(whole)
-        terms = {"vgg": self.vgg_weight * content_loss(fake_firsts, real_firsts)}
-        if self.lpips_weight:
-            terms["lpips"] = self.lpips_weight * self.vgg.distance(fake_lasts, real_lasts)
-        if self.face is not None:
-            terms["face"] = self.face_weight * content_loss(*features_of_both(face))
-        if self.parts_weight:
-            (fake_firsts, _), (real_firsts, _) = features_of_both(parts)
-            terms["parts"] = self.parts_weight * content_loss(fake_firsts, real_firsts)
-        if self.pixel_weight:
-            terms["pixel"] = self.pixel_weight * content_loss([fake], [real])
-        return terms
+        return weigh(self.terms, Comparison(fake, real, landmarks, self, window))

@@ -1,25 +1,13 @@
-"""Model cards: what a repository on the hub says of a person or a model, with a picture of generated frames."""
+"""Model cards: what a repository on the hub says of a person or a model. They are made of values alone."""
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
 
-from .image_processing_fsth import FsthImageProcessor
-from .landmark_layout import INNER_LIPS, JAW, OUTER_LIPS
-from .landmarks.pose import Pose
-from .person import DEFAULT_SIZE, MAX_SIZE
-
-
-if TYPE_CHECKING:
-    from .identity import FsthIdentity
-    from .pipeline_fsth import FsthPipeline
 
 TEMPLATES = Path(__file__).parent / "templates"
 CARD_NAME, PREVIEW_NAME = "README.md", "preview.jpg"
@@ -34,40 +22,81 @@ UNKNOWN_LICENCE = {"license": "unknown"}  # the hub's word
 TASK = "image-to-video"  # of those that the hub knows the nearest
 TAGS = ["talking-head", "few-shot", "portrait-animation", "face-reenactment"]
 
-# The preview's poses: a turn in radians, as far as one portrait can well be followed, and the way of the lower lip in
-# hundredths of the distance between the eyes, the jaw going along with it.
-TURN, OPENING, JAW_SHARE = 0.25, 12, 0.8
-LOWER_LIPS = np.r_[OUTER_LIPS[7:], INNER_LIPS[5:]]
-LOWER_LIPS_SHARES = np.array([0.5, 1, 1, 1, 0.5, 1, 1, 1])  # less near the corners
-CHIN = JAW[3:-3]
-CHIN_SHARES = JAW_SHARE * np.sin(np.linspace(0, np.pi, len(CHIN)))
+
+@dataclass(frozen=True, kw_only=True)
+class IdentityFigures:
+    """
+    What the card of a person says.
+
+    Args:
+        method (`str`): of fine-tuning, `"full"` or `"lora"`.
+        base_model (`str`): name of the model that was tuned; `owner/name` where it is on the hub.
+        base_revision (`str`, *optional*): its commit.
+        fingerprint (`str`): of its generator.
+        num_portraits, steps (`int`): learned from, and taken.
+        history (`list[dict]`): loss terms and held-out score by step.
+        crop_size (`int`): side of the head crops in pixels.
+        keeps_crops (`bool`): whether the model draws from the crops.
+        licence (`dict`): of the base model, [`licence_of`].
+        num_photographs (`int`, *optional*, defaults to 0): that are uploaded too.
+    """
+
+    method: str
+    base_model: str
+    base_revision: str | None
+    fingerprint: str
+    num_portraits: int
+    steps: int
+    history: list[dict[str, float]]
+    crop_size: int
+    keeps_crops: bool
+    licence: dict[str, str] = field(default_factory=lambda: dict(UNKNOWN_LICENCE))
+    num_photographs: int = 0
 
 
-def write_identity_card(identity: "FsthIdentity", folder: str | Path, repo_id: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class PipelineFigures:
+    """
+    What the card of a model says.
+
+    Args:
+        base_model (`str`): name of the model that it was loaded from; `owner/name` where that is on the hub.
+        size, max_size (`int`): side of what the networks see, and of the largest frames, pixels.
+        source_skips (`bool`): whether it has them.
+        parameters (`dict[str, int]`): how many each network has, by its name.
+    """
+
+    base_model: str
+    size: int
+    max_size: int
+    source_skips: bool
+    parameters: dict[str, int]
+
+
+def write_identity_card(figures: IdentityFigures, preview: Image.Image, folder: str | Path, repo_id: str) -> None:
     """
     Write README.md and preview.jpg for a person who is to be published.
 
     Args:
-        identity ([`FsthIdentity`]): who is shown; drawn for the preview.
-        folder (`str` or `Path`): with all else that is uploaded: the card says whether photographs are among it.
+        figures ([`IdentityFigures`]): what the card says.
+        preview (`PIL.Image.Image`): generated frames.
+        folder (`str` or `Path`): where to.
         repo_id (`str`): `owner/name`.
     """
-    write_card(identity_card(identity, Path(folder), repo_id), Path(folder))
+    write_card(identity_card(figures, repo_id), Path(folder))
     # The mark is for those who meet the picture without the card.
     comment = "AI-generated with fsth_hub; not a photograph."
-    draw_preview(identity).save(Path(folder, PREVIEW_NAME), quality=90, comment=comment)
+    preview.save(Path(folder, PREVIEW_NAME), quality=90, comment=comment)
 
 
-def identity_card(identity: "FsthIdentity", folder: Path, repo_id: str) -> ModelCard:
+def identity_card(figures: IdentityFigures, repo_id: str) -> ModelCard:
     """What [`write_identity_card`] writes."""
-    base_model = hub_id(identity.base_model)
-    loaded_from = identity.base_generator.name_or_path
-    licence = licence_of(Path(loaded_from).parent) if loaded_from else UNKNOWN_LICENCE
-    results = held_out_results(identity)
+    base_model = hub_id(figures.base_model)
+    results = held_out_results(figures)
     data = ModelCardData(
         # Absent where the base is not on the hub, as the bundled model is not: the key must name a repository.
         base_model=base_model,
-        base_model_relation=base_model and {"full": "finetune", "adapter": "adapter"}[identity.kind],
+        base_model_relation=base_model and {"full": "finetune", "lora": "adapter"}[figures.method],
         pipeline_tag=TASK,
         # Any name is allowed. Of "diffusers" the page would show a snippet that loads a pipeline, which an identity is
         # not, and fails; of a name that the hub does not know it shows none, and the card's own is what people find.
@@ -75,47 +104,48 @@ def identity_card(identity: "FsthIdentity", folder: Path, repo_id: str) -> Model
         tags=[*TAGS, "fine-tuned"],
         model_name=repo_id.rpartition("/")[2],
         eval_results=results or None,
-        **licence,
+        **figures.licence,
     )
-    photographs = folder / "photographs"
     return ModelCard.from_template(
         data,
         template_path=TEMPLATES / "identity_card.md",
         repo_id=repo_id,
-        kind=identity.kind,
-        base_name=identity.base_model,
+        method=figures.method,
+        base_name=figures.base_model,
         # what to load: the bundled one needs no name; where one is that is not on the hub, readers have to know
-        model=base_model or (None if identity.base_model == "bundled" else f"path/to/{identity.base_model}"),
-        base_revision=identity.base_revision,
-        fingerprint=identity.fingerprint[:12],
-        num_portraits=identity.num_portraits,
-        num_photographs=len(list(photographs.iterdir())) if photographs.is_dir() else 0,
-        steps=identity.steps,
+        model=base_model or (None if figures.base_model == "bundled" else f"path/to/{figures.base_model}"),
+        base_revision=figures.base_revision,
+        fingerprint=figures.fingerprint[:12],
+        num_portraits=figures.num_portraits,
+        num_photographs=figures.num_photographs,
+        steps=figures.steps,
         scores=[result.metric_value for result in results],
         held_out=results[0].dataset_name if results else None,
-        keeps_crops=identity.sources is not None,
-        size=identity.crops.shape[1],
+        keeps_crops=figures.keeps_crops,
+        size=figures.crop_size,
         consent=CONSENT,
     )
 
 
-def write_pipeline_card(pipe: "FsthPipeline", folder: str | Path, repo_id: str) -> None:
+def write_pipeline_card(
+    figures: PipelineFigures, folder: str | Path, repo_id: str, source: str | Path | None = None
+) -> None:
     """
     Write README.md for a pipeline that is to be published: the one that its model came with, or else a new one.
 
     Args:
-        pipe ([`FsthPipeline`]): as saved into the folder.
+        figures ([`PipelineFigures`]): what a new card says.
         folder (`str` or `Path`): of [`~FsthPipeline.save_pretrained`].
         repo_id (`str`): `owner/name`.
+        source (`str` or `Path`, *optional*): the folder that the pipeline was loaded from; by default that one too.
     """
     folder = Path(folder)
-    source = Path(pipe.config.get("_name_or_path", folder))  # a pipeline made of networks comes from nowhere
+    source = Path(folder if source is None else source)
     if (source / CARD_NAME).is_file():
         if source.resolve() != folder.resolve():
             shutil.copyfile(source / CARD_NAME, folder / CARD_NAME)
         return
-    base_model = hub_id(pipe.model_name)
-    networks = {name: getattr(pipe, name) for name in ("embedder", "generator", "discriminator")}
+    base_model = hub_id(figures.base_model)
     data = ModelCardData(
         base_model=base_model, pipeline_tag=TASK, library_name="diffusers", license="unknown", tags=list(TAGS)
     )
@@ -123,10 +153,10 @@ def write_pipeline_card(pipe: "FsthPipeline", folder: str | Path, repo_id: str) 
         data,
         template_path=TEMPLATES / "pipeline_card.md",
         repo_id=repo_id,
-        size=pipe.size,
-        max_size=MAX_SIZE,
-        source_skips=pipe.generator.config.source_skips,
-        millions={name: sum(p.numel() for p in network.parameters()) / 1e6 for name, network in networks.items()},
+        size=figures.size,
+        max_size=figures.max_size,
+        source_skips=figures.source_skips,
+        millions={name: count / 1e6 for name, count in figures.parameters.items()},
     )
     write_card(card, folder)
 
@@ -157,14 +187,14 @@ def licence_of(model: Path) -> dict[str, str]:
     return UNKNOWN_LICENCE | found
 
 
-def held_out_results(identity: "FsthIdentity") -> list[EvalResult]:
+def held_out_results(figures: IdentityFigures) -> list[EvalResult]:
     """What was measured on pictures that were held out of fine-tuning: before, and at the step that is kept."""
-    scores = {entry["step"]: entry["held_out"] for entry in identity.history if "held_out" in entry}
+    scores = {entry["step"]: entry["held_out"] for entry in figures.history if "held_out" in entry}
     pictures = "the person's own portraits, held out"
-    if identity.num_portraits < 3:  # then none can be, see `fine_tune`
+    if figures.num_portraits < 3:  # then none can be, see `fine_tune`
         pictures = "held-out deformations of the person's own portraits"
-    names = {0: "content loss before fine-tuning", identity.steps: f"content loss after {identity.steps} steps"}
-    if identity.steps == 0:
+    names = {0: "content loss before fine-tuning", figures.steps: f"content loss after {figures.steps} steps"}
+    if figures.steps == 0:
         names = {0: "content loss, no step being better than none"}
     return [
         EvalResult(
@@ -179,39 +209,3 @@ def held_out_results(identity: "FsthIdentity") -> list[EvalResult]:
         for step, name in names.items()
         if step in scores
     ]
-
-
-def preview_landmarks(points: np.ndarray) -> list[np.ndarray]:
-    """
-    A portrait's landmarks (78 x 2, pixels) in four poses: its own, turned to the picture's left and to its right, and
-    with the mouth opened.
-    """
-    pose = Pose.of(points)
-    upright = pose.lift(points)  # 78 x 3
-    turned = []
-    for angle in (TURN, -TURN):
-        cos, sin = np.cos(angle), np.sin(angle)
-        turn = np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
-        turned.append(replace(pose, rotation=turn @ pose.rotation).project(upright))
-    opened = upright.copy()
-    opened[LOWER_LIPS, 1] += OPENING * LOWER_LIPS_SHARES
-    opened[CHIN, 1] += OPENING * CHIN_SHARES
-    return [np.asarray(moved, np.float32) for moved in (points, *turned, pose.project(opened))]
-
-
-@torch.no_grad()
-def draw_preview(identity: "FsthIdentity") -> Image.Image:
-    """Four frames side by side that the identity's generator draws, as large as its portraits have them; no photograph
-    is among them."""
-    generator = identity.tuned_generator().fused()
-    processor = FsthImageProcessor(size=generator.config.image_size)
-    side, frames = min(DEFAULT_SIZE, identity.max_size), []
-    for points in preview_landmarks(identity.landmarks):
-        drawing = processor.draw(points).to(generator.device, generator.dtype, memory_format=torch.channels_last)
-        points = torch.from_numpy(points)[None].to(generator.device)  # 1 x 78 x 2
-        output = generator(drawing, identity.adain_parameters, points, identity.sources)
-        if output.composition is None:
-            frames += processor.postprocess(output.images)
-        else:
-            frames.append(identity.compositor(side)(output.composition))
-    return Image.fromarray(np.concatenate(frames, axis=1))

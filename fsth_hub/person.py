@@ -73,7 +73,7 @@ class FsthPerson:
             spread = np.linspace(0, len(self.crops) - 1, min(len(self.crops), MAX_COMPONENT_PORTRAITS))
             numbers = spread.round().astype(int).tolist()
             side = self.sources.images.shape[-1]
-            images = [torch.from_numpy(self.crops[n].copy()).permute(2, 0, 1) / 127.5 - 1 for n in numbers]
+            images = [normalize(torch.from_numpy(self.crops[n].copy()).permute(2, 0, 1)) for n in numbers]
             landmarks = [self.sources.landmarks[0, n].float().cpu() * (len(self.crops[n]) / side) for n in numbers]
             kept = self.__dict__["_component_sources"] = components.encode_portraits(images, landmarks)
         return kept

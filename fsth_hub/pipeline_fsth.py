@@ -18,7 +18,7 @@ from .cropping import crop_box, to_crop, whole_frame
 from .errors import FsthError, NoFaceError
 from .facial_components import FsthComponentsOutput, FsthFacialComponents
 from .identity_mixin import FsthIdentityMixin
-from .image_processing_fsth import FsthImageProcessor, list_pictures
+from .image_processing_fsth import FsthImageProcessor, list_pictures, normalize
 from .landmarks import LandmarkDetector, MotionAdapter, get_detector, pick_reference, smooth_clip, track_clip
 from .landmarks.motion import MotionMode, check_motion
 from .landmarks.smoothing import DEFAULT_SMOOTHING, check_smoothing
@@ -226,7 +226,7 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
 
     def _retouch(self, frame: np.ndarray, person: FsthPerson, landmarks: torch.Tensor) -> FsthComponentsOutput:
         """What the facial components add to a frame (size x size x 3 float32, 0 to 255) at 1 x 78 x 2 landmarks."""
-        images = torch.from_numpy(frame).permute(2, 0, 1)[None].to(landmarks.device) / 127.5 - 1
+        images = normalize(torch.from_numpy(frame).permute(2, 0, 1)[None].to(landmarks.device))
         return self.facial_components(images, landmarks, person.component_sources(self.facial_components))
 
     def _to_dtype(self, images: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from .facial_components import FsthFacialComponents
 from .hub import create_repository, fetch, publish
 from .image_processing_fsth import FsthImageProcessor
 from .modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from .person import MAX_SIZE
 
 
 NETWORKS = {"embedder": FsthEmbedder, "generator": FsthGenerator, "discriminator": FsthDiscriminator}
@@ -134,7 +135,8 @@ class FsthPretrainedMixin:
         Publish the pipeline on the hub, with a card, for `from_pretrained(repo_id)`.
 
         Args:
-            repo_id, private, revision, token, commit_message: as in [`~hub.publish`].
+            repo_id, private, token: as in [`~hub.create_repository`].
+            revision, commit_message: as in [`~hub.publish`].
             variant (`str`, *optional*): as in [`~FsthPipeline.save_pretrained`].
             include_code (`bool`, *optional*, defaults to `False`):
                 Add what those need who load it without this package, with `trust_remote_code=True`.
@@ -145,8 +147,16 @@ class FsthPretrainedMixin:
         Raises:
             FsthError: The repository cannot be written to, or the upload broke off; nothing there has changed then.
         """
-        from .model_card import write_pipeline_card
+        from .model_card import PipelineFigures, write_pipeline_card
 
+        networks = {name: getattr(self, name) for name in NETWORKS}
+        figures = PipelineFigures(
+            base_model=self.model_name,
+            size=self.size,
+            max_size=MAX_SIZE,
+            source_skips=self.generator.config.source_skips,
+            parameters={name: network.num_parameters() for name, network in networks.items() if network is not None},
+        )
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             self.save_pretrained(folder, variant=variant)
@@ -155,6 +165,5 @@ class FsthPretrainedMixin:
 
                 add_code(folder)
             repo_id = create_repository(repo_id, private=private, token=token)  # with its owner, for the card
-            write_pipeline_card(self, folder, repo_id)
-            options = {"revision": revision, "token": token, "commit_message": commit_message}
-            return publish(folder, repo_id, private=private, **options)
+            write_pipeline_card(figures, folder, repo_id, self.config.get("_name_or_path"))
+            return publish(folder, repo_id, revision=revision, token=token, commit_message=commit_message)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from test_pipeline import make_pipeline
 from typer.testing import CliRunner
 
-from fsth_hub import FsthIdentity, cli, cli_loading
+from fsth_hub import FsthTunedPerson, cli, cli_loading
 from fsth_hub.cropping import crop_box
 from fsth_hub.landmarks import get_detector
 from fsth_hub.model_card import CONSENT
@@ -275,7 +275,7 @@ def sent(monkeypatch) -> list[tuple]:
         return f"https://hub/{repo_id}/commit/0123"
 
     monkeypatch.setattr(import_module("fsth_hub.hub"), "create_repository", create_repository)
-    monkeypatch.setattr(FsthIdentity, "push_to_hub", push_to_hub)
+    monkeypatch.setattr(FsthTunedPerson, "push_to_hub", push_to_hub)
     return calls
 
 
@@ -320,8 +320,8 @@ def test_upload_that_fails_leaves_the_person_and_says_how_to_try_again(tmp_path,
     sent.clear()
     result = run(*again[1:3], "ada", *again[4:], "--revision", "next", "--include-photograph", PORTRAIT)
     assert result.exit_code == 0, result.output
-    assert result.stdout == "https://hub/ann/ada\n"
-    assert sent == [("create", "ada", True), ("push", "ann/ada", True, "next", [PORTRAIT], 1)]
+    assert result.stdout == "https://hub/ada\n"
+    assert sent == [("push", "ada", True, "next", [PORTRAIT], 1)]
 
 
 def test_nothing_is_loaded_or_sent_that_may_not_be_published(tmp_path, sent, no_loading):
@@ -350,15 +350,16 @@ def test_hub_is_asked_before_the_model_is_loaded(tmp_path, sent, no_loading, mon
     assert sent == [] and not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("kind, options", [(None, {}), ("full", {"kind": "full"}), ("adapter", {"kind": "adapter"})])
-def test_kind_is_what_the_pipeline_is_asked_for(tmp_path, vgg, monkeypatch, kind, options):
+@pytest.mark.parametrize(
+    "arguments, method, rate", [([], "full", None), (["--method", "lora", "--learning-rate", "1e-3"], "lora", 1e-3)]
+)
+def test_method_and_rate_are_what_the_pipeline_is_asked_for(tmp_path, vgg, monkeypatch, arguments, method, rate):
     def fine_tune(portraits, **kwargs):
-        raise cli.FsthError(f"asked for { {name: kwargs[name] for name in kwargs if name == 'kind'} }")
+        raise cli.FsthError(f"asked for {kwargs['method']} at {kwargs['learning_rate']}")
 
     pipe = SimpleNamespace(fine_tune=fine_tune, set_progress_bar_config=lambda **_: None)
     monkeypatch.setattr(cli_loading, "load_pipeline", lambda *_: pipe)
-    arguments = [] if kind is None else ["--kind", kind]
-    assert_one_line_error(tune(tmp_path / "ada", tmp_path, vgg, *arguments), f"asked for {options}")
+    assert_one_line_error(tune(tmp_path / "ada", tmp_path, vgg, *arguments), f"asked for {method} at {rate}")
 
 
 @pytest.mark.parametrize(

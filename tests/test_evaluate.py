@@ -14,10 +14,10 @@ from test_modeling import SIZE
 from test_pipeline import NO_FACE, StubDetector, make_pipeline, picture
 from test_video import make_clip
 
+from fsth_hub.feature_networks import LPIPS
 from fsth_hub.pipeline_fsth import FsthPipeline
 from training import evaluate
 from training.dataset import read_index
-from training.metrics import LPIPS
 from training.reenactment import close_up, held_out_frames, one_clip_per_person, source_frames, warped_portrait
 from training.report import BEGIN, END, UNMOVED, WARP
 
@@ -286,15 +286,15 @@ def test_fine_tuned_people_are_limited_and_drawn_by_their_own_generator(run, vgg
     ann, bob = results["people"]["ann"]["self"], results["people"]["bob"]["self"]
     assert "tiny FT full" in ann["1"] and "tiny FT full" in ann["5"] and list(bob["1"])[-1] == "tiny FF"
     assert results["settings"]["fine_tuning"] == {"steps": 1}
-    # another kind is added to what is there
-    folder = run("--shots", "1", "5", "--fine_tune", "full", "adapter", **options)
+    # another method is added to what is there
+    folder = run("--shots", "1", "5", "--fine_tune", "full", "lora", **options)
     added = results_of(folder)["people"]["ann"]["self"]["1"]
-    assert list(added) == [*ann["1"], "tiny FT adapter"] and added["tiny FT full"] == ann["1"]["tiny FT full"]
-    full, adapter = (added[f"tiny FT {kind}"] for kind in ("full", "adapter"))
-    assert full["seconds"]["fine_tune"] > 0 and adapter["seconds"]["fine_tune"] > 0
-    assert 0 < adapter["megabytes"] < full["megabytes"]
+    assert list(added) == [*ann["1"], "tiny FT lora"] and added["tiny FT full"] == ann["1"]["tiny FT full"]
+    full, lora = (added[f"tiny FT {method}"] for method in ("full", "lora"))
+    assert full["seconds"]["fine_tune"] > 0 and lora["seconds"]["fine_tune"] > 0
+    assert 0 < lora["megabytes"] < full["megabytes"]
     text = (folder / "evaluation.md").read_text()
-    assert "--fine_tune full adapter" in text and "tiny FT adapter minus tiny FF, T = 1" in text
+    assert "--fine_tune full lora" in text and "tiny FT lora minus tiny FF, T = 1" in text
 
 
 def test_tables_can_be_made_again_without_measuring(run, tmp_path, capsys):

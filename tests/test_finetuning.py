@@ -1,6 +1,7 @@
 """Fine-tuning on tiny networks, and the script that fine-tunes many people."""
 
 import json
+import re
 import warnings
 
 import numpy as np
@@ -13,11 +14,11 @@ from test_modeling import SIZE, random_portraits, tiny
 from test_pipeline import make_pipeline
 from torch import nn
 
-from fsth_hub import finetuning
+from fsth_hub import finetuning, losses
 from fsth_hub.adapter import merge
 from fsth_hub.episodes import deform, make_episodes
-from fsth_hub.errors import FsthError
-from fsth_hub.finetuning import KINDS, PixelLoss, default_steps, fine_tune, load_content
+from fsth_hub.errors import FsthError, FsthMemoryError
+from fsth_hub.finetuning import METHODS, PixelLoss, default_steps, fine_tune, load_content
 from fsth_hub.identity import FsthIdentity
 from training import fine_tune as script
 
@@ -111,12 +112,12 @@ def test_default_steps():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind, source_skips", [("full", True), ("full", False), ("adapter", True)])
-def test_given_networks_stay_as_they_are(dtype, kind, source_skips):
+@pytest.mark.parametrize("method, source_skips", [("full", True), ("full", False), ("lora", True)])
+def test_given_networks_stay_as_they_are(dtype, method, source_skips):
     given = [network.to(dtype) for network in networks(source_skips=source_skips)]
     before = [{name: tensor.clone() for name, tensor in network.state_dict().items()} for network in given]
     grads = [[parameter.requires_grad for parameter in network.parameters()] for network in given]
-    tuned = tune(2, given, kind=kind, steps=3, generator_lr=1e-3)
+    tuned = tune(2, given, method=method, steps=3, learning_rate=1e-3)
     for network, state, grad in zip(given, before, grads, strict=True):
         assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
         assert [parameter.requires_grad for parameter in network.parameters()] == grad
@@ -126,29 +127,26 @@ def test_given_networks_stay_as_they_are(dtype, kind, source_skips):
     assert not any(parameter.requires_grad for parameter in tuned.generator.parameters())
 
 
-@pytest.mark.parametrize("count, kind, rate", [(1, "full", 2e-3), (3, "full", 2e-3), (3, "adapter", 1e-2)])
-def test_what_is_held_out_comes_nearer(count, kind, rate):
+@pytest.mark.parametrize("count, method, rate", [(1, "full", 2e-3), (3, "full", 2e-3), (3, "lora", 1e-2)])
+def test_what_is_held_out_comes_nearer(count, method, rate):
     given = networks()
-    tuned = tune(count, given, kind=kind, steps=20, generator_lr=rate, adversarial_weight=0.0)
+    tuned = tune(count, given, method=method, steps=20, learning_rate=rate, adversarial_weight=0.0)
     scores = [entry["held_out"] for entry in tuned.history if "held_out" in entry]
     assert tuned.best_step > 0 and min(scores) < 0.98 * scores[0]
     start = given[1].project(given[0](*portraits(count)[:2]).embedding)
     assert not torch.allclose(tuned.adain_parameters, start, atol=1e-3)  # psi' is tuned too
-    assert all(
-        set(entry) >= {"step", "pixel", "feature_matching", "adversarial", "discriminator"}
-        for entry in tuned.history[1:]
-    )
+    assert all(set(entry) >= {"step", "pixel", "feature_matching", "discriminator"} for entry in tuned.history[1:])
 
 
 def test_discriminator_learns_to_tell_them_apart():
-    history = tune(4, steps=30, generator_lr=0.0, discriminator_lr=1e-3).history
-    losses = [entry["discriminator"] for entry in history[1:]]
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    history = tune(4, steps=30, learning_rate=1e-9, discriminator_lr=1e-3).history
+    values = [entry["discriminator"] for entry in history[1:]]
+    assert np.mean(values[-5:]) < 0.8 * np.mean(values[:5])
 
 
-@pytest.mark.parametrize("count, kind", [(3, "full"), (1, "adapter")])
-def test_same_seed_same_weights(count, kind):
-    first, again, other = (tune(count, kind=kind, steps=10, seed=seed) for seed in (0, 0, 1))
+@pytest.mark.parametrize("count, method", [(3, "full"), (1, "lora")])
+def test_same_seed_same_weights(count, method):
+    first, again, other = (tune(count, method=method, steps=10, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.adain_parameters, again.adain_parameters)
     assert torch.equal(first.generator.head.weight, again.generator.head.weight)
     assert not torch.equal(first.adain_parameters, other.adain_parameters)
@@ -157,7 +155,7 @@ def test_same_seed_same_weights(count, kind):
 def test_source_skips_rest_while_the_generator_around_them_is_tuned(monkeypatch):
     scripted(monkeypatch, [3, 2, 1])
     given = networks()
-    tuned = tune(given=given, steps=2, generator_lr=1e-3)
+    tuned = tune(given=given, steps=2, learning_rate=1e-3)
     before, after = (dict(network.named_parameters()) for network in (given[1], tuned.generator))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     skips = {name for name in before if name.startswith("source_skips.")}
@@ -167,26 +165,26 @@ def test_source_skips_rest_while_the_generator_around_them_is_tuned(monkeypatch)
     assert any(name.startswith("encoder.") for name in changed)
 
 
-def test_of_the_adapter_only_low_ranks_and_psi_are_tuned(monkeypatch):
+def test_of_lora_only_low_ranks_and_psi_are_tuned(monkeypatch):
     scripted(monkeypatch, [3, 2, 1])
     given = networks()
-    tuned = tune(kind="adapter", given=given, steps=2)
+    tuned = tune(method="lora", given=given, steps=2)
     assert tuned.best_step == 2
     before, after = given[1].fused().state_dict(), tuned.generator.state_dict()
     changed = {name.removesuffix(".weight") for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name.rpartition(".")[0] for name in tuned.adapter}
+    assert changed == {re.fullmatch(r"base_model\.model\.(.+)\.lora_[AB]\.weight", name)[1] for name in tuned.lora}
     start = given[1].project(given[0](*portraits(1)[:2]).embedding)
     assert not torch.equal(tuned.adain_parameters, start)
     # what is kept is what draws
-    kept = merge(given[1], tuned.adapter).state_dict()
+    kept = merge(given[1], tuned.lora).state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in kept.items())
 
 
 @pytest.mark.filterwarnings("ignore:Portrait")
-@pytest.mark.parametrize("kind", KINDS)
-def test_many_portraits(kind):
+@pytest.mark.parametrize("method", METHODS)
+def test_many_portraits(method):
     given = networks()
-    held_out = [entry["held_out"] for entry in tune(64, given, kind=kind, steps=1).history if "held_out" in entry]
+    held_out = [entry["held_out"] for entry in tune(64, given, method=method, steps=1).history if "held_out" in entry]
     assert len(held_out) == 2 and all(map(np.isfinite, held_out))
 
 
@@ -204,21 +202,21 @@ def scripted(monkeypatch, scores):
     return seen
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_best_weights_are_kept_and_no_steps_wasted(monkeypatch, kind):
+@pytest.mark.parametrize("method", METHODS)
+def test_best_weights_are_kept_and_no_steps_wasted(monkeypatch, method):
     seen = scripted(monkeypatch, [5, 4, 3, 2, 3, 3, 3, 1])
-    tuned = tune(kind=kind, steps=7)
+    tuned = tune(method=method, steps=7)
     assert tuned.best_step == 3 and len(seen) == 1 + 6  # three looks without improvement
     assert torch.equal(tuned.adain_parameters, seen[3]) and not torch.equal(seen[3], seen[6])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_where_nothing_helps_the_start_is_kept(monkeypatch, kind):
+@pytest.mark.parametrize("method", METHODS)
+def test_where_nothing_helps_the_start_is_kept(monkeypatch, method):
     seen = scripted(monkeypatch, [1, 2, 3, 4, 5])
     given = networks()
-    tuned = tune(kind=kind, given=given, steps=10)
+    tuned = tune(method=method, given=given, steps=10)
     assert tuned.best_step == 0 and torch.equal(tuned.adain_parameters, seen[0])
-    state = (given[1].fused() if kind == "adapter" else given[1]).state_dict()
+    state = (given[1].fused() if method == "lora" else given[1]).state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in tuned.generator.state_dict().items())
 
 
@@ -228,19 +226,20 @@ def test_callback_sees_every_step_and_some_previews():
     assert [(step, steps) for step, steps, _, _ in calls] == [(step, 12) for step in range(1, 13)]
     previews = {step: preview for step, _, preview, _ in calls if preview is not None}
     assert set(previews) == {10, 12} and previews[10].shape == (3, SIZE, SIZE) and previews[10].abs().max() <= 1
-    assert all(losses["pixel"] > 0 for _, _, _, losses in calls)
+    assert all(terms["pixel"] > 0 for _, _, _, terms in calls)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_callback_ends_it(kind):
-    with pytest.raises(FsthError, match="cancelled"):
-        tune(kind=kind, steps=100, callback=lambda step, *_: step < 2)
+@pytest.mark.parametrize("method", METHODS)
+def test_callback_ends_it(method):
+    class Stopped(Exception):
+        pass
 
-    def interrupted(*_):
-        raise KeyboardInterrupt
+    def stop(step, *_):
+        if step == 2:
+            raise Stopped
 
-    with pytest.raises(KeyboardInterrupt):
-        tune(kind=kind, steps=100, callback=interrupted)
+    with pytest.raises(Stopped):  # which is not the error of a bad input
+        tune(method=method, steps=100, callback=stop)
 
 
 class BrokenLoss(PixelLoss):
@@ -253,11 +252,14 @@ class BrokenLoss(PixelLoss):
     [
         (0, {}, "1 to 64 portraits, not 0"),
         (65, {}, "1 to 64 portraits, not 65"),
-        (65, {"kind": "adapter"}, "1 to 64 portraits, not 65"),
+        (65, {"method": "lora"}, "1 to 64 portraits, not 65"),
         (1, {"steps": 0}, "at least one step"),
-        (1, {"kind": "half"}, "full or adapter, not 'half'"),
-        (1, {"content": BrokenLoss()}, "not finite at step 1"),
-        (1, {"content": BrokenLoss(), "kind": "adapter"}, "not finite at step 1"),
+        (1, {"method": "half"}, "full or lora, not 'half'"),
+        (1, {"learning_rate": 0.0}, "learning_rate must be a number above 0"),
+        (1, {"learning_rate": float("nan")}, "learning_rate must be a number above 0"),
+        (1, {"batch_size": 0}, "batch_size must be at least one frame"),
+        (1, {"content": BrokenLoss()}, "not finite at step 1: fine-tune with a learning_rate lower than 5e-05"),
+        (1, {"content": BrokenLoss(), "method": "lora"}, "a learning_rate lower than 0.0003"),
     ],
 )
 def test_what_cannot_work_is_one_sentence(count, options, message):
@@ -269,25 +271,33 @@ def test_what_cannot_work_is_one_sentence(count, options, message):
         fine_tune(*networks(), *given, content, **options)
 
 
-@pytest.mark.parametrize("fits, kind", [(2, "full"), (1, "full"), (2, "adapter"), (1, "adapter")])
-def test_too_little_memory_is_tried_once_more_with_half(monkeypatch, fits, kind):
-    sizes, draw_targets = [], finetuning.draw_targets
+@pytest.mark.parametrize("fits, method", [(2, "full"), (1, "full"), (0, "full"), (2, "lora"), (0, "lora")])
+def test_too_little_memory_is_tried_again_with_half(monkeypatch, fits, method):
+    sizes, generate_targets = [], finetuning.generate_targets
 
     def crowded(generator, adain_parameters, episodes):
         if torch.is_grad_enabled():
             sizes.append(len(episodes.images))
             if sizes[-1] > fits:
-                raise torch.OutOfMemoryError
-        return draw_targets(generator, adain_parameters, episodes)
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate much.")
+        return generate_targets(generator, adain_parameters, episodes)
 
-    monkeypatch.setattr(finetuning, "draw_targets", crowded)
-    if fits == 2:
-        assert len(tune(4, kind=kind, batch_size=4).history) == 3
-        assert sizes == [4, 2, 2]
+    monkeypatch.setattr(finetuning, "generate_targets", crowded)
+    if fits:
+        assert len(tune(4, method=method, batch_size=4).history) == 3
+        assert sizes == ([4, 2, 2] if fits == 2 else [4, 2, 1, 1])
     else:
-        with pytest.raises(FsthError, match="more memory, even with 2 frames"):
-            tune(4, kind=kind, batch_size=4)
-        assert sizes == [4, 2]
+        with pytest.raises(FsthMemoryError, match="more memory, even with one frame"):
+            tune(4, method=method, batch_size=4)
+        assert sizes == [4, 2, 1]
+
+
+def test_other_errors_are_not_taken_for_too_little_memory():
+    def attempt(batch_size):
+        raise RuntimeError("of another kind")
+
+    with pytest.raises(RuntimeError, match="of another kind"):
+        finetuning.with_less_memory(attempt, 2)
 
 
 def test_another_person_among_the_portraits_is_noticed():
@@ -311,7 +321,7 @@ def test_content_loss_at_hand_or_not(vgg, monkeypatch, tmp_path):
     def unreachable(*_):
         raise OSError("no network")
 
-    monkeypatch.setattr(finetuning.losses, "load_weights", unreachable)
+    monkeypatch.setattr(losses, "load_weights", unreachable)
     with pytest.warns(UserWarning, match="pixels and the discriminator's features alone"):
         assert isinstance(load_content(), PixelLoss)
 
@@ -354,15 +364,15 @@ def test_script_makes_an_identity_of_every_person_once(run, shards, tmp_path, mo
     assert [path.name for path in (tmp_path / "identities").iterdir()] == ["ann"]
     before = (tmp_path / "identities" / "ann" / "identity.json").stat().st_mtime_ns
     made.clear()
-    summary = run(shards, shots=3, kind="adapter")
+    summary = run(shards, shots=3, method="lora")
     assert made == ["bob"] and summary.keys() == {"ann", "bob"}
     assert (tmp_path / "identities" / "ann" / "identity.json").stat().st_mtime_ns == before
     for row in summary.values():
         assert row["num_portraits"] == 3 and row["held_out_after"] <= row["held_out_before"]
     pipe = make_pipeline()
-    loaded = FsthIdentity.from_pretrained(tmp_path / "identities" / "bob", pipe)
-    assert loaded.num_portraits == 3 and loaded.kind == "adapter"
-    assert [summary[name]["kind"] for name in ("ann", "bob")] == ["full", "adapter"]
+    loaded = pipe.load_identity(tmp_path / "identities" / "bob")
+    assert loaded.num_portraits == 3 and loaded.method == "lora"
+    assert [summary[name]["method"] for name in ("ann", "bob")] == ["full", "lora"]
 
 
 def test_script_goes_on_after_a_person_without_a_face(run, tmp_path, astronaut):

@@ -17,15 +17,15 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from hub_server import ANN, ANN_READS, BOB
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from PIL import Image
 from shards import ROOT
 from test_identity import frames, negative, steps_that_show, tuned  # noqa: F401 (a fixture)
 from test_pipeline import make_pipeline, picture
 
-from fsth_hub import FsthGenerator, FsthIdentity, FsthPipeline
-from fsth_hub.errors import FsthError
-from fsth_hub.hub import fetch, publish
+from fsth_hub import FsthGenerator, FsthPipeline, FsthTunedPerson
+from fsth_hub.errors import FsthError, FsthNotFoundError
+from fsth_hub.hub import create_repository, fetch, publish
 from fsth_hub.identity import CONFIG_NAME, WEIGHTS_NAME
 
 
@@ -40,7 +40,7 @@ def pipe():
 
 
 @pytest.fixture(scope="module")
-def identity(pipe) -> FsthIdentity:
+def identity(pipe) -> FsthTunedPerson:
     return tuned(pipe)
 
 
@@ -96,6 +96,10 @@ def sentence(call, *args, **options) -> str:
     assert "\n" not in str(caught.value)
     print(caught.value)
     return str(caught.value)
+
+
+def upload(folder: Path, repo_id: str, private: bool = True, token: str | None = None, **options) -> str:
+    return publish(folder, create_repository(repo_id, private=private, token=token), token=token, **options)
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -154,6 +158,29 @@ def test_fine_tuned_published_loaded_elsewhere_and_offline(hub, cache, tmp_path,
 # What is published.
 
 
+@pytest.mark.parametrize("what", ["pipeline", "identity"])
+def test_a_repository_is_created_once_for_each_push(hub, pipe, identity, monkeypatch, what):
+    made = []
+    create_repo = HfApi.create_repo
+    monkeypatch.setattr(HfApi, "create_repo", lambda *args, **kwargs: made.append(1) or create_repo(*args, **kwargs))
+    pipe.push_to_hub("ann/base") if what == "pipeline" else identity.push_to_hub("ann/ada", consent=True)
+    assert len(made) == 1
+
+
+def test_causes_are_logged_without_tokens_and_absent_is_an_os_error(hub, cache, caplog, monkeypatch):
+    caplog.set_level("DEBUG", logger="fsth_hub.hub")
+
+    def quoting(*args, token=None, **options):
+        raise ConnectionError(f"proxy.example: 407 for Bearer {token}, {ANN}, {BOB}")
+
+    with pytest.raises(OSError):
+        fetch("ann/nobody", cache_dir=cache)
+    monkeypatch.setattr("fsth_hub.hub.snapshot_download", quoting)
+    with pytest.raises(FsthNotFoundError, match="connection failed"):
+        fetch("ann/heads", token="secret-of-another-form", cache_dir=cache)
+    assert "RepositoryNotFoundError" in caplog.text and "proxy.example: 407 for Bearer ***, ***, ***" in caplog.text
+
+
 def test_identity_is_published_private_with_its_origin_and_nothing_of_this_machine(hub, pipe, identity, cache):
     address = identity.push_to_hub("ann/ada", consent=True)
     repository = hub.repositories["ann/ada"]
@@ -192,19 +219,19 @@ def test_photographs_are_published_only_by_name_and_without_metadata(hub, identi
 
 
 def test_public_only_if_asked(hub, folder):
-    publish(folder, "ann/private")
-    publish(folder, "ann/public", private=False)
+    upload(folder, "ann/private")
+    upload(folder, "ann/public", private=False)
     assert [hub.repositories[name].private for name in ("ann/private", "ann/public")] == [True, False]
     before = hub.repositories["ann/public"].sha("main")
-    assert "everyone can see it" in sentence(publish, folder, "ann/public")
+    assert "everyone can see it" in sentence(upload, folder, "ann/public")
     assert hub.repositories["ann/public"].sha("main") == before
     assert FsthGenerator.push_to_hub.__kwdefaults__["private"] is True
 
 
 def test_one_commit_keeps_other_files_and_a_name_alone_is_the_own(hub, folder, cache):
-    publish(folder, "ann/heads", commit_message="First")
+    upload(folder, "ann/heads", commit_message="First")
     (folder / "config.json").rename(folder / "other.json")
-    publish(folder, "heads")
+    upload(folder, "heads")
     repository = hub.repositories["ann/heads"]
     assert len(repository.commits) == 3  # the first is the repository's own
     assert repository.files().keys() == {".gitattributes", "config.json", "other.json", "model.safetensors"}
@@ -212,9 +239,9 @@ def test_one_commit_keeps_other_files_and_a_name_alone_is_the_own(hub, folder, c
 
 
 def test_revisions_are_branches_and_commits(hub, folder, cache):
-    publish(folder, "ann/heads")
+    upload(folder, "ann/heads")
     (folder / "config.json").write_text('{"second": 2}')
-    publish(folder, "ann/heads", revision="second")
+    upload(folder, "ann/heads", revision="second")
     repository = hub.repositories["ann/heads"]
     first, second = (repository.sha(branch) for branch in ("main", "second"))
     for revision, sha in ((None, first), ("second", second), (first, first)):
@@ -291,17 +318,17 @@ def test_who_may_do_what(hub, folder, cache, monkeypatch, token, fetching, publi
     commits = len(repository.commits)
     (folder / "config.json").write_text('{"changed": true}')
     if publishing is None:
-        publish(folder, "ann/heads", **options)
+        upload(folder, "ann/heads", **options)
         assert len(repository.commits) == commits + 1
     else:
         for name in ("ann/heads", "ann/new"):
-            assert publishing in sentence(publish, folder, name, **options)
+            assert publishing in sentence(upload, folder, name, **options)
         assert len(repository.commits) == commits and hub.repositories.keys() == {"ann/heads"}
 
 
 @pytest.mark.parametrize("character", ["\u2026", "\nx"])
 def test_a_token_that_no_header_can_hold(hub, folder, cache, character):
-    for call in (lambda token: publish(folder, "ann/new", token=token), lambda token: fetch("ann/new", token=token)):
+    for call in (lambda token: upload(folder, "ann/new", token=token), lambda token: fetch("ann/new", token=token)):
         sentence(call, f"{ANN}{character}")
 
 
@@ -329,19 +356,19 @@ def test_without_network_the_cache_serves(hub, pipe, folder, saved, cache, monke
         patch.setattr(constants, "ENDPOINT", closed_port)
         pipe.load_identity("ann/ada", cache_dir=cache)
         assert "cannot be reached" in sentence(pipe.load_identity, "ann/bob", cache_dir=cache)
-        assert "connection failed (ConnectError)" in sentence(publish, folder, "ann/new")
+        assert "connection failed (ConnectError)" in sentence(upload, folder, "ann/new")
     with monkeypatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         pipe.load_identity("ann/ada", cache_dir=cache)
         assert "is not asked" in sentence(pipe.load_identity, "ann/bob", cache_dir=cache)
-        assert "HF_HUB_OFFLINE" in sentence(publish, folder, "ann/new")
+        assert "HF_HUB_OFFLINE" in sentence(upload, folder, "ann/new")
 
 
 @pytest.mark.parametrize("name", ["no such name", "/no/such/folder", "a/b/c", "ann/.."])
 def test_names_that_are_none(hub, pipe, folder, cache, name):
     for call in (FsthPipeline.from_pretrained, pipe.load_identity):
         assert "no valid id" in sentence(call, name, cache_dir=cache)
-    assert "no valid id" in sentence(publish, folder, name)
+    assert "no valid id" in sentence(upload, folder, name)
     assert not hub.requests
 
 
@@ -394,7 +421,7 @@ def test_weights_that_are_cut_off_or_do_not_fit(hub, pipe, saved, cache):
     ):
         files = saved[repository]
         others = saved["base"]["embedder/model.safetensors"]
-        for content, problem in ((files[weights][:-1000], "(damaged|cut off)"), (others, "not fit")):
+        for content, problem in ((files[weights][:-1000], "(damaged|cut off)"), (others, "(is missing|not fit)")):
             hub.add(f"ann/{repository}", files | {weights: content})
             said = sentence(load, f"ann/{repository}", cache_dir=cache)
             assert f"ann/{repository}" in said and re.search(problem, said)

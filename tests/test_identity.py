@@ -1,23 +1,28 @@
 """Identities: made by the pipeline, saved, loaded, driven, and by the command line."""
 
+import copy
 import json
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from shards import ROOT
 from test_cli import DRIVER, PORTRAIT, assert_one_line_error, read, run
 from test_pipeline import ScaledDetector, arrays, clip, make_pipeline, picture
 
-from fsth_hub import FsthIdentity, cli_loading, identity, identity_mixin
-from fsth_hub.errors import FsthError, NoFaceError
-from fsth_hub.finetuning import KINDS, PixelLoss
-from fsth_hub.identity import CONFIG_NAME, WEIGHTS_NAME, fingerprint
-from fsth_hub.pipeline_fsth import FsthPipeline
+from fsth_hub import FsthIdentity, FsthPipeline, cli_loading, finetuning, identity
+from fsth_hub.adapter import LORA_CONFIG_NAME, LORA_WEIGHTS_NAME
+from fsth_hub.errors import FsthError, FsthNotFoundError, NoFaceError
+from fsth_hub.finetuning import METHODS, PixelLoss
+from fsth_hub.identity import CONFIG_NAME, WEIGHTS_NAME, FsthTunedPerson, fingerprint
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Portrait")
@@ -33,15 +38,14 @@ def negative(image: np.ndarray) -> np.ndarray:
 @pytest.fixture(autouse=True)
 def steps_that_show(monkeypatch):
     """Rates at which two steps of tiny networks change a frame, and the last of them is the best."""
-    monkeypatch.setitem(identity_mixin.fine_tune.__kwdefaults__, "generator_lr", 5e-3)
+    for method in METHODS:
+        monkeypatch.setitem(finetuning.LEARNING_RATES, method, 5e-3)
     scores = iter(range(10_000, 0, -1))
-    evaluate = identity_mixin.fine_tune.__globals__["evaluate"]
-    monkeypatch.setitem(
-        identity_mixin.fine_tune.__globals__, "evaluate", lambda *args: (next(scores), evaluate(*args)[1])
-    )
+    evaluate = finetuning.evaluate
+    monkeypatch.setattr(finetuning, "evaluate", lambda *args: (next(scores), evaluate(*args)[1]))
 
 
-def tuned(pipe: FsthPipeline, *portraits, **options) -> FsthIdentity:
+def tuned(pipe: FsthPipeline, *portraits, **options) -> FsthTunedPerson:
     return pipe.fine_tune(list(portraits) or picture(), **{"steps": 2, "content": PixelLoss()} | options)
 
 
@@ -61,64 +65,94 @@ def saved(pipe, tmp_path) -> Path:
 
 
 @pytest.fixture
-def saved_adapter(pipe, tmp_path) -> Path:
-    tuned(pipe, kind="adapter").save_pretrained(tmp_path / "ada")
+def saved_lora(pipe, tmp_path) -> Path:
+    tuned(pipe, method="lora").save_pretrained(tmp_path / "ada")
     return tmp_path / "ada"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("source_skips", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_saved_identity_draws_the_same_bits(dtype, source_skips, kind, tmp_path):
+def test_saved_identity_draws_the_same_bits(dtype, source_skips, method, tmp_path):
     pipe = make_pipeline(source_skips=source_skips).to(dtype=dtype)
-    made = tuned(pipe, picture(), negative(picture(9)), kind=kind)
+    made = tuned(pipe, picture(), negative(picture(9)), method=method)
     made.save_pretrained(tmp_path / "ada")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ada"]
-    assert {path.name for path in (tmp_path / "ada").iterdir()} == {CONFIG_NAME, WEIGHTS_NAME}
-    loaded = FsthIdentity.from_pretrained(tmp_path / "ada", pipe)
+    files = {CONFIG_NAME, WEIGHTS_NAME} | ({LORA_CONFIG_NAME, LORA_WEIGHTS_NAME} if method == "lora" else set())
+    assert {path.name for path in (tmp_path / "ada").iterdir()} == files
+    loaded = pipe.load_identity(tmp_path / "ada")
     drawn = [frames(pipe, person) for person in (made, loaded, [picture(), negative(picture(9))])]
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])  # tuning has done something
-    for name in ("base_model", "fingerprint", "steps", "num_portraits", "boxes", "history", "kind"):
+    for name in ("base_model", "fingerprint", "steps", "num_portraits", "boxes", "history", "method"):
         assert getattr(made, name) == getattr(loaded, name)
     assert (made.steps, made.num_portraits, made.base_model) == (2, 2, "unnamed")
-    assert loaded.kind == kind
+    assert loaded.method == method
     assert loaded.tuned_generator(pipe.generator).dtype == loaded.adain_parameters.dtype == dtype
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_identities_share_a_pipeline(pipe, kind):
+@pytest.mark.parametrize("method", METHODS)
+def test_two_identities_share_a_pipeline(pipe, method):
     before = frames(pipe, picture())
-    persons = [tuned(pipe, picture(), kind=kind), tuned(pipe, negative(picture()), kind=kind)]
+    persons = [tuned(pipe, picture(), method=method), tuned(pipe, negative(picture()), method=method)]
     first, second = (frames(pipe, person) for person in persons)
     assert not np.array_equal(first, second)
     assert np.array_equal(frames(pipe, persons[0]), first)
     assert np.array_equal(frames(pipe, picture()), before)
 
 
-def test_adapters_draw_at_the_same_time(pipe):
-    persons = [tuned(pipe, kind="adapter"), tuned(pipe, negative(picture()), kind="adapter")]
+def test_loras_draw_at_the_same_time(pipe):
+    persons = [tuned(pipe, method="lora"), tuned(pipe, negative(picture()), method="lora")]
     alone = [frames(pipe, person) for person in persons]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda person: frames(pipe, person), persons * 3))
     assert all(np.array_equal(drawn, alone[index % 2]) for index, drawn in enumerate(together))
 
 
-def test_adapter_is_small_in_memory_and_on_disk(pipe, saved, tmp_path):
-    made = tuned(pipe, kind="adapter")
-    made.save_pretrained(tmp_path / "adapter")
+def test_lora_is_small_in_memory_and_on_disk(pipe, saved, tmp_path):
+    made = tuned(pipe, method="lora")
+    made.save_pretrained(tmp_path / "lora")
     assert made.generator is None  # the pipeline's weights are shared
-    tensors = load_file(tmp_path / "adapter" / WEIGHTS_NAME)
-    kept = {name for name in tensors if not name.startswith("adapter.")}
-    assert kept == {"adain_parameters", "crops", "crop_landmarks"}
-    assert all(tensors[name].dtype == torch.float16 for name in tensors.keys() - kept)
+    assert load_file(tmp_path / "lora" / WEIGHTS_NAME).keys() == {"adain_parameters", "crops", "crop_landmarks"}
+    tensors = load_file(tmp_path / "lora" / LORA_WEIGHTS_NAME)
+    assert all(tensor.dtype == torch.float16 for tensor in tensors.values())
 
 
-def test_adapter_keeps_to_the_model_that_was_tuned(pipe):
+def test_identity_of_lora_is_a_folder_of_peft(pipe, saved_lora):
+    made = pipe.load_identity(saved_lora)
+    generator = PeftModel.from_pretrained(copy.deepcopy(pipe.generator), saved_lora)
+    points = made.landmarks
+    frame, other = (
+        pipe.draw_frame(g, made, points).astype(int) for g in (made.tuned_generator(), generator.get_base_model())
+    )
+    assert np.abs(frame - other).max() <= 1 and np.abs(frame - pipe.draw_frame(pipe.generator, made, points)).max() > 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_identity_is_read_without_a_model(pipe, method, tmp_path):
+    made = tuned(pipe, method=method)
+    made.save_pretrained(tmp_path / "ada")
+    read = FsthIdentity.from_pretrained(tmp_path / "ada")
+    assert type(read) is FsthIdentity and read.name == "ada"
+    for name in ("method", "base_model", "fingerprint", "steps", "boxes", "history", "num_portraits"):
+        assert getattr(read, name) == getattr(made, name)
+    read.save_pretrained(tmp_path / "again")
+    for file in (tmp_path / "ada").iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+    assert np.array_equal(frames(pipe, pipe.bind(read)), frames(pipe, made))
+
+
+def test_cards_and_identities_need_no_pipeline():
+    program = "import sys, fsth_hub.identity, fsth_hub.model_card; print([n for n in sys.modules if 'fsth_hub' in n])"
+    told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "fsth_hub.identity" in told and "pipeline_fsth" not in told and "identity_mixin" not in told
+
+
+def test_lora_keeps_to_the_model_that_was_tuned(pipe):
     other = make_pipeline()
     with torch.no_grad():
         other.generator.head.bias += 0.1
-    made = tuned(pipe, kind="adapter")
+    made = tuned(pipe, method="lora")
     assert np.array_equal(frames(other, made), frames(pipe, made))
 
 
@@ -131,13 +165,27 @@ def test_crops_are_tuned_like_portraits(pipe):
     assert np.array_equal(made.crops[0], crops[0]) and np.allclose(made.landmarks, landmarks[0])
 
 
-def test_callback_gets_pictures_and_can_cancel(pipe):
+def test_callback_gets_pictures_and_can_stop(pipe):
     calls = []
     tuned(pipe, callback=lambda *args: calls.append(args))
     assert [call[:2] for call in calls] == [(1, 2), (2, 2)]
     assert calls[0][2] is None and calls[1][2].dtype == np.uint8 and calls[1][2].shape == (pipe.size, pipe.size, 3)
-    with pytest.raises(FsthError, match="cancelled"):
-        tuned(pipe, callback=lambda *_: False)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(*_):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        tuned(pipe, callback=stop)
+
+
+def test_learning_rate_is_the_callers(pipe):
+    slow, again, fast = (tuned(pipe, learning_rate=rate).adain_parameters for rate in (1e-4, 1e-4, 1e-2))
+    assert torch.equal(slow, again) and not torch.allclose(slow, fast, atol=1e-3)
+    with pytest.raises(FsthError, match="learning_rate must be a number above 0"):
+        tuned(pipe, learning_rate=0)
 
 
 def test_progress_bar_counts_steps(pipe, capfd):
@@ -170,12 +218,12 @@ def square_frames(pipe: FsthPipeline, person) -> np.ndarray:
     return arrays(pipe(person, clip(0, 20), crop=False).frames[0])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_large_crops_are_kept_and_draw_the_same_frames(pipe, any_size, kind, tmp_path):
-    made = tuned(pipe, large(), negative(large(9)), kind=kind, crop=False)
+@pytest.mark.parametrize("method", METHODS)
+def test_large_crops_are_kept_and_draw_the_same_frames(pipe, any_size, method, tmp_path):
+    made = tuned(pipe, large(), negative(large(9)), method=method, crop=False)
     assert made.crops.shape == (2, 512, 512, 3) and made.max_size == 512
     made.save_pretrained(tmp_path / "ada")
-    loaded = FsthIdentity.from_pretrained(tmp_path / "ada", pipe)
+    loaded = pipe.load_identity(tmp_path / "ada")
     assert np.array_equal(loaded.crops, made.crops)
     drawn = square_frames(pipe, made)
     assert drawn.shape[1] == 512 and np.array_equal(square_frames(pipe, loaded), drawn)
@@ -200,7 +248,7 @@ def test_identities_with_crops_of_the_networks_size_still_load(pipe, any_size, t
     old["crop_landmarks"] = torch.from_numpy(pipe.detector.points(large()) * np.float32(pipe.size / 512))[None]
     tensors = load_file(tmp_path / "ada" / WEIGHTS_NAME)
     save_file(tensors | old, tmp_path / "ada" / WEIGHTS_NAME)
-    loaded = FsthIdentity.from_pretrained(tmp_path / "ada", pipe)
+    loaded = pipe.load_identity(tmp_path / "ada")
     assert loaded.max_size == pipe.size and square_frames(pipe, loaded).shape == (2, pipe.size, pipe.size, 3)
 
 
@@ -213,17 +261,17 @@ def test_identity_of_another_model_is_refused(saved):
         other.generator.head.bias += 0.1
     other.model_name = "other"
     with pytest.raises(FsthError, match=r"another model \('unnamed'\) than the one that is loaded \('other'\)"):
-        FsthIdentity.from_pretrained(saved, other)
+        other.load_identity(saved)
     with pytest.raises(FsthError, match="another model"):  # one whose weights would not even fit
-        FsthIdentity.from_pretrained(saved, make_pipeline(source_skips=False))
+        make_pipeline(source_skips=False).load_identity(saved)
 
 
 def test_precision_does_not_matter(saved):
     half = make_pipeline().to(dtype=torch.bfloat16)
     assert fingerprint(half.generator) == fingerprint(make_pipeline().generator)
-    difference = frames(half, FsthIdentity.from_pretrained(saved, half)).astype(int)
+    difference = frames(half, half.load_identity(saved)).astype(int)
     single = make_pipeline()
-    difference -= frames(single, FsthIdentity.from_pretrained(saved, single))
+    difference -= frames(single, single.load_identity(saved))
     assert np.abs(difference).mean() < 3
 
 
@@ -257,6 +305,14 @@ def forget_the_model(folder: Path):
     (folder / CONFIG_NAME).write_text(json.dumps(config))
 
 
+def change_config(**values):
+    def damage(folder: Path):
+        config = json.loads((folder / CONFIG_NAME).read_text())
+        (folder / CONFIG_NAME).write_text(json.dumps(config | values))
+
+    return damage
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
@@ -266,59 +322,66 @@ def forget_the_model(folder: Path):
         (lambda folder: truncate(folder / WEIGHTS_NAME), "damaged"),
         (lambda folder: truncate(folder / CONFIG_NAME), "damaged"),
         (lambda folder: (folder / CONFIG_NAME).write_text("[]"), "damaged"),
+        (change_config(num_portraits=3), "one for each portrait"),
+        (change_config(num_portraits="2"), "num_portraits is no int"),
+        (change_config(steps=None), "steps is no int"),
+        (change_config(boxes=[[1, 2]]), "damaged"),
+        (change_config(history=[{"step": "one"}]), "history holds more than numbers"),
+        (change_config(consent=["yes"]), "consent must be texts"),
         (forget_the_model, "damaged"),
         (drop("generator.head.bias"), "do not fit"),
-        (drop("crops"), "do not fit"),
-        (reshape, "do not fit"),
+        (drop("crops"), "damaged"),
+        (reshape, "crops are not square"),
     ],
 )
 def test_damaged_identities_are_one_sentence(pipe, saved, damage, message):
     damage(saved)
-    with pytest.raises(FsthError, match=message):
-        FsthIdentity.from_pretrained(saved, pipe)
+    absent = message in ("There is no folder", "holds no identity")
+    with pytest.raises(FsthNotFoundError if absent else FsthError, match=message) as caught:
+        pipe.load_identity(saved)
+    assert isinstance(caught.value, OSError) == absent and "\n" not in str(caught.value)
 
 
-def change_tensor(name: str, change):
+def change_tensor(name: str, change, file: str = LORA_WEIGHTS_NAME):
     def damage(folder: Path):
-        tensors = load_file(folder / WEIGHTS_NAME)
-        save_file(tensors | {name: change(tensors.get(name)).contiguous()}, folder / WEIGHTS_NAME)
+        tensors = load_file(folder / file)
+        changed = {name: None if change is None else change(tensors.get(name)).contiguous()}
+        save_file({n: tensor for n, tensor in (tensors | changed).items() if tensor is not None}, folder / file)
 
     return damage
 
 
-def change_kind(kind):
-    def damage(folder: Path):
-        config = json.loads((folder / CONFIG_NAME).read_text())
-        (folder / CONFIG_NAME).write_text(json.dumps(config | {"kind": kind}))
-
-    return damage
+def of(name: str) -> str:
+    return f"base_model.model.{name}.weight"
 
 
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (drop("adapter.head.lora_A"), "do not fit"),
-        (drop("adain_parameters"), "do not fit"),
-        (change_tensor("adapter.head.lora_A", lambda a: a[:1]), "do not fit"),  # of another rank than the others
-        (change_tensor("adapter.encoder.0.conv1.lora_A", lambda a: a[:1]), "do not fit"),
-        (change_tensor("adapter.encoder.0.conv1.lora_A", lambda a: a[0, 0, 0, 0]), "do not fit"),
-        (change_tensor("adapter.head.lora_B", lambda b: b[:-1]), "do not fit"),
-        (change_tensor("adapter.tail.lora_A", lambda _: torch.zeros(1)), "do not fit"),
-        (change_tensor("adapter.head.lora_A", lambda a: a.to(torch.int32)), "do not fit"),
-        (change_kind("full"), "do not fit"),
-        (change_kind("half"), "damaged"),
-        (change_kind(["adapter"]), "damaged"),
+        (change_tensor(of("head.lora_A"), None), "not of one rank"),
+        (change_tensor("adain_parameters", None, WEIGHTS_NAME), "damaged"),
+        (change_tensor(of("head.lora_A"), lambda a: a[:1]), "not of one rank"),
+        (change_tensor(of("encoder.0.conv1.lora_A"), lambda a: a[0, 0, 0, 0]), "no part of a low-rank update"),
+        (change_tensor(of("head.lora_B"), lambda b: b[:-1]), "do not fit"),
+        (change_tensor(of("tail.lora_A"), lambda _: torch.zeros(8, 8, 3, 3)), "not of one rank"),
+        (change_tensor(of("head.lora_A"), lambda a: a.to(torch.int32)), "no part of a low-rank update"),
+        (change_tensor("generator.head.bias", lambda _: torch.zeros(3), WEIGHTS_NAME), "other tensors"),
+        (lambda folder: (folder / LORA_CONFIG_NAME).unlink(), "damaged"),
+        (lambda folder: truncate(folder / LORA_WEIGHTS_NAME), "damaged"),
+        (change_config(method="full"), "do not fit"),
+        (change_config(method="half"), "method is not full or lora"),
+        (change_config(method=["lora"]), "method is not full or lora"),
     ],
 )
-def test_damaged_adapters_are_one_sentence(pipe, saved_adapter, damage, message):
-    damage(saved_adapter)
+def test_damaged_loras_are_one_sentence(pipe, saved_lora, damage, message):
+    damage(saved_lora)
     with pytest.raises(FsthError, match=message):
-        FsthIdentity.from_pretrained(saved_adapter, pipe)
+        pipe.load_identity(saved_lora)
 
 
 def test_saving_again_replaces_and_saves_whole_or_not_at_all(pipe, saved, monkeypatch):
     other = tuned(pipe, negative(picture()))
-    before = frames(pipe, FsthIdentity.from_pretrained(saved, pipe))
+    before = frames(pipe, pipe.load_identity(saved))
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -326,9 +389,9 @@ def test_saving_again_replaces_and_saves_whole_or_not_at_all(pipe, saved, monkey
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(identity, "save_file", interrupted)
         other.save_pretrained(saved)
-    assert np.array_equal(frames(pipe, FsthIdentity.from_pretrained(saved, pipe)), before)
+    assert np.array_equal(frames(pipe, pipe.load_identity(saved)), before)
     other.save_pretrained(saved)
-    assert np.array_equal(frames(pipe, FsthIdentity.from_pretrained(saved, pipe)), frames(pipe, other))
+    assert np.array_equal(frames(pipe, pipe.load_identity(saved)), frames(pipe, other))
     assert [path.name for path in saved.parent.iterdir()] == ["ada"]
 
 

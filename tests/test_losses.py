@@ -7,8 +7,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fsth_hub import losses
-from fsth_hub.feature_networks import FACE_STRIDES, FaceFeatures, VGGFeatures, crop_around, load_weights
-from fsth_hub.losses import ContentLoss
+from fsth_hub.errors import FsthError
+from fsth_hub.feature_networks import (
+    FACE_STRIDES,
+    LPIPS,
+    FaceFeatures,
+    VGGFeatures,
+    crop_around,
+    load_weights,
+    lpips_distance,
+)
+from fsth_hub.losses import CONTENT_TERMS, ContentLoss, LossTerm, with_weights
 
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
@@ -97,10 +106,10 @@ def test_lpips_term_weighs_normalised_differences_of_the_last_activations(vgg_fi
     torch.manual_seed(1)
     fake, real = torch.rand(2, 2, 3, 32, 32) * 2 - 1
     fake.requires_grad_(True)
-    content = ContentLoss(vgg_file, vgg_weight=0, lpips_weight=10)
-    lasts = [content.vgg(images, last=True)[1] for images in (fake, real)]
+    content = ContentLoss.load(vgg_file, weights={"vgg": 0, "lpips": 10})
+    lasts = [content.backbone(images, last=True)[1] for images in (fake, real)]
     expected = 0.0
-    for head, a, b in zip(content.vgg.heads, *lasts, strict=True):
+    for head, a, b in zip(content.backbone.heads, *lasts, strict=True):
         a, b = (maps / maps.norm(dim=1, keepdim=True).clamp(min=1e-12) for maps in (a, b))
         expected += ((a - b) ** 2 * head).sum(dim=1).mean()
     terms = content(fake, real, torch.zeros(2, 78, 2))
@@ -112,12 +121,54 @@ def test_lpips_term_weighs_normalised_differences_of_the_last_activations(vgg_fi
 
 def test_lpips_term_without_heads_is_refused(tmp_path):
     save_file(vgg_weights((2, 2, 3, 3, 3)), tmp_path / "vgg.safetensors")
-    with pytest.raises(ValueError, match="no heads of LPIPS"):
-        ContentLoss(tmp_path / "vgg.safetensors", lpips_weight=1)
+    with pytest.raises(FsthError, match="no heads of LPIPS"):
+        ContentLoss.load(tmp_path / "vgg.safetensors", weights={"lpips": 1})
+
+
+def test_a_new_term_is_one_entry_and_a_new_backbone_an_argument(vgg_file):
+    class Halves(nn.Module):
+        loss_scale = 3.0
+
+        def forward(self, images, last=False):
+            return [images[..., :16], images[..., 16:]], []
+
+    fake, real = torch.full((2, 1, 3, 32, 32), 0.5).unbind()
+    real[..., :16] = 0
+    darker = LossTerm("darker", 2.0, lambda seen: (seen.real - seen.fake).mean(), "of the brightness")
+    terms = ContentLoss(Halves(), terms=(*CONTENT_TERMS, darker))(fake, real, torch.zeros(1, 78, 2))
+    assert terms.keys() == {"vgg", "darker"}
+    assert terms["vgg"].item() == pytest.approx(0.15 * 3 * 0.5) and terms["darker"].item() == pytest.approx(-0.5)
+    with pytest.raises(FsthError, match="no loss term 'lerning': choose of vgg, lpips"):
+        with_weights(CONTENT_TERMS, {"lerning": 1})
+
+
+def test_a_weight_of_nothing_switches_a_term_off_and_networks_are_asked_once(vgg_file, monkeypatch):
+    looks = []
+    forward = VGGFeatures.forward
+    monkeypatch.setattr(VGGFeatures, "forward", lambda *args, **kwargs: (looks.append(1), forward(*args, **kwargs))[1])
+    content = ContentLoss.load(vgg_file, weights={"lpips": 1, "pixel": 0.0})
+    fake, real = torch.rand(2, 1, 3, 32, 32)
+    assert content(fake, real, torch.zeros(1, 78, 2)).keys() == {"vgg", "lpips"} and len(looks) == 2
+
+
+def test_one_lpips_serves_losses_and_metrics():
+    torch.manual_seed(0)
+    weights, channels = {}, 3
+    for level, (index, *_) in enumerate(LPIPS.LAYERS):
+        size = {0: 11, 3: 5}.get(index, 3)
+        weights[f"features.{index}.weight"] = torch.randn(4, channels, size, size)
+        weights[f"features.{index}.bias"] = torch.zeros(4)
+        weights[f"lin{level}.weight"] = torch.rand(1, 4, 1, 1)
+        channels = 4
+    lpips = LPIPS(weights)
+    images, truth = torch.rand(2, 3, 3, 64, 64) * 2 - 1
+    distances = lpips(images, truth)
+    assert distances.shape == (3,) and (distances > 0).all() and not lpips(truth, truth).any()
+    assert torch.allclose(distances.mean(), lpips_distance(lpips.features(images), lpips.features(truth), lpips.heads))
 
 
 def test_window_compares_a_part_of_the_frames(vgg_file):
-    content = ContentLoss(vgg_file)
+    content = ContentLoss.load(vgg_file)
     real, fake = torch.zeros(2, 1, 3, 64, 64)
     fake[..., :16, 32:48] = 1
     landmarks = torch.zeros(1, 78, 2)

@@ -8,14 +8,13 @@ from test_losses import WEIGHTS
 from test_modeling import SIZE
 
 from fsth_hub.errors import FsthError
-from fsth_hub.feature_networks import load_weights
+from fsth_hub.feature_networks import LPIPS, load_weights
 from fsth_hub.landmark_layout import FACE, INNER_LIPS, LEFT_EYE, RIGHT_EYE
 from fsth_hub.landmarks import get_detector
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.video import open_clip
 from training.metrics import (
     ARCFACE_POINTS,
-    LPIPS,
     IdentityNetwork,
     align_face,
     expression_distance,

@@ -1,6 +1,7 @@
 """Cards: what they say, that the hub can read it, and the preview."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,13 @@ from fsth_hub.landmark_layout import FACE, INNER_LIPS, JAW, LEFT_EYE, NOSE_BRIDG
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.model_card import (
     CONSENT,
-    draw_preview,
+    PipelineFigures,
     identity_card,
     licence_of,
-    preview_landmarks,
-    write_identity_card,
     write_pipeline_card,
 )
 from fsth_hub.pipeline_fsth import FsthPipeline
+from fsth_hub.preview import draw_preview, preview_landmarks
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Portrait")
@@ -45,15 +45,22 @@ def identity(pipe):
 
 
 @pytest.fixture
-def card_of(identity, tmp_path):
+def card_of(identity):
     def card_of(**changes) -> ModelCard:
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in changes.items():
-                target = type(identity) if name == "kind" else identity  # a property
-                patch.setattr(target, name, value, raising=False)
-            return identity_card(identity, tmp_path, "ann/portrait")
+        return identity_card(replace(identity.figures(), **changes), "ann/portrait")
 
     return card_of
+
+
+def figures_of(pipe: FsthPipeline, base_model: str = "unnamed") -> PipelineFigures:
+    networks = {name: getattr(pipe, name) for name in ("embedder", "generator", "discriminator")}
+    return PipelineFigures(
+        base_model=base_model,
+        size=pipe.size,
+        max_size=1024,
+        source_skips=pipe.generator.config.source_skips,
+        parameters={name: network.num_parameters() for name, network in networks.items()},
+    )
 
 
 def front_matter(path: Path) -> dict:
@@ -61,7 +68,7 @@ def front_matter(path: Path) -> dict:
 
 
 def test_front_matter_is_what_the_hub_reads(identity, tmp_path):
-    write_identity_card(identity, tmp_path, "ann/portrait")
+    identity.write_card(tmp_path, "ann/portrait")
     card = ModelCard.load(tmp_path / "README.md")
     data = front_matter(tmp_path / "README.md")
     assert data == card.data.to_dict()  # ModelCardData understands all of it
@@ -78,7 +85,7 @@ def test_front_matter_is_what_the_hub_reads(identity, tmp_path):
 def test_card_says_what_people_need_to_know(card_of):
     text = card_of().text
     assert f"states that {CONSENT}." in text
-    assert "one photograph" in text and "Steps: 2." in text and "Kind: full" in text and "5.25 and 4.12" in text
+    assert "one photograph" in text and "Steps: 2." in text and "Method: full" in text and "5.25 and 4.12" in text
     assert "No original photographs." in text and "Crops of the head, 64 x 64 pixels" in text
     for words in ("Must not be used for", "AI-generated", "arxiv.org/abs/1905.08233", "(preview.jpg)", "`unnamed`"):
         assert words in text
@@ -96,20 +103,20 @@ def test_what_the_card_tells_to_run_is_python(card_of):
     assert 'from_pretrained("path/to/a-folder")' in text and "result.mp4 --model path/to/a-folder\n" in text
 
 
-@pytest.mark.parametrize("kind, relation", [("full", "finetune"), ("adapter", "adapter")])
-def test_base_model_is_named_where_the_hub_has_it(card_of, kind, relation):
-    data = card_of(base_model="ann/base", kind=kind).data
+@pytest.mark.parametrize("method, relation", [("full", "finetune"), ("lora", "adapter")])
+def test_base_model_is_named_where_the_hub_has_it(card_of, method, relation):
+    data = card_of(base_model="ann/base", method=method).data
     assert (data.base_model, data.base_model_relation) == ("ann/base", relation)
     for name in ("bundled", "a-folder"):
-        data = card_of(base_model=name, kind=kind).data.to_dict()
+        data = card_of(base_model=name, method=method).data.to_dict()
         assert "base_model" not in data and "base_model_relation" not in data
 
 
-def test_identity_inherits_the_licence_of_its_base(card_of, pipe, tmp_path):
+def test_identity_inherits_the_licence_of_its_base(identity, pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "base")
     (tmp_path / "base" / "README.md").write_bytes(BUNDLED_CARD.read_bytes())
     generator = FsthPipeline.from_pretrained(tmp_path / "base").generator
-    card = card_of(base_generator=generator, base_model="bundled")
+    card = replace(identity, base_generator=generator, base_model="bundled").card("ann/portrait")
     assert (card.data.license, card.data.license_name) == ("other", "research-and-non-commercial")
     assert "for research and non-commercial use" in card.text and "comes with the package" in card.text
 
@@ -132,11 +139,8 @@ def test_licence_is_what_the_models_card_says(card, found, tmp_path):
     assert licence_of(tmp_path) == found
 
 
-def test_added_photographs_are_counted(card_of, tmp_path):
-    (tmp_path / "photographs").mkdir()
-    for name in ("1.jpg", "2.jpg"):
-        (tmp_path / "photographs" / name).touch()
-    text = card_of().text
+def test_added_photographs_are_counted(card_of):
+    text = card_of(num_photographs=2).text
     assert "In `photographs/`, 2 that the owner chose to add" in text and "No original photographs" not in text
 
 
@@ -163,7 +167,7 @@ def test_preview_moves_head_and_mouth():
 
 def test_preview_is_generated(identity, pipe, tmp_path):
     """Frames of the identity's own generator, the first in the portrait's pose; none is a photograph."""
-    strip = np.asarray(draw_preview(identity))
+    strip = np.asarray(draw_preview(identity, identity.generator))
     assert strip.shape == (pipe.size, 4 * pipe.size, 3)
     frames = np.split(strip, 4, axis=1)
     assert np.array_equal(frames[0], pipe.draw_frame(identity.generator.fused(), identity, identity.landmarks))
@@ -171,7 +175,7 @@ def test_preview_is_generated(identity, pipe, tmp_path):
     with torch.no_grad():
         other = pipe.embed(picture())
     assert not np.array_equal(frames[0], pipe.draw_frame(pipe.generator.fused(), other, identity.landmarks))
-    write_identity_card(identity, tmp_path, "ann/portrait")
+    identity.write_card(tmp_path, "ann/portrait")
     with Image.open(tmp_path / "preview.jpg") as saved:
         assert saved.size == (4 * pipe.size, pipe.size) and b"AI-generated" in saved.info["comment"]
         assert np.abs(np.asarray(saved).astype(int) - strip).mean() < 12
@@ -183,15 +187,15 @@ def test_preview_and_card_are_of_the_crops_own_size(pipe, tmp_path):
     crops, points = picture(height=151, width=151), pipe.detector.points(picture()) * np.float32(151 / 64)
     options = {"steps": 1, "content": PixelLoss()}
     identity = pipe.fine_tune_crops([crops], [points], **options)
-    write_identity_card(identity, tmp_path, "ann/portrait")
+    identity.write_card(tmp_path, "ann/portrait")
     with Image.open(tmp_path / "preview.jpg") as saved:
         assert saved.size == (4 * 150, 150)
     assert "Crops of the head, 151 x 151 pixels" in (tmp_path / "README.md").read_text()
-    first = np.asarray(draw_preview(identity))[:, :150]
+    first = np.asarray(draw_preview(identity, identity.generator))[:, :150]
     assert np.array_equal(first, pipe.draw_frame(identity.generator.fused(), identity, identity.landmarks, 150))
     without = make_pipeline(source_skips=False)  # which draws one size alone
     identity = without.fine_tune_crops([crops], [points], **options)
-    assert draw_preview(identity).size == (4 * without.size, without.size)
+    assert draw_preview(identity, identity.generator).size == (4 * without.size, without.size)
 
 
 # Pipelines.
@@ -199,13 +203,13 @@ def test_preview_and_card_are_of_the_crops_own_size(pipe, tmp_path):
 
 def test_a_pipeline_keeps_the_card_it_came_with(tmp_path):
     bundled = FsthPipeline.from_pretrained(device="cpu", dtype=torch.float32)
-    write_pipeline_card(bundled, tmp_path, "ann/model")
+    write_pipeline_card(figures_of(bundled), tmp_path, "ann/model", bundled.config["_name_or_path"])
     assert (tmp_path / "README.md").read_bytes() == BUNDLED_CARD.read_bytes()
 
 
 def test_a_pipeline_without_a_card_gets_one(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
-    write_pipeline_card(pipe, tmp_path, "ann/model")
+    write_pipeline_card(figures_of(pipe), tmp_path, "ann/model")
     card = ModelCard.load(tmp_path / "README.md")
     assert front_matter(tmp_path / "README.md") == card.data.to_dict()
     assert (card.data.pipeline_tag, card.data.library_name) == ("image-to-video", "diffusers")
@@ -216,10 +220,10 @@ def test_a_pipeline_without_a_card_gets_one(pipe, tmp_path):
     # and what is then written by hand stays
     (tmp_path / "README.md").write_text("by hand")
     loaded = FsthPipeline.from_pretrained(tmp_path)
-    write_pipeline_card(loaded, tmp_path, "ann/model")
+    write_pipeline_card(figures_of(loaded), tmp_path, "ann/model", loaded.config["_name_or_path"])
     assert (tmp_path / "README.md").read_text() == "by hand"
 
 
 def test_a_pipeline_without_source_skips_says_its_only_size(tmp_path):
-    write_pipeline_card(make_pipeline(source_skips=False), tmp_path, "ann/model")
+    write_pipeline_card(figures_of(make_pipeline(source_skips=False)), tmp_path, "ann/model")
     assert "\n\n- 64 x 64 pixels, without source skips.\n" in (tmp_path / "README.md").read_text()

@@ -23,6 +23,7 @@ from test_demo import files, left_over  # noqa: F401 (a fixture)
 from test_identity import negative, steps_that_show  # noqa: F401 (a fixture)
 from test_pipeline import NO_FACE, SIZE, arrays, clip, make_pipeline, picture
 
+from fsth_hub.adapter import LORA_CONFIG_NAME, LORA_WEIGHTS_NAME
 from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, people
 from fsth_hub.demo.animate_tab import FINE_TUNED, Animator
 from fsth_hub.demo.inputs import look_at_picture
@@ -47,7 +48,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def identity(pipe):
-    return pipe.fine_tune(picture(), steps=2, kind="adapter", content=PixelLoss())
+    return pipe.fine_tune(picture(), steps=2, method="lora", content=PixelLoss())
 
 
 @pytest.fixture
@@ -114,12 +115,12 @@ def save(tuner, request, path: Path) -> Path:
 
 
 def test_fine_tuned_person_is_shown_as_it_is_learned(tuner, portraits):
-    outputs = list(tuner.fine_tune(portraits, [], 2, "adapter", request=ANNA))
+    outputs = list(tuner.fine_tune(portraits, [], 2, "lora", request=ANNA))
     assert any(isinstance(output[0], np.ndarray) for output in outputs)
     assert any("Learning the face: step 1 of 2" in output[1] for output in outputs)
     assert "Fine-tuned on 1 portrait, low-rank updates, step 2 kept." in outputs[-1][3]
     assert SIMPLER_LOSS in outputs[-1][2]["value"] and NOTHING_GAINED not in outputs[-1][2]["value"]
-    assert tuner.studio.people.get(ANNA).identity.kind == "adapter"
+    assert tuner.studio.people.get(ANNA).identity.method == "lora"
 
 
 def test_made_published_loaded(tuner, publisher, anna, hub):
@@ -136,8 +137,8 @@ def test_made_published_loaded(tuner, publisher, anna, hub):
 def test_saved_and_loaded(tuner, anna, tmp_path):
     file = save(tuner, ANNA, tmp_path / "person.zip")
     with zipfile.ZipFile(file) as archive:
-        names = {"person/" + name for name in (CONFIG_NAME, WEIGHTS_NAME, "README.md", "preview.jpg")}
-        assert set(archive.namelist()) == names
+        names = {CONFIG_NAME, WEIGHTS_NAME, LORA_CONFIG_NAME, LORA_WEIGHTS_NAME, "README.md", "preview.jpg"}
+        assert set(archive.namelist()) == {f"person/{name}" for name in names}
     *_, (_, details) = tuner.load_file(str(file), EVE)
     assert "Loaded person.zip" in details and np.array_equal(draw(tuner, ANNA), draw(tuner, EVE))
 
@@ -366,7 +367,7 @@ def test_for_programs(tuner, files, hub, tmp_path, monkeypatch):  # noqa: F811
     try:
         client, stranger = (Client(url, verbose=False, download_files=tmp_path) for _ in range(2))
         portraits = [{"image": handle_file(files[0]), "caption": None}]
-        *_, details = client.predict(portraits, 2, "adapter", api_name="/fine_tune")
+        *_, details = client.predict(portraits, 2, "lora", api_name="/fine_tune")
         assert "Fine-tuned on 1 portrait" in details
         assert zipfile.is_zipfile(client.predict(api_name="/save_person"))
         assert "# ann/anna" in client.predict("ann/anna", api_name="/person_card")

@@ -460,17 +460,19 @@ def test_credentials_can_be_switched_off(tmp_path, settings):
 def test_identity_is_named(tmp_path):
     pipe = make_pipeline()
     person = pipe.embed([picture(), picture(9)])
-    crops, landmarks = np.zeros((2, pipe.size, pipe.size, 3), np.uint8), np.stack([person.landmarks] * 2)
     made = FsthIdentity(
-        **vars(person) | {"generator": pipe.generator, "crops": crops},
-        crop_landmarks=landmarks,
+        method="full",
+        weights=pipe.generator.state_dict(),
+        adain_parameters=person.adain_parameters,
+        crops=np.zeros((2, pipe.size, pipe.size, 3), np.uint8),
+        crop_landmarks=np.stack([person.landmarks] * 2),
+        boxes=person.boxes,
         base_model=pipe.model_name,
         fingerprint=fingerprint(pipe.generator),
-        base_generator=pipe.generator,
         steps=0,
     )
     made.save_pretrained(tmp_path / "ada")
-    identity = FsthIdentity.from_pretrained(tmp_path / "ada", pipe)
+    identity = pipe.load_identity(tmp_path / "ada")
     pipe(identity, clip(0, 20)).save(tmp_path / "result.mp4")
     report = inspect(tmp_path / "result.mp4")
     assert (report.model, report.identity) == ("unnamed", "ada")

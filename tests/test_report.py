@@ -43,7 +43,7 @@ def person(warp: float, model: float, tuned: float | None = None, many: float | 
     ones["own FF"] = measured(model, akd, embed=0.25)
     if tuned is not None:
         ones["own FT full"] = measured(tuned, fine_tune=60.0) | {"megabytes": 20.14}
-        ones["own FT adapter"] = measured(tuned - 0.05, fine_tune=70.0) | {"megabytes": 1.16}
+        ones["own FT lora"] = measured(tuned - 0.05, fine_tune=70.0) | {"megabytes": 1.16}
     own = {"1": ones} if many is None else {"1": ones, "8": {"own FF": measured(many, embed=0.5)}}
     frames = {"frames": 64, "left_out": []} if many is not None else {"frames": 10, "left_out": [8]}
     cross = {"frames": 4, "frames_without_face": 0, "csim": 0.6, "pose": 1.5, "expression": None, "seconds": {}}
@@ -88,7 +88,7 @@ def test_rows_say_over_how_many_people_they_are(report):
     assert quality["8", "own FF"][0] == "2"
     assert list(quality) == [
         ("1", "unmoved portrait"), ("1", "warp by landmarks"),
-        ("1", "own FF"), ("1", "own FT full"), ("1", "own FT adapter"), ("8", "own FF"),
+        ("1", "own FF"), ("1", "own FT full"), ("1", "own FT lora"), ("8", "own FF"),
     ]  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def test_differences_are_paired_and_tell_what_is_not_significant(report):
     assert everybody[1] == "-0.0450 [-0.0750, -0.0100]" and everybody[4].endswith("(2 of the people)")
     # of those who were fine-tuned alone; one gains and one loses
     assert differences["own FT full minus own FF, T = 1", "2"][0] == "-0.0250 [-0.1000, 0.0500] n.s."
-    assert differences["own FT adapter minus own FF, T = 1", "2"][0] == "-0.0750 [-0.1500, 0.0000] n.s."
+    assert differences["own FT lora minus own FF, T = 1", "2"][0] == "-0.0750 [-0.1500, 0.0000] n.s."
     assert differences["own FF, T = 8 minus T = 1", "2"][0] == "-0.1000 [-0.1500, -0.0500]"
     assert len(differences) == 4
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from fsth_hub.aligned_crops import PARTS, Part, align, part_masks, sample_crops, to_aligned
+from fsth_hub.image_processing_fsth import normalize, to_pixels
 from fsth_hub.landmark_flow import face_flow, pixel_grid, resize_flow, smooth_flow
 from fsth_hub.landmark_layout import (
     FACE,
@@ -91,14 +92,14 @@ class ComponentCrops:
         self.openings = part_openings(self.points.numpy(), self.part)
 
     def _add(self, image: Image.Image, points: np.ndarray):
-        image = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None] / 127.5 - 1
+        image = normalize(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None])
         landmarks = torch.from_numpy(points).float()[None]
         for part in self.parts:
             alignment = align(landmarks, part, image.shape[-1])
             self.points.append(to_aligned(landmarks, alignment, part, image.shape[-1])[0])
             alignment[:, :, :2] *= self.margin
             crop = sample_crops(image, alignment, self.kept_size)[0]
-            self.images.append(((crop + 1) * 127.5).round().byte())
+            self.images.append(to_pixels(crop))
 
     def to(self, device):
         self.images, self.points = self.images.to(device), self.points.to(device)
@@ -153,7 +154,7 @@ class ComponentCrops:
         picked = {name: values.to(self.images.device) for name, values in picked.items()}
         target, portrait, shown = (self.points[picked[name]] for name in ("picture", "portrait", "shown"))
         images, portraits, shown_images = (
-            self.images[picked[name]].float() / 127.5 - 1 for name in ("picture", "portrait", "shown")
+            normalize(self.images[picked[name]]) for name in ("picture", "portrait", "shown")
         )
         if is_still.any():
             change = self.points[picked["portrait"]] - self.points[picked["target"]]
@@ -201,8 +202,8 @@ class ComponentCrops:
             reach (`float`): half the side of what is wanted, in normalized coordinates of the crops.
         """
         images = images[rows]
-        to_pixels, scale = size / 2 / reach, self.part.side * EYE_DISTANCE
-        known = face_flow(driving * to_pixels + size / 2, source * to_pixels + size / 2, size)
+        enlarged, scale = size / 2 / reach, self.part.side * EYE_DISTANCE
+        known = face_flow(driving * enlarged + size / 2, source * enlarged + size / 2, size)
         # the smooth flow has its widths in half sides of a frame, of which the crop is a part
         grid = pixel_grid(size // 4, size // 4, images.device) * reach * scale
         smooth = smooth_flow(driving * scale + 1, source * scale + 1, 2, grid) / (reach * scale)

@@ -28,14 +28,14 @@ from huggingface_hub.errors import HFValidationError
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
 from fsth_hub.errors import FsthError
-from fsth_hub.feature_networks import load_weights
-from fsth_hub.finetuning import KINDS
+from fsth_hub.feature_networks import LPIPS, load_weights
+from fsth_hub.finetuning import METHODS
 from fsth_hub.landmark_drawing import draw_landmarks
 from fsth_hub.landmarks import get_detector
 from fsth_hub.losses import ContentLoss
 from fsth_hub.pipeline_fsth import FsthPipeline
 from training.dataset import Clip, read_index
-from training.metrics import LPIPS, IdentityNetwork
+from training.metrics import IdentityNetwork
 from training.portraits import PortraitReenactment, files_hash, list_pictures, read_motion, read_portrait
 from training.reenactment import (
     NUM_DRIVERS,
@@ -65,7 +65,7 @@ def parse_args(argv=None):
     parser.add_argument("--num_frames", type=int, default=32, help="frames drawn per clip, at most")
     parser.add_argument("--people", type=int, help="no more than so many people")
     parser.add_argument(
-        "--fine_tune", nargs="+", default=[], choices=KINDS, help="also fine-tune each model on each person"
+        "--fine_tune", nargs="+", default=[], choices=METHODS, help="also fine-tune each model on each person"
     )
     parser.add_argument("--people_fine_tuned", type=int, help="no more than so many people for each T")
     parser.add_argument("--fine_tune_steps", type=int, help="by default what the pipeline takes for T")
@@ -235,11 +235,11 @@ def measure(args):
         methods[f"{name} FF"] = feed_forward(pipe, pipe.generator.fused())
     tuned = {}
     if args.fine_tune:
-        content = ContentLoss(args.vgg, args.face_network)
+        content = ContentLoss.load(args.vgg, args.face_network)
         tuned = {
-            f"{name} FT {kind}": fine_tuned(pipe, kind, content, args.fine_tune_steps)
+            f"{name} FT {method}": fine_tuned(pipe, method, content, args.fine_tune_steps)
             for name, pipe in pipes.items()
-            for kind in args.fine_tune
+            for method in args.fine_tune
         }
 
     path = args.output_dir / RESULTS

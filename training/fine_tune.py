@@ -23,7 +23,7 @@ from accelerate.utils import gather_object
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
 from fsth_hub.errors import FsthError
-from fsth_hub.finetuning import KINDS, load_content
+from fsth_hub.finetuning import METHODS, load_content
 from fsth_hub.identity import CONFIG_NAME, FsthIdentity
 from fsth_hub.pipeline_fsth import FsthPipeline
 from training.dataset import Clip, read_index
@@ -35,8 +35,9 @@ def parse_args(argv=None):
     parser.add_argument("--output_dir", type=Path, required=True, help="identities and the summary")
     parser.add_argument("--shots", type=int, default=8, help="T, frames of a clip; for shards only")
     parser.add_argument("--model", help="pipeline folder or hub id; by default the bundled model")
-    parser.add_argument("--kind", choices=KINDS, default="full", help="all weights of the generator, or an adapter")
+    parser.add_argument("--method", choices=METHODS, default="full", help="all weights of the generator, or LoRA")
     parser.add_argument("--steps", type=int, help="at most so many; by default by the number of photographs")
+    parser.add_argument("--learning_rate", type=float, help="Adam's for the generator; by default by the method")
     parser.add_argument("--vgg", help="VGG of the content loss: safetensors file or hub id; by default VGG19")
     parser.add_argument("--face_network", help="face network of the content loss; without it that term is left out")
     parser.add_argument("--seed", type=int, default=0)
@@ -75,7 +76,7 @@ def summarise(folder: Path) -> dict:
     config = json.loads((folder / CONFIG_NAME).read_text())
     held_out = {entry["step"]: entry["held_out"] for entry in config["history"] if "held_out" in entry}
     scores = {"held_out_before": held_out[0], "held_out_after": held_out[config["steps"]]}
-    return {key: config[key] for key in ("kind", "num_portraits", "steps")} | scores
+    return {key: config[key] for key in ("method", "num_portraits", "steps")} | scores
 
 
 def main(argv=None):
@@ -97,7 +98,8 @@ def main(argv=None):
         for name in own:
             started = time.perf_counter()
             try:
-                options = {"kind": args.kind, "steps": args.steps, "content": content, "seed": args.seed}
+                options = {"method": args.method, "steps": args.steps, "learning_rate": args.learning_rate}
+                options |= {"content": content, "seed": args.seed}
                 identity = fine_tune(pipe, people[name], args.shots, **options)
                 identity.save_pretrained(args.output_dir / name)
             except FsthError as error:  # of one person; the others go on

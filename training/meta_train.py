@@ -36,11 +36,12 @@ from fsth_hub import losses
 from fsth_hub.configuration_fsth import FsthConfig
 from fsth_hub.errors import FsthError
 from fsth_hub.hub import create_repository, publish
-from fsth_hub.losses import ContentLoss
+from fsth_hub.image_processing_fsth import normalize, to_pixels
+from fsth_hub.losses import ADVERSARIAL_TERMS, CONTENT_TERMS, ContentLoss, Judgement
 from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from training.checkpoints import last_checkpoint, load_checkpoint, rewind_log, save_checkpoint, save_networks
 from training.dataset import EpisodeDataset, EpisodeKey, draw_batches, read_index
-from training.options import parse_args
+from training.options import parse_args, weights_of
 
 
 POWER_ITERATIONS = 15
@@ -137,10 +138,9 @@ def track_picture(accelerator: Accelerator, picture: np.ndarray, step: int):
             tracker.log_images({"sample": [picture]}, step)
 
 
-def to_pixels(images: torch.Tensor) -> np.ndarray:
-    """B x 3 x H x W in [-1, 1] to the rows of one picture, BH x W x 3 uint8."""
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
-    return pixels.permute(0, 2, 3, 1).flatten(0, 1).numpy()
+def to_column(images: torch.Tensor) -> np.ndarray:
+    """B x 3 x H x W in [-1, 1], one below the other: BH x W x 3 uint8."""
+    return to_pixels(images).cpu().permute(0, 2, 3, 1).flatten(0, 1).numpy()
 
 
 @torch.no_grad()
@@ -154,7 +154,7 @@ def validate(learner: MetaLearner, content: ContentLoss, batches) -> tuple[dict[
             for name, term in content(frames, images[:, 0], landmarks[:, 0]).items():
                 totals[name + suffix] = totals.get(name + suffix, 0) + term.item() / len(batches)
         shown = (images[:, 1], landmark_images[:, 0], warped, fake, images[:, 0])
-        columns.append(np.concatenate([to_pixels(part) for part in shown], axis=1))
+        columns.append(np.concatenate([to_column(part) for part in shown], axis=1))
     return totals, np.concatenate(columns[:2])
 
 
@@ -169,7 +169,7 @@ def draw_window(args, step: int) -> tuple[int, int, int] | None:
 def to_device(batch, device):
     """uint8 pixels to [-1, 1] on the device."""
     images, landmark_images = (
-        batch[key].to(device, non_blocking=True).float() / 127.5 - 1 for key in ("images", "landmark_images")
+        normalize(batch[key].to(device, non_blocking=True)) for key in ("images", "landmark_images")
     )
     landmarks, mattes = (batch[key].to(device, non_blocking=True) for key in ("landmarks", "mattes"))
     return images, landmark_images, landmarks, mattes.float() / 255
@@ -194,7 +194,7 @@ def main(argv=None):
     device = accelerator.device
     if accelerator.is_main_process:
         if args.push_to_hub:
-            create_repository(args.push_to_hub, private=not args.hub_public)  # before training, not after
+            args.push_to_hub = create_repository(args.push_to_hub, private=not args.hub_public)  # before training
         args.output_dir.mkdir(parents=True, exist_ok=True)
     accelerator.init_trackers("fsth_hub", {name: str(value) for name, value in vars(args).items()})
 
@@ -203,9 +203,9 @@ def main(argv=None):
     embedder, generator, discriminator = build_networks(args, len(dataset))
     learner = MetaLearner(embedder, generator).to(device, memory_format=torch.channels_last)
     discriminator = discriminator.to(device, memory_format=torch.channels_last)
-    term_names = ("vgg", "face", "parts", "pixel", "lpips")
-    term_weights = {f"{name}_weight": getattr(args, f"{name}_weight") for name in term_names}
-    content = ContentLoss(args.vgg, args.face_network, **term_weights).to(device, memory_format=torch.channels_last)
+    content = ContentLoss.load(args.vgg, args.face_network, weights_of(args, CONTENT_TERMS))
+    content = content.to(device, memory_format=torch.channels_last)
+    adversarial_terms = losses.with_weights(ADVERSARIAL_TERMS, weights_of(args, ADVERSARIAL_TERMS))
     average = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
     betas = (args.beta1, 0.999)
     generator_optimizer = torch.optim.Adam(learner.parameters(), args.generator_lr, betas)
@@ -294,10 +294,8 @@ def main(argv=None):
                         bare_discriminator.eval()
                         with torch.no_grad():
                             real_features = bare_discriminator(real, drawing, person).features
-                        matching = losses.feature_matching_loss(judged.features, real_features)
-                        part_terms["adversarial"] = args.adversarial_weight * losses.adversarial_loss(judged.scores)
-                        part_terms["feature_matching"] = args.feature_matching_weight * matching
-                        part_terms["match"] = args.match_weight * losses.match_loss(frame_embeddings, person)
+                        judgement = Judgement(judged.scores, judged.features, real_features, frame_embeddings, person)
+                        part_terms |= losses.weigh(adversarial_terms, judgement)
                 accelerator.backward(sum(part_terms.values()))
                 generator_optimizer.step()
                 generator_optimizer.zero_grad()
@@ -376,13 +374,8 @@ def main(argv=None):
     accelerator.wait_for_everyone()
     if args.push_to_hub and accelerator.is_main_process:
         accelerator.print(f"the model is in {args.output_dir / 'model'}")
-        address = publish(
-            args.output_dir / "model",
-            args.push_to_hub,
-            private=not args.hub_public,
-            commit_message="Upload the trained networks",
-        )
-        accelerator.print(address)
+        message = "Upload the trained networks"
+        accelerator.print(publish(args.output_dir / "model", args.push_to_hub, commit_message=message))
     accelerator.end_training()
 
 

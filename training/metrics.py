@@ -1,18 +1,14 @@
 """Measures of frames against the truth (arXiv 1905.08233, section 4.1) and against the driver.
 
-Pictures are H x W x 3 uint8 RGB and landmarks 78 x 2 pixels, except for LPIPS, which is a network.
+Pictures are H x W x 3 uint8 RGB and landmarks 78 x 2 pixels. LPIPS is in fsth_hub/feature_networks.py.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
 from skimage.metrics import structural_similarity
 from skimage.transform import SimilarityTransform
-from torch import nn
 
 from fsth_hub.errors import FsthError
 from fsth_hub.landmark_layout import FACE, INNER_LIPS, LEFT_EYE, OUTER_LIPS, RIGHT_EYE, interocular
@@ -26,43 +22,6 @@ ARCFACE_POINTS = np.array(
     [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
 )
 NOSE_TIP, RIGHT_MOUTH_CORNER, LEFT_MOUTH_CORNER = 30, 48, 54
-
-
-class LPIPS(nn.Module):
-    """Learned perceptual distance (arXiv 1801.03924, v0.1) on AlexNet.
-
-    Args:
-        weights (`Mapping[str, torch.Tensor]`): `features.N.weight` and `.bias` of AlexNet, numbered as in
-            torchvision, and the heads `lin0.weight` ... `lin4.weight`.
-    """
-
-    # index in torchvision's `features`, stride, padding, and whether max pooling comes before
-    LAYERS = ((0, 4, 2, False), (3, 1, 2, True), (6, 1, 1, True), (8, 1, 1, False), (10, 1, 1, False))
-
-    def __init__(self, weights: Mapping[str, torch.Tensor]):
-        super().__init__()
-        for name, tensor in weights.items():
-            self.register_buffer(name.replace(".", "_"), tensor)
-        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
-        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
-
-    def features(self, images):
-        x = (images - self.shift) / self.scale
-        for index, stride, padding, pool in self.LAYERS:
-            if pool:
-                x = F.max_pool2d(x, 3, 2)
-            weight, bias = getattr(self, f"features_{index}_weight"), getattr(self, f"features_{index}_bias")
-            x = F.relu(F.conv2d(x, weight, bias, stride, padding))
-            yield x / (x.norm(dim=1, keepdim=True) + 1e-10)
-
-    @torch.no_grad()
-    def forward(self, images, truth) -> torch.Tensor:
-        """images, truth: B x 3 x H x W in [-1, 1]; returns B distances, 0 for equal pictures."""
-        pairs = zip(self.features(images), self.features(truth), strict=True)
-        return sum(
-            F.conv2d((a - b) ** 2, getattr(self, f"lin{level}_weight")).mean(dim=(1, 2, 3))
-            for level, (a, b) in enumerate(pairs)
-        )
 
 
 def ssim(image: np.ndarray, truth: np.ndarray) -> float:

@@ -3,23 +3,18 @@
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from fsth_hub import losses
+from fsth_hub.losses import ADVERSARIAL_TERMS, CONTENT_TERMS, LossTerm
 
 
-# Both versions of the paper; v2 raised the content weights and lowered the match weight.
-LOSS_WEIGHTS = {
-    "v1": {"vgg_weight": 0.01, "face_weight": 0.002, "feature_matching_weight": 10.0, "match_weight": 80.0},
-    "v2": {
-        "vgg_weight": losses.VGG_WEIGHT,
-        "face_weight": losses.FACE_WEIGHT,
-        "feature_matching_weight": losses.FEATURE_MATCHING_WEIGHT,
-        "match_weight": losses.MATCH_WEIGHT,
-    },
-}
+TERMS = (*CONTENT_TERMS, *ADVERSARIAL_TERMS)
+# By name, of both versions of the paper; v2 raised the content weights and lowered the match weight.
+V2_WEIGHTS = {term.name: term.weight for term in TERMS}
+LOSS_WEIGHTS = {"v1": V2_WEIGHTS | {"vgg": 0.01, "face": 0.002, "match": 80.0}, "v2": V2_WEIGHTS}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -95,19 +90,12 @@ def parse_args(argv: list[str], description: str) -> argparse.Namespace:
     )  # fmt: skip
     add("--face_network", help="in VGGFace's place, whose weights have no clear licence; without it no such term")
     add("--loss_weights", choices=list(LOSS_WEIGHTS), default="v2", help="weights of that version of the paper")
-    for name, what in (
-        ("vgg_weight", "of the VGG term, for a Caffe-scaled VGG"),
-        ("face_weight", "of the face term, for a Caffe-scaled VGGFace"),
-        ("feature_matching_weight", "of the discriminator's activations"),
-        ("match_weight", "of the embeddings' distance to the discriminator's person vectors"),
-    ):
-        defaults = ", ".join(f"{weights[name]:g} in {version}" for version, weights in LOSS_WEIGHTS.items())
-        add(f"--{name}", type=float, help=f"{what}: {defaults}")
-    add("--adversarial_weight", type=float, default=1.0, help="of minus the discriminator's score; the paper's")
-    add("--lpips_weight", type=float, default=0.0, help="of LPIPS, for which VGG needs its heads; not in the paper")
     add("--window", type=int, help="side in pixels of a random square for the VGG and LPIPS, drawn for each step")
-    add("--pixel_weight", type=float, default=0.0, help="of the mean absolute difference of pixels; not in the paper")
-    add("--parts_weight", type=float, default=0.0, help="of the VGG loss on mouth and eyes enlarged; not in the paper")
+    for term in TERMS:
+        versions = {version: weights[term.name] for version, weights in LOSS_WEIGHTS.items()}
+        same = len(set(versions.values())) == 1
+        defaults = f"{term.weight:g}" if same else ", ".join(f"{w:g} in {version}" for version, w in versions.items())
+        add(f"--{term.name}_weight", type=float, help=f"{term.about}: {defaults}")
 
     # the file's flags come first: of a flag that is given twice the last counts
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -137,9 +125,14 @@ def parse_args(argv: list[str], description: str) -> argparse.Namespace:
     if args.source_skips is None:
         args.source_skips = args.preset == "small"
     for name, weight in LOSS_WEIGHTS[args.loss_weights].items():
-        if getattr(args, name) is None:
-            setattr(args, name, weight)
+        if getattr(args, f"{name}_weight") is None:
+            setattr(args, f"{name}_weight", weight)
     return args
+
+
+def weights_of(args: argparse.Namespace, terms: Sequence[LossTerm]) -> dict[str, float]:
+    """The weights that the flags give some loss terms, by name."""
+    return {term.name: getattr(args, f"{term.name}_weight") for term in terms}
 
 
 def flags_of_file(path: Path) -> list[str]:

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fsth_hub.feature_networks import crop_around
+from fsth_hub.feature_networks import LPIPS, crop_around
 from fsth_hub.identity import FsthIdentity
+from fsth_hub.image_processing_fsth import normalize, to_pixels
 from fsth_hub.landmark_flow import pixel_grid, resize_flow, smooth_flow, warp
 from fsth_hub.landmark_layout import FACE
 from fsth_hub.landmarks import LandmarkDetector, MotionAdapter, pick_reference
@@ -24,7 +25,7 @@ from fsth_hub.source_skips import landmark_likeness
 from training.background import Background
 from training.dataset import Clip
 from training.expression import delivered, extreme_frames, eye_openings, eyes, mouths
-from training.metrics import LPIPS, IdentityNetwork, expression_distance, keypoint_distance, pose_distance, ssim
+from training.metrics import IdentityNetwork, expression_distance, keypoint_distance, pose_distance, ssim
 
 
 NUM_DRIVERS = 2  # for each person in cross-reenactment
@@ -70,7 +71,7 @@ def frames_shown(num_frames: int) -> list[int]:
 
 
 def to_tensor(images: list[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1  # N x 3 x S x S
+    return normalize(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))  # N x 3 x S x S
 
 
 def close_up(images: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
@@ -229,7 +230,7 @@ def warped_portrait(crops: list[np.ndarray], landmarks: np.ndarray) -> tuple[Dra
         best = landmark_likeness(driving.expand_as(sources), sources, size).argmax()
         flow = smooth_flow(driving, sources[best][None], size, small)
         warped = warp(images[best][None], resize_flow(flow, size, size), full)[0]
-        return ((warped + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        return to_pixels(warped).permute(1, 2, 0).numpy()
 
     return draw, {}
 
@@ -242,9 +243,9 @@ def feed_forward(pipe: FsthPipeline, fused: FsthGenerator):
     return prepare
 
 
-def fine_tuned(pipe: FsthPipeline, kind: str, content: ContentLoss, steps: int | None):
+def fine_tuned(pipe: FsthPipeline, method: str, content: ContentLoss, steps: int | None):
     def prepare(crops, landmarks) -> tuple[Draw, dict]:
-        options = {"kind": kind, "content": content, "steps": steps, "seed": 0}
+        options = {"method": method, "content": content, "steps": steps, "seed": 0}
         person, seconds = timed(pipe.fine_tune_crops, crops, landmarks, **options)
         fused = person.tuned_generator(pipe.generator).fused()
         costs = {"seconds": {"fine_tune": seconds}, "megabytes": saved_megabytes(person)}

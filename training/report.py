@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard
 from PIL import Image, ImageDraw, ImageFont
 
 from fsth_hub.errors import FsthError
-from fsth_hub.finetuning import KINDS
+from fsth_hub.finetuning import METHODS
 
 
 RESULTS = "evaluation.json"
@@ -231,7 +231,7 @@ class Report:
             f"Self-reenactment of {len(self.people)} people whom the models have not seen, one clip each: the T "
             "portraits come from the first half of the clip, up to "
             f"{data['num_frames']} frames of the second half are drawn from their landmarks. FF is feed-forward, FT "
-            "fine-tuned, in full or by an adapter. Means over people, with 95 % intervals bootstrapped over people. "
+            "fine-tuned, in full or by LoRA. Means over people, with 95 % intervals bootstrapped over people. "
             "*LPIPS of the face* compares the face enlarged, where the frame's is mostly of hair and background. "
             "AKD is over the frames in which a face was found; the others are counted under *no face*."
             f"{self.left_out()}",
@@ -269,8 +269,8 @@ class Report:
 
 
 def variants(model: str) -> list[str]:
-    """What is measured of a model: feed-forward, and each kind of fine-tuning."""
-    return [f"{model} FF", *(f"{model} FT {kind}" for kind in KINDS)]
+    """What is measured of a model: feed-forward, and each method of fine-tuning."""
+    return [f"{model} FF", *(f"{model} FT {method}" for method in METHODS)]
 
 
 def all_have(people: dict[str, dict], key: str) -> bool:

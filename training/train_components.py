@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that 
 
 from fsth_hub.errors import FsthError
 from fsth_hub.facial_components import FsthComponentDiscriminators, FsthComponentsConfig, FsthFacialComponents
-from fsth_hub.feature_networks import VGGFeatures, load_weights
+from fsth_hub.feature_networks import VGGFeatures, load_weights, lpips_distance
 from fsth_hub.losses import adversarial_loss, discriminator_loss, feature_matching_loss
 from training.checkpoints import (
     empty_folder,
@@ -40,7 +40,7 @@ from training.checkpoints import (
     save_checkpoint,
 )
 from training.component_dataset import ComponentCrops
-from training.meta_train import append_line, to_pixels
+from training.meta_train import append_line, to_column
 
 
 NETWORKS = ("mouth", "eye")
@@ -120,7 +120,7 @@ def perceptual_loss(vgg: VGGFeatures, fake, real, corner: tuple[int, int], windo
     )
     with torch.no_grad():
         wanted = vgg(real, last=True)[1]
-    return vgg.distance(vgg(fake, last=True)[1], wanted)
+    return lpips_distance(vgg(fake, last=True)[1], wanted, vgg.heads)
 
 
 @torch.no_grad()
@@ -138,7 +138,7 @@ def validate(learner, vgg, batch: dict, network: str, chunk: int = 24) -> tuple[
         scores[f"{network}_lpips{name}"] = float(np.mean(distances))
         scores[f"{network}_pixel{name}"] = F.l1_loss(images, batch["images"]).item()
     shown = np.linspace(0, len(fake) - 1, NUM_SHOWN).astype(int)
-    columns = [to_pixels(x[shown]) for x in (batch["portraits"], batch["warped"], fake, batch["images"])]
+    columns = [to_column(x[shown]) for x in (batch["portraits"], batch["warped"], fake, batch["images"])]
     return scores, np.concatenate(columns, axis=1)
 
 

@@ -28,6 +28,7 @@ from transformers import get_linear_schedule_with_warmup
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
+from fsth_hub.image_processing_fsth import normalize, to_pixels
 from fsth_hub.landmark_flow import pixel_grid, portrait_flow, warp
 from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from fsth_hub.source_skips import FLOW_UNIT, SourceSkips, fade_width, reduce
@@ -99,7 +100,7 @@ def measure_residual_flow(
 
 
 def to_uint8(picture: torch.Tensor) -> np.ndarray:
-    return ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    return to_pixels(picture).permute(1, 2, 0).numpy()
 
 
 class FlowDataset(Dataset):
@@ -110,7 +111,7 @@ class FlowDataset(Dataset):
 
     def __getitem__(self, key: EpisodeKey) -> dict[str, torch.Tensor]:
         episode = self.episodes[key]
-        images, drawings = (episode[name].float() / 127.5 - 1 for name in ("images", "landmark_images"))
+        images, drawings = (normalize(episode[name]) for name in ("images", "landmark_images"))
         landmarks, mattes = episode["landmarks"], episode["mattes"].float() / 255
         residual, weight = measure_residual_flow(*images, *landmarks, *mattes, self.side)
         inputs = {"images": images, "drawings": drawings, "landmarks": landmarks, "mattes": mattes}

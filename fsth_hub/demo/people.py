@@ -4,7 +4,6 @@ A file or repository of somebody's is not trusted: two files of known names are 
 nothing is ever unpickled.
 """
 
-import json
 import shutil
 import tempfile
 import threading
@@ -16,23 +15,26 @@ from pathlib import Path, PurePosixPath
 import gradio as gr
 from huggingface_hub import HfApi, snapshot_download
 
+from ..adapter import LORA_CONFIG_NAME, LORA_WEIGHTS_NAME
 from ..errors import FsthError
 from ..hub import LOG_IN, explain
-from ..identity import CONFIG_NAME, WEIGHTS_NAME, FsthIdentity
-from ..model_card import CARD_NAME, PREVIEW_NAME, write_identity_card
+from ..identity import CONFIG_NAME, WEIGHTS_NAME, FsthTunedPerson
+from ..model_card import CARD_NAME, PREVIEW_NAME
 
 
 KEEP_SECONDS = 3600
 MAX_PEOPLE = 32  # with the bundled model 20 MB of weights each, and up to 60 MB of portraits ready to be drawn
 MAX_BYTES = 256 * 2**20  # of a person from a file or the hub
-NEEDED, ALLOWED = {CONFIG_NAME, WEIGHTS_NAME}, {CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, PREVIEW_NAME}
+NEEDED = {CONFIG_NAME, WEIGHTS_NAME}
+READ = NEEDED | {LORA_CONFIG_NAME, LORA_WEIGHTS_NAME}  # the latter where the person was tuned by LoRA
+ALLOWED = READ | {CARD_NAME, PREVIEW_NAME}
 
 
 @dataclass(frozen=True)
 class Kept:
     """A person, and the name of the page's model that draws them."""
 
-    identity: FsthIdentity
+    identity: FsthTunedPerson
     model: str | None
 
 
@@ -89,12 +91,12 @@ def session_of(request: gr.Request | None) -> str | None:
     return request.session_hash
 
 
-def write_file(identity: FsthIdentity, path: Path) -> None:
+def write_file(identity: FsthTunedPerson, path: Path) -> None:
     """Write a person as a .zip of their folder, which takes the file's name: safetensors, JSON, card and preview."""
     with tempfile.TemporaryDirectory(prefix="fsth-") as temporary:
         folder = Path(temporary, path.stem)
         identity.save_pretrained(folder)
-        write_identity_card(identity, folder, path.stem)
+        identity.write_card(folder, path.stem)
         with zipfile.ZipFile(path, "w") as archive:  # stored: weights cannot be made smaller
             for file in sorted(folder.iterdir()):
                 archive.write(file, f"{folder.name}/{file.name}")
@@ -124,7 +126,7 @@ def unpack(path: Path, folder: Path) -> Path:
                 )
             check_size(path.name, sum(entry.file_size for entry in entries.values()))
             folder.mkdir()
-            for name in NEEDED:  # no more than an entry's stated size is ever read of it
+            for name in READ & entries.keys():  # no more than an entry's stated size is ever read of it
                 with archive.open(entries[name]) as packed, open(folder / name, "wb") as file:
                     shutil.copyfileobj(packed, file)
         return folder
@@ -145,33 +147,25 @@ def download(repo_id: str, token: str | None, folder: Path) -> Path:
         api = HfApi(token=token)
         commit = api.model_info(repo_id).sha
         files = api.list_repo_tree(repo_id, revision=commit)
-        sizes = {file.path: file.size for file in files if file.path in NEEDED}
+        sizes = {file.path: file.size for file in files if file.path in READ}
         reason = None
     except Exception as error:  # as in `hub.fetch`
-        reason = explain(error)
+        reason = explain(error, token=token)
     if reason is None:
-        if sizes.keys() != NEEDED:
+        if not NEEDED.issubset(sizes):
             raise FsthError(f"'{repo_id}' on the hub holds no person made with this software: check the name.")
         check_size(repo_id, sum(sizes.values()))
         try:
-            options = {"revision": commit, "token": token, "cache_dir": folder, "allow_patterns": list(NEEDED)}
+            options = {"revision": commit, "token": token, "cache_dir": folder, "allow_patterns": list(READ)}
             return Path(snapshot_download(repo_id, **options))
         except Exception as error:
-            reason = explain(error)
+            reason = explain(error, commit, token)
     raise FsthError(in_page_words(f"The hub does not give '{repo_id}': {reason}."))
 
 
 def check_size(name: str, size: int) -> None:
     if size > MAX_BYTES:
         raise FsthError(f"{name} is too large: a person of at most {MAX_BYTES // 2**20} MB can be loaded here.")
-
-
-def base_model(folder: Path) -> str | None:
-    """Of which model a person says to be made."""
-    try:
-        return json.loads((folder / CONFIG_NAME).read_text())["base_model"]
-    except (OSError, ValueError, KeyError, TypeError):  # what loads it says what is wrong
-        return None
 
 
 def in_page_words(text: str) -> str:

@@ -11,12 +11,13 @@ from pathlib import Path
 import gradio as gr
 
 from ..errors import FsthError, FsthWarning
-from ..finetuning import KINDS, PixelLoss, default_steps
+from ..finetuning import METHODS, PixelLoss, default_steps
+from ..identity import FsthIdentity
 from .animate_tab import FINE_TUNED, PORTRAITS, AnimatePanel, Animator
 from .errors import told_to_visitor
 from .inputs import PortraitPanel, Portraits, Seen, checked_portraits, chosen_faces, note
 from .jobs import Countdown, Job, JobStopped, progress_bar
-from .people import Kept, base_model, download, session_of, unpack, write_file
+from .people import Kept, download, session_of, unpack, write_file
 from .publish_form import Publisher, on_space, publish_form, token_field
 from .studio import DRIVER, HEAVY, Studio
 
@@ -41,7 +42,7 @@ class Tuner:
         portraits: Portraits,
         portraits_seen: list[Seen],
         steps: float | None = None,
-        kind: str = "full",
+        method: str = "full",
         model: str | None = None,
         request: gr.Request = None,
     ) -> Iterator[tuple]:
@@ -56,7 +57,7 @@ class Tuner:
                     )
             yield None, progress_bar("Getting ready"), note(""), ""
             faces = chosen_faces(paths, portraits_seen)
-            work = partial(self._fine_tune, paths, faces, int(steps) if steps else None, kind, model, request)
+            work = partial(self._fine_tune, paths, faces, int(steps) if steps else None, method, model, request)
             try:
                 notes, details = yield from self.studio.worker.stream(session_of(request), work)
             except JobStopped:
@@ -69,7 +70,7 @@ class Tuner:
         portraits: list[str],
         faces: list[int],
         steps: int | None,
-        kind: str,
+        method: str,
         model: str | None,
         request: gr.Request | None,
         job: Job,
@@ -91,7 +92,7 @@ class Tuner:
                 picture = gr.update() if preview is None else preview
                 job.report((picture, countdown(step), note(" ".join([*notes, *said])), ""))
 
-            options = {"kind": kind, "steps": steps, "content": content, "face_index": faces}
+            options = {"method": method, "steps": steps, "content": content, "face_index": faces}
             identity = pipe.fine_tune(portraits, callback=show, **options)
         notes += [str(warning.message) for warning in caught if warning.category is FsthWarning]
         if identity.steps == 0:
@@ -122,13 +123,12 @@ class Tuner:
     def _load(self, folder: Path, name: str, request: gr.Request | None) -> Iterator[tuple[str, str]]:
         def work(job: Job) -> str:
             job.report((progress_bar(f"Loading {name}"), ""))
-            own = base_model(folder)
-            model = own if own in self.studio.model_names else None
             try:
-                identity = self.studio.pipeline(model).load_identity(folder)
+                identity = replace(FsthIdentity.from_pretrained(folder), name=name)
             except FsthError as error:
                 raise FsthError(str(error).replace(str(folder), name)) from error
-            self.studio.people.keep(request, Kept(replace(identity, name=name), model))
+            model = identity.base_model if identity.base_model in self.studio.model_names else None
+            self.studio.people.keep(request, Kept(self.studio.pipeline(model).bind(identity), model))
             return f"Loaded {name}. {describe(identity)}"
 
         yield progress_bar("Waiting for its turn"), ""
@@ -182,7 +182,7 @@ class Tuner:
 def describe(identity) -> str:
     """What was made of how much, in a line."""
     portraits = "1 portrait" if identity.num_portraits == 1 else f"{identity.num_portraits} portraits"
-    weights = {"full": "all weights", "adapter": "low-rank updates"}[identity.kind]
+    weights = {"full": "all weights", "lora": "low-rank updates"}[identity.method]
     return f"Fine-tuned on {portraits}, {weights}, step {identity.steps} kept."
 
 
@@ -281,7 +281,7 @@ def person_tab(studio: Studio, portraits: PortraitPanel, animation: AnimatePanel
 
 
 def _options(studio: Studio) -> list[gr.components.Component]:
-    """Steps, kind and model, closed at first."""
+    """Steps, method and model, closed at first."""
     with gr.Accordion("Options", open=False, elem_id="person-options"):
         return [
             gr.Number(
@@ -294,10 +294,10 @@ def _options(studio: Studio) -> list[gr.components.Component]:
                 elem_id="steps",
             ),
             gr.Radio(
-                [("All weights", "full"), ("Low-rank updates: a small file", "adapter")],
-                value=KINDS[0],
+                [("All weights", "full"), ("Low-rank updates (LoRA): a small file", "lora")],
+                value=METHODS[0],
                 label="What is learned",
-                elem_id="kind",
+                elem_id="method",
             ),
             gr.Dropdown(
                 studio.model_names,

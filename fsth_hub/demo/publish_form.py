@@ -3,16 +3,14 @@
 import base64
 import io
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import gradio as gr
 from gradio.utils import get_space
 
 from ..errors import FsthError
-from ..model_card import CONSENT, PREVIEW_NAME, draw_preview, identity_card
+from ..model_card import CONSENT, PREVIEW_NAME
 from .errors import told_to_visitor
 from .jobs import progress_bar
 from .people import in_page_words
@@ -30,10 +28,10 @@ class Publisher:
 
     def card(self, name: str, request: gr.Request = None) -> str:
         """The card as it will be published, with its picture."""
-        with told_to_visitor(), tempfile.TemporaryDirectory(prefix="fsth-") as empty:
+        with told_to_visitor():
             identity, picture = self.studio.people.get(request).identity, io.BytesIO()
-            text = identity_card(identity, Path(empty), (name or "").strip() or "your-name/person").text
-            draw_preview(identity).save(picture, "JPEG", quality=90)
+            text = identity.card((name or "").strip() or "your-name/person").text
+            identity.preview().save(picture, "JPEG", quality=90)
             return text.replace(
                 PREVIEW_NAME, f"data:image/jpeg;base64,{base64.b64encode(picture.getvalue()).decode()}"
             )

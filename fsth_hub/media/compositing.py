@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..aligned_crops import blend_mask
 from ..facial_components import FsthComponentsOutput
+from ..image_processing_fsth import denormalize, normalize
 from ..layers import background_plates
 from ..source_skips import Composition
 
@@ -94,7 +95,7 @@ class Compositor:
         added = cv2.resize(added, (self.size, self.size), interpolation=cv2.INTER_CUBIC)
         for name in components.residuals if components is not None else ():
             self._paste(added, components.residuals[name], components.alignments[name])
-        return cv2.add(frame, added * 127.5, dtype=cv2.CV_8U)
+        return cv2.add(frame, added * 127.5, dtype=cv2.CV_8U)  # 2 is the whole range of a picture
 
     def _paste(self, added: np.ndarray, residual: torch.Tensor, alignment: torch.Tensor) -> None:
         """Put a component's residual (1 x 3 x s x s) in the place of the generator's (S x S x 3) where it decides."""
@@ -128,7 +129,7 @@ class Compositor:
         shade = cv2.resize(shade, (self.size, self.size))[top:bottom, left:right, None]
         region = frame[top:bottom, left:right]
         region *= shade
-        region += (1 - shade) * (cavity + 1) * 127.5
+        region += (1 - shade) * denormalize(cavity)
 
     def _layers_of(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The premultiplied figure of a portrait with its matte (S x S x 4 float32, 0 to 255 and 0 to 1), and its
@@ -145,11 +146,11 @@ class Compositor:
         spread = np.linspace(0, len(self.crops) - 1, min(len(self.crops), MAX_DONORS)).round().astype(int)
         numbers = sorted({0, index, *spread.tolist()})
         images = torch.stack([torch.from_numpy(self._resized(number).copy()) for number in numbers])
-        images = images.permute(0, 3, 1, 2) / 127.5 - 1  # K x 3 x S x S
+        images = normalize(images.permute(0, 3, 1, 2))  # K x 3 x S x S
         mattes = np.stack([cv2.resize(self.mattes[number], (self.size, self.size)) for number in numbers])
         position = numbers.index(index)
         plate = background_plates(images[None], torch.from_numpy(mattes)[None, :, None], [position])[0, 0]
-        plate = np.ascontiguousarray((plate.permute(1, 2, 0).numpy() + 1) * 127.5)
+        plate = np.ascontiguousarray(denormalize(plate.permute(1, 2, 0).numpy()))
         matte = mattes[position, ..., None]
         figure = self._resized(index) - (1 - matte) * plate
         return np.concatenate([figure, matte], axis=2).astype(np.float32), plate
