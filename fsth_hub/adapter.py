@@ -27,7 +27,7 @@ def add_lora(generator: FsthGenerator, rank: int = RANK) -> FsthGenerator:
     """
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds, which most who draw need not wait
 
-    tuned = copy.deepcopy(generator).float().fused()
+    tuned = copy.deepcopy(generator).float().fold_spectral_norm()
     names = [name for name, module in tuned.named_modules() if isinstance(module, nn.Conv2d)]
     # by a pattern, for names count as endings, and `head` is the refiner's too
     resting = r"source_skips\..*" if generator.config.source_skips else None

@@ -21,7 +21,7 @@ from .errors import FsthError
 from .hub import create_repository, fetch, publish
 from .image_processing_fsth import load_image
 from .landmark_layout import NUM_POINTS
-from .modeling_fsth import FsthGenerator
+from .modeling_fsth import FsthGenerator, is_hooked
 from .person import FsthPerson
 
 
@@ -71,6 +71,10 @@ class FsthIdentity(FsthPerson):
     def kind(self) -> str:
         """What was tuned of the generator: `"full"`, all its weights, or `"adapter"`, low-rank updates of them."""
         return "full" if self.adapter is None else "adapter"
+
+    @property
+    def weights(self) -> tuple:
+        return (self.generator,) if self.adapter is None else (self.base_generator, self.adapter)
 
     def tuned_generator(self, generator: FsthGenerator | None = None) -> FsthGenerator:
         return self.generator if self.adapter is None else merge(self.base_generator, self.adapter)
@@ -277,6 +281,7 @@ def check_folder(folder: str | Path) -> Path:
 def fingerprint(generator: FsthGenerator) -> str:
     """SHA-256 of a generator's weights, rounded to bfloat16 so that it is the same in whichever precision they are."""
     digest = hashlib.sha256()
+    generator = copy.deepcopy(generator) if is_hooked(generator) else generator  # its weights may be anywhere
     for name, tensor in sorted(generator.state_dict().items()):
         digest.update(name.encode())
         rounded = tensor.detach().to("cpu", torch.bfloat16, memory_format=torch.contiguous_format)

@@ -1,5 +1,6 @@
 """How a pipeline makes identities by fine-tuning, and loads those that were made."""
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from PIL import Image
 from torch import nn
 
 from .cropping import CropBox
+from .errors import FsthError
 from .finetuning import default_steps, fine_tune, load_content
 from .identity import FsthIdentity, fingerprint
+from .modeling_fsth import FsthPreTrainedModel, is_hooked
 from .person import DEFAULT_SIZE, Portrait
 
 
@@ -20,6 +23,12 @@ def to_one_size(crops: Sequence[np.ndarray], landmarks: Sequence[np.ndarray]) ->
     resized = [Image.fromarray(crop).resize((side, side), Image.Resampling.BICUBIC) for crop in crops]
     points = [points * (side / len(crop)) for points, crop in zip(landmarks, crops, strict=True)]
     return np.stack(resized), np.stack(points).astype(np.float32)
+
+
+def settled(network: FsthPreTrainedModel, device: torch.device) -> FsthPreTrainedModel:
+    """A network to start from: itself, or a copy where it is offloaded or where using it would change it."""
+    moves = network.training or is_hooked(network)
+    return copy.deepcopy(network).eval().to(device) if moves else network
 
 
 class FsthIdentityMixin:
@@ -77,6 +86,7 @@ class FsthIdentityMixin:
         Raises:
             FsthError: A portrait cannot be used, the loss is not finite, memory is too small, or it was cancelled.
         """
+        self._check_discriminator()
         crops, landmarks, boxes = self.read_portraits(portraits, face_index, crop)
         options = {"kind": kind, "steps": steps, "content": content, "callback": callback, "seed": seed}
         return self.fine_tune_crops(crops, landmarks, boxes=boxes, **options)
@@ -94,8 +104,10 @@ class FsthIdentityMixin:
         seed: int = 0,
     ) -> FsthIdentity:
         """The same for head crops whose landmarks are known, as in [`~FsthPipeline.embed_crops`]."""
+        self._check_discriminator()
         crops, crop_landmarks = to_one_size(crops, landmarks)
         images, drawings, points, mattes = self.prepare_portraits(crops, crop_landmarks)
+        networks = [settled(part, images.device) for part in (self.embedder, self.generator, self.discriminator)]
         total = default_steps(len(crops)) if steps is None else steps
         with self.progress_bar(total=total) as progress:
 
@@ -107,9 +119,7 @@ class FsthIdentityMixin:
                 return callback(step, steps, preview, losses)
 
             tuned = fine_tune(
-                self.embedder,
-                self.generator,
-                self.discriminator,
+                *networks,
                 images,
                 drawings,
                 points,
@@ -137,3 +147,10 @@ class FsthIdentityMixin:
             history=tuned.history,
             adapter=tuned.adapter,
         )
+
+    def _check_discriminator(self) -> None:
+        if self.discriminator is None:
+            raise FsthError(
+                "Fine-tuning needs the model's discriminator, and this pipeline has none: load it without "
+                "`discriminator=None`."
+            )

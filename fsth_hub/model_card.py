@@ -61,8 +61,8 @@ def write_identity_card(identity: "FsthIdentity", folder: str | Path, repo_id: s
 def identity_card(identity: "FsthIdentity", folder: Path, repo_id: str) -> ModelCard:
     """What [`write_identity_card`] writes."""
     base_model = hub_id(identity.base_model)
-    loaded_from = identity.base_generator.name_or_path
-    licence = licence_of(Path(loaded_from).parent) if loaded_from else UNKNOWN_LICENCE
+    source = identity.base_generator.source
+    licence = licence_of(Path(source.folder)) if source is not None and source.folder else UNKNOWN_LICENCE
     results = held_out_results(identity)
     data = ModelCardData(
         # Absent where the base is not on the hub, as the bundled model is not: the key must name a repository.
@@ -109,13 +109,13 @@ def write_pipeline_card(pipe: "FsthPipeline", folder: str | Path, repo_id: str) 
         repo_id (`str`): `owner/name`.
     """
     folder = Path(folder)
-    source = Path(pipe.config.get("_name_or_path", folder))  # a pipeline made of networks comes from nowhere
+    source = Path(pipe.model_source.folder or folder)  # a pipeline made of networks comes from nowhere
     if (source / CARD_NAME).is_file():
         if source.resolve() != folder.resolve():
             shutil.copyfile(source / CARD_NAME, folder / CARD_NAME)
         return
     base_model = hub_id(pipe.model_name)
-    networks = {name: getattr(pipe, name) for name in ("embedder", "generator", "discriminator")}
+    networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     data = ModelCardData(
         base_model=base_model, pipeline_tag=TASK, library_name="diffusers", license="unknown", tags=list(TAGS)
     )
@@ -203,13 +203,14 @@ def preview_landmarks(points: np.ndarray) -> list[np.ndarray]:
 def draw_preview(identity: "FsthIdentity") -> Image.Image:
     """Four frames side by side that the identity's generator draws, as large as its portraits have them; no photograph
     is among them."""
-    generator = identity.tuned_generator().fused()
+    generator = identity.tuned_generator().fold_spectral_norm()
+    adain_parameters, sources = identity.inputs(generator.device, generator.dtype)
     processor = FsthImageProcessor(size=generator.config.image_size)
     side, frames = min(DEFAULT_SIZE, identity.max_size), []
     for points in preview_landmarks(identity.landmarks):
         drawing = processor.draw(points).to(generator.device, generator.dtype, memory_format=torch.channels_last)
         points = torch.from_numpy(points)[None].to(generator.device)  # 1 x 78 x 2
-        output = generator(drawing, identity.adain_parameters, points, identity.sources)
+        output = generator(drawing, adain_parameters, points, sources)
         if output.composition is None:
             frames += processor.postprocess(output.images)
         else:

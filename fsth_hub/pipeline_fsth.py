@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
 
+from .caching import Cache
 from .cropping import CropBox, crop_box, to_crop, whole_frame
 from .errors import FsthError, NoFaceError
 from .identity_mixin import FsthIdentityMixin
@@ -26,6 +28,8 @@ from .pretrained import FsthPretrainedMixin
 from .provenance import OUTPUT_METADATA, Origin, add_mark, check_credentials, sign
 from .video import Clip, open_clip, write_clip
 
+
+NUM_KEPT_GENERATORS = 4  # ready to draw: the pipeline's own, and people's
 
 Driving = str | Path | np.ndarray | Sequence[np.ndarray | Image.Image]
 
@@ -91,41 +95,32 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
     Args:
         embedder ([`FsthEmbedder`]): portraits to AdaIN parameters.
         generator ([`FsthGenerator`]): landmark drawings to frames.
-        discriminator ([`FsthDiscriminator`]): used by fine-tuning only.
         image_processor ([`FsthImageProcessor`]): crops pictures and draws landmarks.
+        discriminator ([`FsthDiscriminator`], *optional*): used by fine-tuning only.
+        detector ([`LandmarkDetector`], *optional*):
+            What finds landmarks, such as that of `get_detector(name)`; by default the one that works offline. It is
+            not saved with the pipeline.
     """
 
     model_cpu_offload_seq = "embedder->generator"
-    _exclude_from_cpu_offload = ["discriminator"]
+    _optional_components = ["discriminator", "detector"]
 
     def __init__(
         self,
         embedder: FsthEmbedder,
         generator: FsthGenerator,
-        discriminator: FsthDiscriminator,
         image_processor: FsthImageProcessor,
+        discriminator: FsthDiscriminator | None = None,
+        detector: LandmarkDetector | None = None,
     ):
         super().__init__()
         self.register_modules(
-            embedder=embedder, generator=generator, discriminator=discriminator, image_processor=image_processor
+            embedder=embedder, generator=generator, image_processor=image_processor, discriminator=discriminator
         )
-        for network in (embedder, generator, discriminator):
-            network.eval().to(memory_format=torch.channels_last)
+        self.register_to_config(detector=(None, None))  # a component that is not saved
+        self.detector = get_detector() if detector is None else detector
         self.size = generator.config.image_size
-        self.model_name = "unnamed"
-        self.model_revision: str | None = None  # the commit, of a model from the hub
-        self._detector: LandmarkDetector | None = None
-
-    @property
-    def detector(self) -> LandmarkDetector:
-        """What finds landmarks; by default the one that works offline. Set it with `get_detector(name)`."""
-        if self._detector is None:
-            self._detector = get_detector()
-        return self._detector
-
-    @detector.setter
-    def detector(self, detector: LandmarkDetector):
-        self._detector = detector
+        self._generators = Cache(NUM_KEPT_GENERATORS)
 
     def read_driving(
         self,
@@ -198,9 +193,12 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         elif not 0 <= reference_frame < len(landmarks) or landmarks[reference_frame] is None:
             raise FsthError(f"Frame {reference_frame} of the driving clip does not exist or shows no face.")
         adapt = MotionAdapter(person.landmarks, landmarks[reference_frame], motion, motion_strength)
-        generator = person.tuned_generator(self.generator).fused()
-        for points in landmarks:
-            yield self.draw_frame(generator, person, adapt(points), size)
+        generator = self.generator_for(person)
+        try:
+            for points in landmarks:
+                yield self.draw_frame(generator, person, adapt(points), size)
+        finally:
+            self.maybe_free_model_hooks()
 
     def output_size(self, person: FsthPerson, size: int | None = None) -> int:
         """
@@ -234,7 +232,7 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         Draw one frame, for callers with landmarks of their own.
 
         Args:
-            generator ([`FsthGenerator`]): the person's or this pipeline's, [`~FsthGenerator.fused`], which is faster.
+            generator ([`FsthGenerator`]): of [`~FsthPipeline.generator_for`].
             person ([`FsthPerson`]): of [`~FsthPipeline.embed`].
             points (`np.ndarray` of shape `(78, 2)`): pixels of a frame of 256 x 256, NaN where absent.
             size (`int`, *optional*): as in [`~FsthPipeline.output_size`].
@@ -243,16 +241,14 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
             `np.ndarray` of shape `(size, size, 3)`: uint8 RGB.
         """
         size = self.output_size(person, size)
-        drawing = self.image_processor.draw(points).to(generator.device, memory_format=torch.channels_last)
+        device, dtype = self._device_of(generator), generator.dtype
+        adain_parameters, sources = person.inputs(device, dtype)
+        drawing = self.image_processor.draw(points).to(device, dtype, memory_format=torch.channels_last)
         # points stay in float32: half precision has no sub-pixels
-        points = torch.from_numpy(points)[None].to(drawing.device)
-        output = generator(self._to_dtype(drawing), person.adain_parameters, points, person.sources)
+        output = generator(drawing, adain_parameters, torch.from_numpy(points)[None].to(device), sources)
         if output.composition is None:
             return self.image_processor.postprocess(output.images)[0]
         return person.compositor(size)(output.composition)
-
-    def _to_dtype(self, images: torch.Tensor) -> torch.Tensor:
-        return images.to(self.generator.dtype)
 
     def __call__(
         self,
@@ -355,3 +351,7 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         # `to_tuple` would leave out what is None, and the rest would move up
         output = (frames, driving.fps, driving.audio_path, report)
         return FsthPipelineOutput(*output, origin, driving) if return_dict else output
+
+
+# Where `DiffusionPipeline.from_pretrained` looks for the class that a folder names.
+diffusers.FsthPipeline = FsthPipeline

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from . import __version__
 from .errors import FsthError, VideoError
-from .signing_key import given_names, own_certificates, pem, signing_key
+from .signing_key import given_names, has_key, own_certificates, pem, signing_key
 from .video import read_metadata
 
 
@@ -168,9 +168,10 @@ def sign(path: str | os.PathLike, origin: Origin) -> bool:
 
 
 def check_credentials() -> bool:
-    """Whether output will be signed here; `FsthError` at once for a key that `sign` would refuse after minutes."""
+    """Whether output will be signed here; `FsthError` at once for a key that `sign` would refuse after minutes. Makes
+    none."""
     c2pa = _load_c2pa()
-    if c2pa is not None:
+    if c2pa is not None and has_key():
         _signer(c2pa).close()
     return c2pa is not None
 

@@ -172,7 +172,7 @@ def test_of_the_adapter_only_low_ranks_and_psi_are_tuned(monkeypatch):
     given = networks()
     tuned = tune(kind="adapter", given=given, steps=2)
     assert tuned.best_step == 2
-    before, after = given[1].fused().state_dict(), tuned.generator.state_dict()
+    before, after = given[1].fold_spectral_norm().state_dict(), tuned.generator.state_dict()
     changed = {name.removesuffix(".weight") for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name.rpartition(".")[0] for name in tuned.adapter}
     start = given[1].project(given[0](*portraits(1)[:2]).embedding)
@@ -218,7 +218,7 @@ def test_where_nothing_helps_the_start_is_kept(monkeypatch, kind):
     given = networks()
     tuned = tune(kind=kind, given=given, steps=10)
     assert tuned.best_step == 0 and torch.equal(tuned.adain_parameters, seen[0])
-    state = (given[1].fused() if kind == "adapter" else given[1]).state_dict()
+    state = (given[1].fold_spectral_norm() if kind == "adapter" else given[1]).state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in tuned.generator.state_dict().items())
 
 
