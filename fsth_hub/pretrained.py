@@ -19,12 +19,13 @@ BUNDLED_MODEL = Path(__file__).parent / "checkpoints" / "small"
 INDEX = "model_index.json"
 
 
-def is_pipeline(folder: Path) -> bool:
+def class_names(folder: Path) -> list[str]:
+    """What a folder says that its pipeline's class is: a name, and where the code was included its module's, too."""
     try:
-        index = json.loads((folder / INDEX).read_text())
-        return "FsthPipeline" in index["_class_name"]  # a name, or a list with it where the code was included
+        names = json.loads((folder / INDEX).read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return []
+    return names if isinstance(names, list) else [names]
 
 
 def source_of(name: str | Path, folder: Path) -> ModelSource:
@@ -103,7 +104,7 @@ class FsthPretrainedMixin:
         options = {"revision": revision, "token": token, "cache_dir": cache_dir, "force_download": force_download}
         # a repository as a folder: diffusers cannot import the classes of another package from the hub itself
         folder = fetch(name, local_files_only=local_files_only, **options)
-        if not is_pipeline(folder):
+        if "FsthPipeline" not in (names := class_names(folder)) and cls.__name__ not in names:
             raise FsthError(f"{name} holds no pipeline of fsth_hub: its {INDEX} is missing or names another.")
         try:
             pipe = super().from_pretrained(

@@ -107,8 +107,8 @@ def _own_key() -> tuple[Path, Path]:
 
 def _no_place(reason: str) -> FsthError:
     return FsthError(
-        f"No key to sign with can be kept in {_own_folder()}: {reason}; set {CERTIFICATE_VARIABLE} and {KEY_VARIABLE}, "
-        "or switch credentials off."
+        f"No key to sign with can be kept in {_own_folder()}: {reason}; set {CERTIFICATE_VARIABLE} and "
+        f"{KEY_VARIABLE}, or switch credentials off."
     )
 
 

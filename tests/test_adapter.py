@@ -60,9 +60,8 @@ def test_merged_weights_draw_what_was_trained(rank):
     adapter = get_adapter(tuned)
     assert all(tensor.dtype == torch.float16 for tensor in adapter.values())
     merged = merge(generator, adapter)
-    assert (
-        merged.state_dict().keys() == generator.fold_spectral_norm().state_dict().keys()
-    )  # plain: a frame costs what it did
+    # plain: a frame costs what it did
+    assert merged.state_dict().keys() == generator.fold_spectral_norm().state_dict().keys()
     assert not any(parameter.requires_grad for parameter in merged.parameters()) and not merged.training
     assert torch.allclose(run(merged).images, run(tuned).images, atol=1e-4)
     assert (run(merged).images - run(generator).images).abs().mean() > 0.01
