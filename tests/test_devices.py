@@ -4,10 +4,12 @@ import copy
 import pickle
 import threading
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
 from test_modeling import tiny
 from test_pipeline import arrays, clip, make_pipeline, picture
@@ -29,11 +31,17 @@ def pipe():
 
 
 def frames(pipe, person) -> np.ndarray:
-    return arrays(pipe(person, clip(0, 20, 40), mark=False, credentials=False).frames)
+    return arrays(pipe(person, clip(0, 20), mark=False, credentials=False).frames)
+
+
+@cache
+def tuned_once(kind):
+    return make_pipeline().fine_tune(picture(), kind=kind, steps=1, content=PixelLoss())
 
 
 def tuned(pipe, kind):
-    identity = pipe.fine_tune(picture(), kind=kind, steps=1, content=PixelLoss())
+    """For any pipeline of `make_pipeline`: they are all the same."""
+    identity = replace(copy.deepcopy(tuned_once(kind)), base_generator=pipe.generator)
     with torch.no_grad():  # one step shows in no pixel
         if kind == "full":
             identity.generator.head.bias += 0.2
@@ -66,7 +74,6 @@ def test_person_follows_the_pipelines_precision(pipe, kind):
 
 @KINDS
 def test_person_follows_the_pipelines_device(pipe, kind):
-    """The meta device computes nothing, but refuses what does not lie there."""
     person = person_of(pipe, kind)
     pipe.to(META)
     generator = pipe.generator_for(person)
@@ -74,9 +81,7 @@ def test_person_follows_the_pipelines_device(pipe, kind):
     parameters, sources = person.inputs(generator.device, generator.dtype)
     tensors = [parameters, *sources.to_tuple()[:-1], *sources.features]
     assert all(tensor.device == META for tensor in tensors)
-    drawing, points = torch.zeros(1, 3, pipe.size, pipe.size, device=META), torch.zeros(1, 78, 2, device=META)
-    assert generator.project(torch.zeros(1, 12, device=META)).device == META
-    assert generator(drawing, parameters, points, sources).images.device == META
+    assert all(tensor.device == META for tensor in (*generator.parameters(), *generator.buffers()))
     assert person.adain_parameters.device.type == "cpu"
 
 
@@ -119,14 +124,13 @@ def test_folding_and_merging_happen_once(pipe, kind, monkeypatch):
 
 
 def test_networks_are_left_as_they_are_given(pipe):
-    networks = (pipe.embedder, pipe.generator)
+    networks = (pipe.embedder, pipe.generator, pipe.discriminator)
     before = [copy.deepcopy(network.state_dict()) for network in networks]
     pipe.fine_tune(picture(), steps=1, content=PixelLoss())
     frames(pipe, picture())
-    for network, state in zip((*networks, pipe.discriminator), before, strict=False):
+    for network, state in zip(networks, before, strict=True):
         assert network.training
         assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
-        assert network.blocks if hasattr(network, "blocks") else True
 
 
 # Offload.
@@ -162,37 +166,41 @@ def watch(network: torch.nn.Module) -> Recording:
 def test_all_that_networks_compute_goes_through_their_hooks(pipe):
     expected = frames(pipe, picture())
     hooks = [watch(network) for network in (pipe.embedder, pipe.generator, pipe.discriminator)]
-    assert np.array_equal(frames(pipe, picture()), expected)
-    # embedding; projecting, encoding the portrait, and three frames; nothing
-    assert [hook.runs for hook in hooks] == [1, 2 + 3, 0]
+    # in their own memory layout, and so not to the last bit
+    assert (np.abs(frames(pipe, picture()).astype(int) - expected) <= 1).all()
+    # embedding; projecting, encoding the portrait, and two frames; nothing
+    assert [hook.runs for hook in hooks] == [1, 2 + 2, 0]
 
 
-def on_cpu(monkeypatch):
-    """Offloads to the CPU from the CPU, which diffusers would refuse to guess."""
-    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.empty_device_cache", lambda *_: None)
-    return {"device": "cpu"}
+def offload(pipe, way):
+    """To the processor from the processor, as there may be no other device."""
+    if way == "model":
+        pipe.enable_model_cpu_offload(device="cpu")
+    else:  # what `enable_sequential_cpu_offload` does, but that says "cpu:0", which moves parameters for ever
+        for network in (pipe.embedder, pipe.generator, pipe.discriminator):
+            cpu_offload(network, torch.device("cpu"))
 
 
 @KINDS
-@pytest.mark.parametrize("way", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
-def test_offloaded_pipeline_draws_the_same(pipe, kind, way, monkeypatch):
+@pytest.mark.parametrize("way", ["model", "sequential"])
+def test_offloaded_pipeline_draws_the_same(pipe, kind, way):
     for network in (pipe.embedder, pipe.generator, pipe.discriminator):
         network.eval()
     person = person_of(pipe, kind)
     expected = frames(pipe, person), frames(pipe, picture())
-    getattr(pipe, way)(**on_cpu(monkeypatch))
-    resting = META if "sequential" in way else torch.device("cpu")
+    offload(pipe, way)
+    resting = META if way == "sequential" else torch.device("cpu")
     assert is_hooked(pipe.generator) and pipe.generator.device == resting
     assert (np.abs(frames(pipe, person).astype(int) - expected[0]) <= 1).all()
     assert (np.abs(frames(pipe, picture()).astype(int) - expected[1]) <= 1).all()
     assert is_hooked(pipe.generator) and pipe.generator.device == resting
 
 
-@pytest.mark.parametrize("way", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
-def test_offloaded_pipeline_is_fine_tuned(pipe, way, monkeypatch, tmp_path):
-    expected = tuned(make_pipeline(), "full")
-    getattr(pipe, way)(**on_cpu(monkeypatch))
-    identity = tuned(pipe, "full")
+@pytest.mark.parametrize("way", ["model", "sequential"])
+def test_offloaded_pipeline_is_fine_tuned(pipe, way, tmp_path):
+    expected = tuned_once("full")
+    offload(pipe, way)
+    identity = pipe.fine_tune(picture(), steps=1, content=PixelLoss())
     assert identity.fingerprint == expected.fingerprint
     assert torch.allclose(identity.adain_parameters, expected.adain_parameters, atol=1e-4)
     identity.save_pretrained(tmp_path / "ada")
@@ -236,7 +244,9 @@ def in_threads(*functions) -> list:
 
 
 def test_threads_share_a_pipeline(pipe):
-    people = [pipe.embed(picture()), pipe.embed(255 - picture()), tuned(pipe, "full"), tuned(pipe, "adapter")]
+    negative = 255 - picture()
+    negative[0, 0] = 20
+    people = [pipe.embed(picture()), pipe.embed(negative), tuned(pipe, "full"), tuned(pipe, "adapter")]
     expected = [frames(make_pipeline(), people[0]), frames(make_pipeline(), people[1])]
     expected += [frames(pipe, copy.deepcopy(person)) for person in people[2:]]
     results = in_threads(*(lambda person=person: frames(pipe, person) for person in 2 * people))
@@ -268,7 +278,10 @@ def test_threads_share_a_detector(astronaut):
 # Copies.
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda item: pickle.loads(pickle.dumps(item))])
+WAYS = {"copy": copy.deepcopy, "pickle": lambda item: pickle.loads(pickle.dumps(item))}
+
+
+@pytest.mark.parametrize("copied", WAYS.values(), ids=WAYS)
 @KINDS
 def test_copies_of_what_was_used_draw_the_same(pipe, kind, copied):
     pipe.generator.source = modeling_fsth.ModelSource("ann/heads", "0123")
@@ -315,10 +328,10 @@ def test_cache_keeps_the_last_owners_and_lets_them_go():
     class Owner:
         pass
 
-    cache, owners, made = Cache(2), [Owner(), Owner(), Owner()], []
+    kept, owners, made = Cache(2), [Owner(), Owner(), Owner()], []
 
     def get(owner, state=0):
-        return cache.get(owner, state, lambda: made.append(owner) or object())
+        return kept.get(owner, state, lambda: made.append(owner) or object())
 
     first = get(owners[0])
     assert get(owners[0]) is first and get(owners[0], 1) is not first and len(made) == 2
@@ -327,11 +340,11 @@ def test_cache_keeps_the_last_owners_and_lets_them_go():
     assert len(made) == 3
     get(owners[2])
     get(owners[0], 1)
-    assert len(made) == 4 and len(cache._entries) == 2
+    assert len(made) == 4 and len(kept._entries) == 2
     made.clear()
     del owners[2]
     get(owners[0], 1)
-    assert len(cache._entries) == 1 and not made
+    assert len(kept._entries) == 1 and not made
 
 
 def test_weights_state_sees_what_changes():
