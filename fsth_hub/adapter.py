@@ -36,7 +36,7 @@ def add_lora(generator: FsthGenerator, rank: int = RANK) -> FsthGenerator:
     """
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds, which most who draw need not wait
 
-    tuned = copy.deepcopy(generator).float().fused()
+    tuned = copy.deepcopy(generator).float().fold_spectral_norm()
     names = [name for name, module in tuned.named_modules() if isinstance(module, nn.Conv2d)]
     names = [name for name in names if not name.startswith("source_skips.")]
     # alpha = rank: the update is B A itself, and the tensors tell all

@@ -1,8 +1,9 @@
-"""Makes transformers' Auto classes know those of this package, without importing transformers before it is needed.
+"""Makes transformers' Auto classes and diffusers' base class of pipelines know the classes of this package, without
+importing transformers or diffusers before they are needed.
 
-Importing transformers and PyTorch takes seconds, and neither `fsth --help` nor the landmarks need them. So each kind
-of class is registered right after the module of transformers that defines its Auto class has been imported, or at
-once where that has happened already.
+Importing them and PyTorch takes seconds, and neither `fsth --help` nor the landmarks need them. So each kind of class
+is registered right after the module that defines its Auto class or base class has been imported, or at once where
+that has happened already.
 """
 
 import sys
@@ -35,7 +36,15 @@ def _register_image_processor(auto):
     auto.AutoImageProcessor.register(FsthConfig, image_processor_classes={"pil": FsthImageProcessor}, exist_ok=True)
 
 
+def _register_pipeline(_):
+    try:
+        import_module("fsth_hub.pipeline_fsth")  # which registers itself, now or when it is through
+    except ImportError:
+        pass  # a training machine, which has no OpenCV
+
+
 REGISTER = {
+    "diffusers.pipelines.pipeline_utils": _register_pipeline,
     f"{AUTO}.configuration_auto": _register_config,
     f"{AUTO}.modeling_auto": _register_networks,
     f"{AUTO}.image_processing_auto": _register_image_processor,

@@ -14,15 +14,18 @@ def load_pipeline(model: str | None, device: str, dtype: str, revision: str | No
     import torch
 
     silence_libraries()
+    from .device import default_device, default_dtype
     from .pipeline_fsth import FsthPipeline
 
-    if device != "auto":
+    if device == "auto":
+        device = default_device()
+    else:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # no such name; built without it; no such GPU
             raise FsthError(f"The device '{device}' cannot be used here: try --device auto.") from error
-    torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
-    pipe = FsthPipeline.from_pretrained(model, device=device, dtype=torch_dtype, revision=revision)
+    precision = default_dtype(torch.device(device)) if dtype == "auto" else getattr(torch, dtype)
+    pipe = FsthPipeline.from_pretrained(model, dtype=precision, revision=revision).to(device)
     # None: no bar where stderr is not a terminal.
     pipe.set_progress_bar_config(disable=None, leave=False, unit=" frames")
     return pipe

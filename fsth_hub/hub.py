@@ -26,7 +26,7 @@ from .errors import FsthError, FsthNotFoundError
 
 # What loading may read. Pickled weights, which could run code, are not even downloaded, and no photographs either.
 FETCHED = ["*.json", "*.safetensors", "*.py", "*.md"]
-FETCH_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
+FETCH_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 LOG_IN = "run `hf auth login` or set HF_TOKEN"
 SECRET = re.compile(r"hf_\w+|(?<=bearer )[^\s,;]+", re.IGNORECASE)
 
@@ -40,6 +40,7 @@ def fetch(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    force_download: bool = False,
 ) -> Path:
     """
     The folder of a model or identity: a local one as it is, a hub repository's from the cache or downloaded into it.
@@ -47,7 +48,7 @@ def fetch(
     Args:
         name (`str` or `Path`): A folder or the id of a hub repository.
         revision (`str`, *optional*, defaults to `"main"`): Branch, tag or commit of the repository.
-        token, cache_dir, local_files_only: as in `huggingface_hub.snapshot_download`.
+        token, cache_dir, local_files_only, force_download: as in `huggingface_hub.snapshot_download`.
 
     Returns:
         `Path`: The folder; of a repository its last part is the hash of the commit.
@@ -57,7 +58,8 @@ def fetch(
     """
     if Path(name).is_dir():
         return Path(name)
-    options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    options |= {"local_files_only": local_files_only, "force_download": force_download}
     try:
         return Path(snapshot_download(str(name), allow_patterns=FETCHED, **options))
     except Exception as error:  # of the hub, the network, the disk, and of whatever the client is built on

@@ -1,5 +1,6 @@
 """The identity that fine-tuning makes of a person: read, written, published, and bound to the model that draws it."""
 
+import copy
 import hashlib
 import json
 import tempfile
@@ -21,7 +22,7 @@ from .hub import create_repository, fetch, publish
 from .image_processing_fsth import load_image
 from .landmark_layout import NUM_POINTS
 from .model_card import CONSENT, IdentityFigures, ModelCard, identity_card, licence_of, write_identity_card
-from .modeling_fsth import FsthGenerator
+from .modeling_fsth import FsthGenerator, is_hooked
 from .person import FsthPerson
 
 
@@ -215,12 +216,16 @@ class FsthTunedPerson(FsthIdentity, FsthPerson):
         """The identity with what it lacks, or what is to be another."""
         return cls(**{field.name: getattr(identity, field.name) for field in fields(FsthIdentity)} | others)
 
+    @property
+    def own_weights(self) -> tuple:
+        return (self.generator,) if self.method == "full" else (self.base_generator, self.weights)
+
     def tuned_generator(self, generator: FsthGenerator | None = None) -> FsthGenerator:
         return self.generator if self.method == "full" else merge(self.base_generator, self.weights)
 
     def figures(self, num_photographs: int = 0) -> IdentityFigures:
         """What the person's card says."""
-        loaded_from = self.base_generator.name_or_path
+        source = self.base_generator.source
         return IdentityFigures(
             method=self.method,
             base_model=self.base_model,
@@ -232,7 +237,7 @@ class FsthTunedPerson(FsthIdentity, FsthPerson):
             crop_size=self.crops.shape[1],
             keeps_crops=self.sources is not None,
             num_photographs=num_photographs,
-            **({"licence": licence_of(Path(loaded_from).parent)} if loaded_from else {}),
+            **({"licence": licence_of(Path(source.folder))} if source is not None and source.folder else {}),
         )
 
     def preview(self) -> Image.Image:
@@ -315,6 +320,7 @@ def check_folder(folder: str | Path) -> Path:
 def fingerprint(generator: FsthGenerator) -> str:
     """SHA-256 of a generator's weights, rounded to bfloat16 so that it is the same in whichever precision they are."""
     digest = hashlib.sha256()
+    generator = copy.deepcopy(generator) if is_hooked(generator) else generator  # its weights may be anywhere
     for name, tensor in sorted(generator.state_dict().items()):
         digest.update(name.encode())
         rounded = tensor.detach().to("cpu", torch.bfloat16, memory_format=torch.contiguous_format)

@@ -14,7 +14,7 @@ from .cropping import CropBox
 from .errors import FsthError
 from .finetuning import default_steps, fine_tune, load_content
 from .identity import FsthIdentity, FsthTunedPerson, describe, fingerprint
-from .modeling_fsth import FsthGenerator
+from .modeling_fsth import FsthGenerator, FsthPreTrainedModel, is_hooked
 from .person import DEFAULT_SIZE, Portrait
 
 
@@ -24,6 +24,12 @@ def to_one_size(crops: Sequence[np.ndarray], landmarks: Sequence[np.ndarray]) ->
     resized = [Image.fromarray(crop).resize((side, side), Image.Resampling.BICUBIC) for crop in crops]
     points = [points * (side / len(crop)) for points, crop in zip(landmarks, crops, strict=True)]
     return np.stack(resized), np.stack(points).astype(np.float32)
+
+
+def settled(network: FsthPreTrainedModel, device: torch.device) -> FsthPreTrainedModel:
+    """A network to start from: itself, or a copy where it is offloaded or where using it would change it."""
+    moves = network.training or is_hooked(network)
+    return copy.deepcopy(network).eval().to(device) if moves else network
 
 
 class FsthIdentityMixin:
@@ -128,6 +134,7 @@ class FsthIdentityMixin:
         Raises:
             FsthError: A portrait or option cannot be used, the loss is not finite, or memory is too small.
         """
+        self._check_discriminator()
         crops, landmarks, boxes = self.read_portraits(portraits, face_index, crop)
         options = {"method": method, "steps": steps, "learning_rate": learning_rate, "content": content}
         options |= {"callback": callback, "seed": seed}
@@ -147,8 +154,10 @@ class FsthIdentityMixin:
         seed: int = 0,
     ) -> FsthTunedPerson:
         """The same for head crops whose landmarks are known, as in [`~FsthPipeline.embed_crops`]."""
+        self._check_discriminator()
         crops, crop_landmarks = to_one_size(crops, landmarks)
         inputs = self.prepare_portraits(crops, crop_landmarks)
+        networks = [settled(part, inputs[0].device) for part in (self.embedder, self.generator, self.discriminator)]
         total = default_steps(len(crops)) if steps is None else steps
         with self.progress_bar(total=total) as progress:
 
@@ -159,9 +168,7 @@ class FsthIdentityMixin:
                     callback(step, steps, preview, terms)
 
             tuned = fine_tune(
-                self.embedder,
-                self.generator,
-                self.discriminator,
+                *networks,
                 *inputs,
                 content or load_content(),
                 method=method,
@@ -185,3 +192,10 @@ class FsthIdentityMixin:
             history=tuned.history,
         )
         return self._tuned_person(identity, generator, inputs)
+
+    def _check_discriminator(self) -> None:
+        if self.discriminator is None:
+            raise FsthError(
+                "Fine-tuning needs the model's discriminator, and this pipeline has none: load it without "
+                "`discriminator=None`."
+            )

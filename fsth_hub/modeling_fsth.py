@@ -6,6 +6,8 @@ Frames and landmark drawings are RGB in [-1, 1], B x 3 x H x W. Shapes in commen
 
 import copy
 from dataclasses import dataclass
+from functools import wraps
+from importlib import import_module
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,7 @@ from .blocks import (
     spectral_norm,
 )
 from .configuration_fsth import FsthConfig
+from .errors import FsthError
 from .hub import FETCH_OPTIONS, fetch
 from .source_skips import Composition, FsthSources, SkipFusion, SourceSkips, ZeroConv2d, enlarge, reduce
 
@@ -73,10 +76,47 @@ class FsthDiscriminatorOutput(ModelOutput):
     features: tuple[torch.Tensor, ...] | None = None
 
 
+@dataclass(frozen=True)
+class ModelSource:
+    """
+    Where weights come from.
+
+    Args:
+        name (`str`): id of a hub repository, name of a folder, or "bundled".
+        revision (`str`, *optional*): the commit, of a repository.
+        folder (`str`, *optional*): where the pipeline that they belong to lies on this machine, with its card.
+    """
+
+    name: str
+    revision: str | None = None
+    folder: str | None = None
+
+
+def runs_hook(method):
+    """For what else than `forward` computes with a module's weights: accelerate's hook, which brings these to where
+    they are needed, is run as for `forward`."""
+
+    @wraps(method)
+    def hooked(self, *args, **kwargs):
+        hook = getattr(self, "_hf_hook", None)
+        if hook is None:
+            return method(self, *args, **kwargs)
+        args, kwargs = hook.pre_forward(self, *args, **kwargs)
+        return hook.post_forward(self, method(self, *args, **kwargs))
+
+    return hooked
+
+
+def is_hooked(network: nn.Module) -> bool:
+    """Whether accelerate or diffusers move its weights about, as for CPU offload: it cannot be looked at as it is."""
+    return any("_hf_hook" in vars(part) or "_diffusers_hook" in vars(part) for part in network.modules())
+
+
 class FsthPreTrainedModel(PreTrainedModel):
     config_class = FsthConfig
     base_model_prefix = "fsth"
     main_input_name = "images"
+    source: ModelSource | None = None
 
     def _init_weights(self, module):
         if parametrize.is_parametrized(module):
@@ -98,6 +138,8 @@ class FsthPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
         """As in transformers, but refuses pickles, and checkpoints that lack a weight: an unset one would be noise."""
+        if kwargs.get("use_safetensors") is False:
+            raise FsthError("`use_safetensors=False` is refused: pickled weights can run code and are never read.")
         # As a folder: of a repository with pickled weights transformers would have a third party make safetensors, and
         # give it the token.
         options = {key: kwargs.pop(key) for key in FETCH_OPTIONS if key in kwargs}
@@ -113,7 +155,8 @@ class FsthPreTrainedModel(PreTrainedModel):
         # Loaded tensors lie in the mapped file, at any address; vector units sum in another order there, and frames
         # would differ in their last bits from those of the model that was saved.
         for tensor in [*model.parameters(), *model.buffers()]:
-            tensor.data = tensor.data.clone()
+            layout = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+            tensor.data = tensor.data.clone(memory_format=layout)
         if cls._auto_class is None and hasattr(model.config, "auto_map"):
             del model.config.auto_map  # saved again, it would name code that is not saved along
         return (model, info) if output_loading_info else model
@@ -128,17 +171,46 @@ class FsthPreTrainedModel(PreTrainedModel):
         """As in transformers, but a new repository is private unless it is to be public."""
         return super().push_to_hub(repo_id, private=private, **kwargs)
 
-    def fused(self):
+    def fold_spectral_norm(self):
         """A copy for inference with spectral norm folded into plain weights: the same output, no power iteration."""
-        fused = copy.deepcopy(self).eval()
-        for module in fused.modules():
+        folded = copy.deepcopy(self).eval()
+        for module in folded.modules():
             if parametrize.is_parametrized(module, "weight"):
                 # a copy shares its parametrized class with the original, so `remove_parametrizations` would break that
                 weight = module.weight.detach().clone()
                 module.__class__ = parametrize.type_before_parametrizations(module)
                 del module.parametrizations
                 module.weight = nn.Parameter(weight)
-        return fused
+        return folded
+
+    def __deepcopy__(self, memo):
+        """Without hooks: a copy is nobody's to move about. Weights that were offloaded are back in place."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        if is_hooked(copied):
+            # no import statement: where this file is loaded without its package, it would make accelerate compulsory
+            import_module("accelerate.hooks").remove_hook_from_module(copied, recurse=True)
+        return copied
+
+    def __reduce__(self):
+        """By configuration and weights: PyTorch pickles no module that has spectral norm."""
+        network = copy.deepcopy(self) if is_hooked(self) else self
+        frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+        return _rebuild, (type(self), self.config, network.state_dict(), frozen, self.training, self.source)
+
+
+def _rebuild(network_class, config, state, frozen, training, source):
+    """What a pickle of a network is loaded with."""
+    with torch.device("meta"):
+        network = network_class(config)
+    if not any("parametrizations" in name for name in state):
+        network = network.fold_spectral_norm()
+    network.load_state_dict(state, assign=True)
+    for name in frozen:
+        network.get_parameter(name).requires_grad_(False)
+    network.source = source
+    return network.train(training)
 
 
 class FsthEmbedder(FsthPreTrainedModel):
@@ -207,10 +279,12 @@ class FsthGenerator(FsthPreTrainedModel):
         self.projection = spectral_norm(nn.Linear(config.embedding_dim, sum(self.adain_sizes)))
         self.post_init()
 
+    @runs_hook
     def project(self, embedding):
         """The person's AdaIN parameters, psi = P e (section 3.2): B x embedding_dim to B x sum(adain_sizes)."""
         return self.projection(embedding)
 
+    @runs_hook
     def encode_sources(self, images, landmark_images, landmarks, mattes=None) -> FsthSources:
         """The portraits' feature pyramids and layers, once for a person; see [`SourceSkips.encode`] for shapes."""
         return self.source_skips.encode(images, landmark_images, landmarks, mattes)

@@ -1,8 +1,9 @@
 """A person as the pipeline knows them from one or more portraits, without fine-tuning."""
 
+import copy
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .caching import Cache, weights_state
 from .cropping import CropBox, crop_box, crop_image, to_crop, whole_frame
 from .errors import FsthError, NoFaceError
 from .facial_components import ComponentSources, FsthFacialComponents
 from .image_processing_fsth import Picture, list_pictures, load_image, normalize
-from .modeling_fsth import FsthGenerator
+from .modeling_fsth import FsthGenerator, FsthPreTrainedModel, is_hooked
 from .source_skips import FsthSources
 
 
@@ -27,9 +29,20 @@ MAX_COMPONENT_PORTRAITS = 64  # whose mouths and eyes the facial components choo
 Portrait = Picture
 
 
+def for_inference(network: FsthPreTrainedModel) -> FsthPreTrainedModel:
+    """A network itself where it is ready, or else a copy: in training mode every pass would change it, and in another
+    memory layout it would compute other last bits. One that is offloaded has to be used itself."""
+    if is_hooked(network):
+        return network.eval()
+    maps = (parameter for parameter in network.parameters() if parameter.dim() == 4)
+    if not network.training and all(map_.is_contiguous(memory_format=torch.channels_last) for map_ in maps):
+        return network
+    return network.fold_spectral_norm().to(memory_format=torch.channels_last)
+
+
 @dataclass
 class FsthPerson:
-    """What a person's portraits come to, computed once.
+    """What a person's portraits come to, computed once. It need not lie where the pipeline does.
 
     Args:
         adain_parameters (`torch.Tensor` of shape `(1, num_parameters)`): the generator's, for this person.
@@ -46,6 +59,14 @@ class FsthPerson:
     boxes: list[CropBox]
     crops: Sequence[np.ndarray]
     generator: FsthGenerator | None = None
+    _compositors: Cache = field(init=False, repr=False, compare=False, default_factory=Cache)
+    _component_sources: Cache = field(init=False, repr=False, compare=False, default_factory=Cache)
+    _converted: Cache = field(init=False, repr=False, compare=False, default_factory=Cache)
+
+    @property
+    def own_weights(self) -> tuple:
+        """What the person's own generator is made of; empty where the pipeline's draws them."""
+        return () if self.generator is None else (self.generator,)
 
     def tuned_generator(self, generator: FsthGenerator) -> FsthGenerator:
         """What draws this person: their own generator if there is one, or the pipeline's, which is given."""
@@ -56,27 +77,41 @@ class FsthPerson:
         """The largest frames that the first portrait has the pixels for: their side in pixels, an even number."""
         return len(self.crops[0]) // 2 * 2
 
+    def inputs(self, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, FsthSources | None]:
+        """The AdaIN parameters and the sources where and as a generator takes them; those last asked for are kept."""
+        parameters, sources = self.adain_parameters, self.sources
+
+        def convert():
+            if sources is None:
+                return parameters.to(device, dtype), None
+            # what is measured in float32 stays so: half precision has no sub-pixels
+            exact = {name: getattr(sources, name).to(device) for name in ("landmarks", "cavities", "light")}
+            return parameters.to(device, dtype), replace(sources.map(lambda tensor: tensor.to(device, dtype)), **exact)
+
+        return self._converted.get(self, (device, dtype, weights_state(parameters, sources)), convert)
+
     def compositor(self, size: int) -> "Compositor":
         """What puts frames of this size together; the last one is kept."""
         from .media.compositing import Compositor  # here, so that a person can be looked at without OpenCV
 
-        kept = self.__dict__.get("_compositor")
-        if kept is None or kept.size != size:
-            mattes = self.sources.mattes[0, :, 0].float().cpu().numpy()  # T x H x W
-            kept = self.__dict__["_compositor"] = Compositor(self.crops, mattes, size)
-        return kept
+        def make():
+            return Compositor(self.crops, self.sources.mattes[0, :, 0].float().cpu().numpy(), size)  # T x H x W
+
+        return self._compositors.get(self, (size, weights_state(self.sources.mattes)), make)
 
     def component_sources(self, components: FsthFacialComponents) -> ComponentSources:
         """What the facial components see of the portraits; kept."""
-        kept = self.__dict__.get("_component_sources")
-        if kept is None:
+
+        def make():
             spread = np.linspace(0, len(self.crops) - 1, min(len(self.crops), MAX_COMPONENT_PORTRAITS))
             numbers = spread.round().astype(int).tolist()
             side = self.sources.images.shape[-1]
             images = [normalize(torch.from_numpy(self.crops[n].copy()).permute(2, 0, 1)) for n in numbers]
             landmarks = [self.sources.landmarks[0, n].float().cpu() * (len(self.crops[n]) / side) for n in numbers]
-            kept = self.__dict__["_component_sources"] = components.encode_portraits(images, landmarks)
-        return kept
+            return components.encode_portraits(images, landmarks)
+
+        sizes = components.config.mouth_size, components.config.eye_size
+        return self._component_sources.get(self, (sizes, weights_state(self.sources.landmarks)), make)
 
 
 class FsthPersonMixin:
@@ -142,10 +177,12 @@ class FsthPersonMixin:
             boxes (`list[CropBox]`, *optional*): Where the crops come from.
         """
         images, drawings, points, mattes = self.prepare_portraits(crops, landmarks)
-        embedding = self.embedder(self._to_dtype(images), self._to_dtype(drawings)).embedding
+        embedder, generator = for_inference(self.embedder), self.generator_for()
+        place = {"device": self._device_of(embedder), "dtype": embedder.dtype}
+        embedding = embedder(images.to(**place), drawings.to(**place)).embedding
         return FsthPerson(
-            adain_parameters=self.generator.project(embedding),
-            sources=self.encode_sources(self.generator, images, drawings, points, mattes),
+            adain_parameters=generator.project(embedding.to(self._device_of(generator), generator.dtype)),
+            sources=self.encode_sources(generator, images, drawings, points, mattes),
             landmarks=points[0, 0].cpu().numpy(),
             boxes=boxes or [],
             crops=crops,
@@ -158,11 +195,12 @@ class FsthPersonMixin:
         mattes = np.stack([cut_out(*pair) for pair in zip(crops, landmarks, strict=True)])[:, None]  # K x 1 x h x w
         mattes = F.interpolate(torch.from_numpy(mattes), (self.size, self.size), mode="bilinear", antialias=True)
         inputs = self.image_processor.preprocess(list(crops), list(landmarks), return_landmarks=True)
+        device = self._execution_device
         return [
-            inputs["images"][0].to(self.device, memory_format=torch.channels_last)[None],  # 1 x K x 3 x 256 x 256
-            inputs["landmark_images"][0].to(self.device, memory_format=torch.channels_last)[None],
-            inputs["landmarks"].to(self.device),  # 1 x K x 78 x 2
-            mattes.to(self.device)[None],  # 1 x K x 1 x 256 x 256
+            inputs["images"][0].to(device, memory_format=torch.channels_last)[None],  # 1 x K x 3 x 256 x 256
+            inputs["landmark_images"][0].to(device, memory_format=torch.channels_last)[None],
+            inputs["landmarks"].to(device),  # 1 x K x 78 x 2
+            mattes.to(device)[None],  # 1 x K x 1 x 256 x 256
         ]
 
     @torch.no_grad()
@@ -172,5 +210,36 @@ class FsthPersonMixin:
         """What a generator, this pipeline's or a tuned one, keeps of portraits; `None` without source skips."""
         if not generator.config.source_skips:
             return None
-        pictures = (self._to_dtype(pictures) for pictures in (images, landmark_images))
-        return generator.encode_sources(*pictures, landmarks, self._to_dtype(mattes))
+        generator = for_inference(generator)
+        device, dtype = self._device_of(generator), generator.dtype
+        images, landmark_images, mattes = (part.to(device, dtype) for part in (images, landmark_images, mattes))
+        return generator.encode_sources(images, landmark_images, landmarks.to(device), mattes)
+
+    def generator_for(self, person: FsthPerson | None = None) -> FsthGenerator:
+        """
+        What draws a person, for [`~FsthPipeline.draw_frame`]: on the pipeline's device and in its precision, with
+        spectral norm folded and a LoRA merged. It is kept, and made anew once weights, device or precision change.
+
+        Args:
+            person ([`FsthPerson`], *optional*): By default whoever was not fine-tuned.
+
+        Returns:
+            [`FsthGenerator`]: Not to be changed; the pipeline's own where that is offloaded.
+        """
+        own = person is not None and bool(person.own_weights)
+        if not own and is_hooked(self.generator):
+            return for_inference(self.generator)
+        place = {"device": self._device_of(self.generator), "dtype": self.generator.dtype}
+
+        def make():
+            generator = person.tuned_generator(self.generator) if own else self.generator
+            if (generator.device, generator.dtype) != tuple(place.values()):
+                generator = copy.deepcopy(generator).to(**place)
+            return generator.fold_spectral_norm().requires_grad_(False).to(memory_format=torch.channels_last)
+
+        owner, weights = (person, person.own_weights) if own else (self.generator, (self.generator,))
+        return self._generators.get(owner, (*place.values(), weights_state(*weights)), make)
+
+    def _device_of(self, network: FsthPreTrainedModel) -> torch.device:
+        """Where a network computes, which is not where it lies if it is offloaded."""
+        return self._execution_device if is_hooked(network) else network.device

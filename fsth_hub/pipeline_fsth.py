@@ -7,11 +7,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from .caching import Cache
 from .checks import check_choice, check_flags, check_number
 from .containers import ClipFile
 from .cropping import crop_box, to_crop, whole_frame
@@ -31,6 +33,8 @@ from .provenance import OUTPUT_METADATA, Origin, add_mark, check_credentials, si
 from .video import FPS_RANGE, Clip, Frames, check_output_path, open_clip, write_clip
 
 
+NUM_KEPT_GENERATORS = 4  # ready to draw: the pipeline's own, and people's
+
 Driving = ClipFile | Frames | Clip
 
 
@@ -46,48 +50,38 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
     Args:
         embedder ([`FsthEmbedder`]): portraits to AdaIN parameters.
         generator ([`FsthGenerator`]): landmark drawings to frames.
-        discriminator ([`FsthDiscriminator`]): used by fine-tuning only.
         image_processor ([`FsthImageProcessor`]): crops pictures and draws landmarks.
+        discriminator ([`FsthDiscriminator`], *optional*): used by fine-tuning only.
         facial_components ([`FsthFacialComponents`], *optional*): mouths and eyes; with source skips only.
+        detector ([`LandmarkDetector`], *optional*):
+            What finds landmarks, such as that of `get_detector(name)`; by default the one that works offline. It is
+            not saved with the pipeline.
     """
 
     model_cpu_offload_seq = "embedder->generator->facial_components"
-    _optional_components = ["facial_components"]
-    _exclude_from_cpu_offload = ["discriminator"]
+    _optional_components = ["discriminator", "facial_components", "detector"]
 
     def __init__(
         self,
         embedder: FsthEmbedder,
         generator: FsthGenerator,
-        discriminator: FsthDiscriminator,
         image_processor: FsthImageProcessor,
+        discriminator: FsthDiscriminator | None = None,
         facial_components: FsthFacialComponents | None = None,
+        detector: LandmarkDetector | None = None,
     ):
         super().__init__()
         self.register_modules(
             embedder=embedder,
             generator=generator,
-            discriminator=discriminator,
             image_processor=image_processor,
+            discriminator=discriminator,
             facial_components=facial_components,
         )
-        for network in filter(None, (embedder, generator, discriminator, facial_components)):
-            network.eval().to(memory_format=torch.channels_last)
+        self.register_to_config(detector=(None, None))  # a component that is not saved
+        self.detector = get_detector() if detector is None else detector
         self.size = generator.config.image_size
-        self.model_name = "unnamed"
-        self.model_revision: str | None = None  # the commit, of a model from the hub
-        self._detector: LandmarkDetector | None = None
-
-    @property
-    def detector(self) -> LandmarkDetector:
-        """What finds landmarks; by default the one that works offline. Set it with `get_detector(name)`."""
-        if self._detector is None:
-            self._detector = get_detector()
-        return self._detector
-
-    @detector.setter
-    def detector(self, detector: LandmarkDetector):
-        self._detector = detector
+        self._generators = Cache(NUM_KEPT_GENERATORS)
 
     def read_driving(
         self,
@@ -163,9 +157,12 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         elif not 0 <= reference_frame < len(landmarks) or landmarks[reference_frame] is None:
             raise FsthError(f"reference_frame={reference_frame} is no frame of the driving clip, or shows no face.")
         adapt = MotionAdapter(person.landmarks, landmarks[reference_frame], motion, motion_strength)
-        generator = person.tuned_generator(self.generator).fused()
-        for points in landmarks:
-            yield self.draw_frame(generator, person, adapt(points), size)
+        generator = self.generator_for(person)
+        try:
+            for points in landmarks:
+                yield self.draw_frame(generator, person, adapt(points), size)
+        finally:
+            self.maybe_free_model_hooks()
 
     def output_size(self, person: FsthPerson, size: int | None = None) -> int:
         """
@@ -204,7 +201,7 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         Draw one frame, for callers with landmarks of their own.
 
         Args:
-            generator ([`FsthGenerator`]): the person's or this pipeline's, [`~FsthGenerator.fused`], which is faster.
+            generator ([`FsthGenerator`]): of [`~FsthPipeline.generator_for`].
             person ([`FsthPerson`]): of [`~FsthPipeline.embed`].
             points (`np.ndarray` of shape `(78, 2)`): pixels of a frame of 256 x 256, NaN where absent.
             size (`int`, *optional*): as in [`~FsthPipeline.output_size`].
@@ -213,24 +210,25 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
             `np.ndarray` of shape `(size, size, 3)`: uint8 RGB.
         """
         size = self.output_size(person, size)
-        drawing = self.image_processor.draw(points).to(generator.device, memory_format=torch.channels_last)
+        device, dtype = self._device_of(generator), generator.dtype
+        adain_parameters, sources = person.inputs(device, dtype)
+        drawing = self.image_processor.draw(points).to(device, dtype, memory_format=torch.channels_last)
         # points stay in float32: half precision has no sub-pixels
-        points = torch.from_numpy(points)[None].to(drawing.device)
-        output = generator(self._to_dtype(drawing), person.adain_parameters, points, person.sources)
+        output = generator(drawing, adain_parameters, torch.from_numpy(points)[None].to(device), sources)
         if output.composition is None:
             return self.image_processor.postprocess(output.images)[0]
         retouch = None
         if self.facial_components is not None:
-            retouch = partial(self._retouch, person=person, landmarks=points * (size / self.size))
+            landmarks = torch.from_numpy(points * np.float32(size / self.size))[None]
+            retouch = partial(self._retouch, person=person, landmarks=landmarks)
         return person.compositor(size)(output.composition, retouch)
 
     def _retouch(self, frame: np.ndarray, person: FsthPerson, landmarks: torch.Tensor) -> FsthComponentsOutput:
         """What the facial components add to a frame (size x size x 3 float32, 0 to 255) at 1 x 78 x 2 landmarks."""
-        images = normalize(torch.from_numpy(frame).permute(2, 0, 1)[None].to(landmarks.device))
-        return self.facial_components(images, landmarks, person.component_sources(self.facial_components))
-
-    def _to_dtype(self, images: torch.Tensor) -> torch.Tensor:
-        return images.to(self.generator.dtype)
+        device = self._device_of(self.facial_components)
+        images = normalize(torch.from_numpy(frame).permute(2, 0, 1)[None].to(device))
+        sources = person.component_sources(self.facial_components)
+        return self.facial_components(images, landmarks.to(device), sources)
 
     def check_inputs(
         self,
@@ -427,3 +425,7 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         )
         output = FsthPipelineOutput(frames, fps, audio_from, report, origin, driving_motion)
         return output if return_dict else output.to_tuple()
+
+
+# Where `DiffusionPipeline.from_pretrained` looks for the class that a folder names.
+diffusers.FsthPipeline = FsthPipeline

@@ -50,13 +50,14 @@ def draw_preview(person: FsthPerson, generator: FsthGenerator) -> Image.Image:
         person ([`FsthPerson`]): who is drawn.
         generator ([`FsthGenerator`]): the person's, or the pipeline's.
     """
-    generator = generator.fused()
+    generator = generator.fold_spectral_norm()
+    adain_parameters, sources = person.inputs(generator.device, generator.dtype)
     processor = FsthImageProcessor(size=generator.config.image_size)
     side, frames = min(DEFAULT_SIZE, person.max_size), []
     for points in preview_landmarks(person.landmarks):
         drawing = processor.draw(points).to(generator.device, generator.dtype, memory_format=torch.channels_last)
         points = torch.from_numpy(points)[None].to(generator.device)  # 1 x 78 x 2
-        output = generator(drawing, person.adain_parameters, points, person.sources)
+        output = generator(drawing, adain_parameters, points, sources)
         if output.composition is None:
             frames += processor.postprocess(output.images)
         else:

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from . import __version__
 from .containers import is_file, open_binary
 from .errors import FsthError, VideoError
-from .signing_key import own_certificates, pem, signing_key
+from .signing_key import has_key, own_certificates, pem, signing_key
 from .video import read_metadata
 
 
@@ -170,9 +170,10 @@ def sign(path: str | os.PathLike, origin: Origin) -> bool:
 
 
 def check_credentials() -> bool:
-    """Whether output will be signed here; `FsthError` at once for a key that `sign` would refuse after minutes."""
+    """Whether output will be signed here; `FsthError` at once for a key that `sign` would refuse after minutes. Makes
+    none."""
     c2pa = _load_c2pa()
-    if c2pa is not None:
+    if c2pa is not None and has_key():
         _signer(c2pa).close()
     return c2pa is not None
 

@@ -5,12 +5,13 @@ import shutil
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
-from .configuration_fsth import FsthConfig
 from .errors import FsthError
 from .image_processing_fsth import FsthImageProcessor
-from .pretrained import NETWORKS
+from .pipeline_fsth import FsthPipeline
+from .pretrained import INDEX
 
 
 # What diffusers executes to find the classes that model_index.json names. It looks for import statements, and refuses
@@ -45,14 +46,18 @@ def add_code(folder: str | Path) -> None:
         FsthError: It holds no such pipeline.
     """
     folder = Path(folder)
-    files = [folder / "model_index.json", folder / "image_processor" / "preprocessor_config.json"]
-    files += [folder / name / "config.json" for name in NETWORKS]
-    missing = [path.relative_to(folder) for path in files if not path.is_file()]
+    files = [folder / INDEX, folder / "image_processor" / "preprocessor_config.json"]
+    classes = FsthPipeline.component_classes()
+    networks = {name: network for name, network in classes.items() if issubclass(network, PreTrainedModel)}
+    optional = {name for name in networks if name in FsthPipeline._optional_components}
+    files += [folder / name / "config.json" for name in networks.keys() - optional]
+    missing = sorted(path.relative_to(folder) for path in files if not path.is_file())
     if missing:
         raise FsthError(f"{folder} holds no pipeline of fsth_hub (no {missing[0]}); save one there first.")
 
-    for name, network in NETWORKS.items():
-        config = FsthConfig.from_pretrained(folder / name)
+    networks = {name: network for name, network in networks.items() if (folder / name / "config.json").is_file()}
+    for name, network in networks.items():
+        config = network.config_class.from_pretrained(folder / name)
         _carry(config, "AutoConfig", folder / name / "config.json")
         with torch.device("meta"):  # only its class matters
             _carry(network(config), "AutoModel", folder / name / "config.json")
@@ -63,13 +68,13 @@ def add_code(folder: str | Path) -> None:
     for path in folder.glob("*/*.py"):
         shutil.copyfile(path, folder / path.name)
 
-    index = json.loads((folder / "model_index.json").read_text())
+    index = json.loads((folder / INDEX).read_text())
     index["_class_name"] = ["pipeline", "FsthPipeline"]
-    for name, component in NETWORKS.items() | {("image_processor", FsthImageProcessor)}:
+    for name, component in {**networks, "image_processor": FsthImageProcessor}.items():
         index[name] = ["component", component.__name__]
         (folder / name / "component.py").write_text(SHIM)
     (folder / "pipeline.py").write_text(SHIM)
-    _write_json(folder / "model_index.json", index)
+    _write_json(folder / INDEX, index)
 
 
 def _carry(item, auto_class: str, path: Path) -> None:

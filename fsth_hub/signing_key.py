@@ -64,6 +64,17 @@ def signing_key() -> SigningKey:
     return SigningKey(algorithm, b"".join(map(pem, certificates)), pem(key))
 
 
+def has_key() -> bool:
+    """Whether there is a key already; `FsthError` where there is none and `signing_key` could not make one."""
+    folder = _own_folder()
+    if given_names() or folder.exists():
+        return True
+    parent = next(parent for parent in folder.parents if parent.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise _no_place("it cannot be written to")
+    return False
+
+
 def own_certificates() -> list[list]:
     """Chains of certificates of the given key and of the self-made one, those that exist."""
     paths = [os.environ.get(CERTIFICATE_VARIABLE), _own_folder() / "certificates.pem"]
@@ -90,11 +101,15 @@ def _own_key() -> tuple[Path, Path]:
                     if not folder.exists():
                         raise
         except OSError as error:
-            raise FsthError(
-                f"No key to sign with can be kept in {folder}: {error.strerror}; set {CERTIFICATE_VARIABLE} and "
-                f"{KEY_VARIABLE}, or switch credentials off."
-            ) from error
+            raise _no_place(error.strerror) from error
     return folder / "certificates.pem", folder / "key.pem"
+
+
+def _no_place(reason: str) -> FsthError:
+    return FsthError(
+        f"No key to sign with can be kept in {_own_folder()}: {reason}; set {CERTIFICATE_VARIABLE} and "
+        f"{KEY_VARIABLE}, or switch credentials off."
+    )
 
 
 def _make_key(certificate_path: Path, key_path: Path) -> None:

@@ -34,7 +34,7 @@ def build() -> gr.Blocks:
     """The page; on ZeroGPU its clips are drawn on a GPU."""
     if not ON_ZERO_GPU:
         return create_demo()
-    demo = create_demo(FsthPipeline.from_pretrained(device="cpu"))
+    demo = create_demo(FsthPipeline.from_pretrained())
     draw_on_gpu(demo.studio)
     return demo
 

@@ -45,7 +45,7 @@ def test_untrained_it_draws_as_the_generator_does():
     tuned = add_lora(generator)
     start_lora(tuned, torch.Generator().manual_seed(0))
     assert torch.allclose(run(tuned).images, run(generator).images, atol=1e-5)
-    plain = generator.fused().state_dict()
+    plain = generator.fold_spectral_norm().state_dict()
     merged = merge(generator, get_lora(tuned)).state_dict()
     assert all(torch.equal(tensor, plain[name]) for name, tensor in merged.items())
 
@@ -67,7 +67,8 @@ def test_merged_weights_draw_what_was_trained(rank):
     lora = get_lora(tuned)
     assert all(tensor.dtype == torch.float16 for tensor in lora.values())
     merged = merge(generator, lora)
-    assert merged.state_dict().keys() == generator.fused().state_dict().keys()  # plain: a frame costs what it did
+    # plain: a frame costs what it did
+    assert merged.state_dict().keys() == generator.fold_spectral_norm().state_dict().keys()
     assert not any(parameter.requires_grad for parameter in merged.parameters()) and not merged.training
     assert torch.allclose(run(merged).images, run(tuned).images, atol=1e-4)
     assert (run(merged).images - run(generator).images).abs().mean() > 0.01

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shards import NETWORKS
 from test_pipeline import make_pipeline
 
 from fsth_hub import FsthError
 from fsth_hub.pipeline_fsth import FsthPipeline
-from fsth_hub.pretrained import BUNDLED_MODEL, NETWORKS
+from fsth_hub.pretrained import BUNDLED_MODEL
 from fsth_hub.remote_code import add_code
 
 
@@ -156,7 +157,7 @@ np.savez("outputs.npz", **outputs)
     scope = {"torch": torch, "portraits": processor(list(images[:1]), points[:1])}
     scope["with_landmarks"] = processor(list(images[:1]), points[:1], return_landmarks=True)
     scope["driver"] = processor(images[1], points[1], return_landmarks=True)
-    own = FsthPipeline.from_pretrained(carrying, device="cpu", dtype=torch.float32)
+    own = FsthPipeline.from_pretrained(carrying)
     scope |= {name[0].upper(): getattr(own, name).to(memory_format=torch.contiguous_format) for name in NETWORKS}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -224,7 +225,7 @@ def test_own_loader_executes_no_carried_code(pipe, carrying, tmp_path):
     add_code(folder)
     for path in folder.rglob("*.py"):
         path.write_text("raise SystemExit('executed')\n")
-    own = FsthPipeline.from_pretrained(folder, device="cpu", dtype=torch.float32)
+    own = FsthPipeline.from_pretrained(folder)
     assert all(torch.equal(own.generator.state_dict()[k], v) for k, v in pipe.generator.state_dict().items())
 
 

@@ -196,7 +196,7 @@ def test_few_layers_are_kept(monkeypatch):
 
 @pytest.fixture(scope="module")
 def pipe():
-    pipe = FsthPipeline.from_pretrained(device="cpu", dtype=torch.float32)
+    pipe = FsthPipeline.from_pretrained()
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -208,7 +208,7 @@ def person(pipe, astronaut):
 
 @pytest.fixture(scope="module")
 def generator(pipe):
-    return pipe.generator.fused()
+    return pipe.generator.fold_spectral_norm()
 
 
 def nodding(points: np.ndarray) -> np.ndarray:

@@ -170,7 +170,7 @@ def test_of_lora_only_low_ranks_and_psi_are_tuned(monkeypatch):
     given = networks()
     tuned = tune(method="lora", given=given, steps=2)
     assert tuned.best_step == 2
-    before, after = given[1].fused().state_dict(), tuned.generator.state_dict()
+    before, after = given[1].fold_spectral_norm().state_dict(), tuned.generator.state_dict()
     changed = {name.removesuffix(".weight") for name in before if not torch.equal(before[name], after[name])}
     assert changed == {re.fullmatch(r"base_model\.model\.(.+)\.lora_[AB]\.weight", name)[1] for name in tuned.lora}
     start = given[1].project(given[0](*portraits(1)[:2]).embedding)
@@ -216,7 +216,7 @@ def test_where_nothing_helps_the_start_is_kept(monkeypatch, method):
     given = networks()
     tuned = tune(method=method, given=given, steps=10)
     assert tuned.best_step == 0 and torch.equal(tuned.adain_parameters, seen[0])
-    state = (given[1].fused() if method == "lora" else given[1]).state_dict()
+    state = (given[1].fold_spectral_norm() if method == "lora" else given[1]).state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in tuned.generator.state_dict().items())
 
 

@@ -30,7 +30,6 @@ from fsth_hub.identity import CONFIG_NAME, WEIGHTS_NAME
 
 
 TOKENS = (ANN, ANN_READS, BOB, "hf_UnknownToTheHub")
-ON_CPU = {"device": "cpu", "dtype": torch.float32}
 IDENTITY_FILES = {".gitattributes", "README.md", CONFIG_NAME, WEIGHTS_NAME}
 
 
@@ -121,7 +120,7 @@ LOAD_AND_DRAW = """
 import sys, numpy as np, torch
 from test_pipeline import StubDetector, arrays, clip
 from fsth_hub import FsthPipeline
-pipe = FsthPipeline.from_pretrained("ann/base", device="cpu", dtype=torch.float32)
+pipe = FsthPipeline.from_pretrained("ann/base")
 pipe.set_progress_bar_config(disable=True)
 pipe.detector = StubDetector()
 np.save(sys.argv[1], arrays(pipe(pipe.load_identity("ann/ada"), clip(0, 20)).frames[0]))
@@ -130,7 +129,7 @@ np.save(sys.argv[1], arrays(pipe(pipe.load_identity("ann/ada"), clip(0, 20)).fra
 
 def test_fine_tuned_published_loaded_elsewhere_and_offline(hub, cache, tmp_path, monkeypatch, steps_that_show):  # noqa: F811
     make_pipeline().push_to_hub("ann/base")
-    pipe = FsthPipeline.from_pretrained("ann/base", cache_dir=tmp_path / "own", **ON_CPU)
+    pipe = FsthPipeline.from_pretrained("ann/base", cache_dir=tmp_path / "own")
     pipe.set_progress_bar_config(disable=True)
     pipe.detector = make_pipeline().detector
     identity = tuned(pipe, picture(), negative(picture(9)))
@@ -148,7 +147,7 @@ def test_fine_tuned_published_loaded_elsewhere_and_offline(hub, cache, tmp_path,
 
     asked = len(hub.requests)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # what the variable of that name sets
-    offline = FsthPipeline.from_pretrained("ann/base", cache_dir=cache, **ON_CPU)
+    offline = FsthPipeline.from_pretrained("ann/base", cache_dir=cache)
     offline.set_progress_bar_config(disable=True)
     offline.detector = pipe.detector
     assert np.array_equal(frames(offline, offline.load_identity("ann/ada", cache_dir=cache)), expected)
@@ -263,7 +262,7 @@ def test_networks_alone_and_variants(hub, pipe, cache, tmp_path, monkeypatch):
     for network, source in ((single, half), (double, pipe)):
         expected = source.generator.state_dict()
         assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
-    loaded = FsthPipeline.from_pretrained("ann/base", variant="fp16", cache_dir=cache, **ON_CPU)
+    loaded = FsthPipeline.from_pretrained("ann/base", variant="fp16", cache_dir=cache)
     assert torch.equal(loaded.generator.head.bias, half.generator.head.bias.float())
     assert not torch.equal(loaded.generator.head.bias, pipe.generator.head.bias)
     assert "fp8" in sentence(FsthPipeline.from_pretrained, "ann/base", variant="fp8", cache_dir=cache)
@@ -283,7 +282,7 @@ def test_identity_of_another_revision_names_both(hub, pipe, identity, cache):
     with torch.no_grad():
         other.generator.head.bias += 0.1
     other.push_to_hub("ann/base")
-    loaded = FsthPipeline.from_pretrained("ann/base", cache_dir=cache, **ON_CPU)
+    loaded = FsthPipeline.from_pretrained("ann/base", cache_dir=cache)
     revision = hub.repositories["ann/base"].sha("main")
     assert (loaded.model_name, loaded.model_revision) == ("ann/base", revision)
     replace(identity, base_model="ann/base", base_revision="0123456789" * 4).push_to_hub("ann/ada", consent=True)
@@ -445,5 +444,5 @@ print(type(network).__module__.split(".")[0], network.head.bias.tolist())
     command = [sys.executable, "-c", program]
     told = subprocess.run(command, capture_output=True, text=True, cwd=cache, check=True).stdout
     assert told == f"transformers_modules {pipe.generator.head.bias.tolist()}\n"
-    own = FsthPipeline.from_pretrained("ann/coded", cache_dir=cache, **ON_CPU)
+    own = FsthPipeline.from_pretrained("ann/coded", cache_dir=cache)
     assert torch.equal(own.generator.head.bias, pipe.generator.head.bias)

@@ -170,11 +170,11 @@ def test_preview_is_generated(identity, pipe, tmp_path):
     strip = np.asarray(draw_preview(identity, identity.generator))
     assert strip.shape == (pipe.size, 4 * pipe.size, 3)
     frames = np.split(strip, 4, axis=1)
-    assert np.array_equal(frames[0], pipe.draw_frame(identity.generator.fused(), identity, identity.landmarks))
+    assert np.array_equal(frames[0], pipe.draw_frame(pipe.generator_for(identity), identity, identity.landmarks))
     assert len({frame.tobytes() for frame in frames}) == 4
     with torch.no_grad():
         other = pipe.embed(picture())
-    assert not np.array_equal(frames[0], pipe.draw_frame(pipe.generator.fused(), other, identity.landmarks))
+    assert not np.array_equal(frames[0], pipe.draw_frame(pipe.generator_for(), other, identity.landmarks))
     identity.write_card(tmp_path, "ann/portrait")
     with Image.open(tmp_path / "preview.jpg") as saved:
         assert saved.size == (4 * pipe.size, pipe.size) and b"AI-generated" in saved.info["comment"]
@@ -192,7 +192,7 @@ def test_preview_and_card_are_of_the_crops_own_size(pipe, tmp_path):
         assert saved.size == (4 * 150, 150)
     assert "Crops of the head, 151 x 151 pixels" in (tmp_path / "README.md").read_text()
     first = np.asarray(draw_preview(identity, identity.generator))[:, :150]
-    assert np.array_equal(first, pipe.draw_frame(identity.generator.fused(), identity, identity.landmarks, 150))
+    assert np.array_equal(first, pipe.draw_frame(pipe.generator_for(identity), identity, identity.landmarks, 150))
     without = make_pipeline(source_skips=False)  # which draws one size alone
     identity = without.fine_tune_crops([crops], [points], **options)
     assert draw_preview(identity, identity.generator).size == (4 * without.size, without.size)
@@ -202,8 +202,8 @@ def test_preview_and_card_are_of_the_crops_own_size(pipe, tmp_path):
 
 
 def test_a_pipeline_keeps_the_card_it_came_with(tmp_path):
-    bundled = FsthPipeline.from_pretrained(device="cpu", dtype=torch.float32)
-    write_pipeline_card(figures_of(bundled), tmp_path, "ann/model", bundled.config["_name_or_path"])
+    bundled = FsthPipeline.from_pretrained()
+    write_pipeline_card(figures_of(bundled), tmp_path, "ann/model", bundled.model_source.folder)
     assert (tmp_path / "README.md").read_bytes() == BUNDLED_CARD.read_bytes()
 
 

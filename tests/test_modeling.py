@@ -166,11 +166,11 @@ def test_half_precision_is_near_single(network, dtype):
 def test_fusing_spectral_norm_changes_nothing(network):
     model = tiny(network)
     before = run(model).to_tuple()[0]
-    fused = model.fused()
+    fused = model.fold_spectral_norm()
     assert torch.equal(run(fused).to_tuple()[0], before)
     assert not any("parametrizations" in key for key in fused.state_dict())
     assert torch.equal(run(model).to_tuple()[0], before)  # the original goes on, spectral norm and all
-    assert torch.equal(run(model.fused()).to_tuple()[0], before)
+    assert torch.equal(run(model.fold_spectral_norm()).to_tuple()[0], before)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

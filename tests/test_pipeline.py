@@ -69,7 +69,7 @@ def clip(*shifts: int) -> list[np.ndarray]:
 
 def make_pipeline(**kwargs) -> FsthPipeline:
     networks = [tiny(network, **kwargs).train() for network in (FsthEmbedder, FsthGenerator, FsthDiscriminator)]
-    pipe = FsthPipeline(*networks, FsthImageProcessor(size=SIZE))
+    pipe = FsthPipeline(*networks[:2], FsthImageProcessor(size=SIZE), networks[2])
     pipe.set_progress_bar_config(disable=True)
     pipe.detector = StubDetector()
     return pipe
@@ -82,7 +82,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def bundled():
-    pipe = FsthPipeline.from_pretrained(device="cpu", dtype=torch.float32)
+    pipe = FsthPipeline.from_pretrained()
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -107,8 +107,8 @@ def test_bundled_model_loads_without_network(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", no_network)
     monkeypatch.setattr(hub, "snapshot_download", no_network)
-    pipe = FsthPipeline.from_pretrained(device="cpu")
-    assert pipe.generator.dtype == pipe.embedder.dtype == default_dtype(torch.device("cpu"))
+    pipe = FsthPipeline.from_pretrained()
+    assert pipe.generator.dtype == pipe.embedder.dtype == torch.float32 and pipe.device.type == "cpu"
     assert not any(network.training for network in (pipe.embedder, pipe.generator, pipe.discriminator))
 
 
@@ -133,7 +133,7 @@ def test_bundled_model_draws_the_face_where_the_driver_leads_it(bundled, astrona
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_saved_pipeline_draws_the_same_bits(pipe, tmp_path, dtype):
     pipe.to(dtype=dtype).save_pretrained(tmp_path)
-    loaded = FsthPipeline.from_pretrained(tmp_path, device="cpu", dtype=dtype)
+    loaded = FsthPipeline.from_pretrained(tmp_path, dtype=dtype)
     loaded.set_progress_bar_config(disable=True)
     loaded.detector = StubDetector()
     assert loaded.size == SIZE and loaded.image_processor.side == SIZE

@@ -28,6 +28,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
+from fsth_hub.device import default_device, default_dtype
 from fsth_hub.errors import FsthError, NoFaceError
 from fsth_hub.image_processing_fsth import load_image
 from fsth_hub.landmark_flow import portrait_flow
@@ -80,7 +81,7 @@ def processor() -> str:
 
 
 def describe(pipe: FsthPipeline) -> dict:
-    networks = {"embedder": pipe.embedder, "generator": pipe.generator, "discriminator": pipe.discriminator}
+    networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     cuda = pipe.device.type == "cuda"
     return {
         "device": str(pipe.device),
@@ -140,7 +141,7 @@ def drawing_times(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> list
         pipe.to(dtype=dtype)
         for number in args.num_portraits:
             person = pipe.embed([args.portrait] * number)
-            for fused, generator in ((False, pipe.generator), (True, pipe.generator.fused())):
+            for fused, generator in ((False, pipe.generator), (True, pipe.generator_for())):
                 milliseconds = drawing_time(pipe, generator, person, landmarks, args.repeats)
                 entry = {"portraits": number, "dtype": str(dtype).removeprefix("torch."), "fused": fused}
                 baseline = next((e["milliseconds"] for e in entries if e["portraits"] == number), milliseconds)
@@ -150,7 +151,7 @@ def drawing_times(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> list
 
 def composing_times(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> dict[str, dict[str, float]]:
     """Milliseconds a frame to put frames of each size together, from each number of portraits, and for the flow."""
-    generator, times = pipe.generator.fused(), {}
+    generator, times = pipe.generator_for(), {}
     picture = Image.fromarray(load_image(args.portrait))
     box = pipe.embed(args.portrait).boxes[0]
     # enlarged until the head has the pixels, for what a pixel shows costs nothing
@@ -182,7 +183,7 @@ def drawing_time(pipe: FsthPipeline, generator, person, landmarks: list[np.ndarr
 
 def compile_times(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> dict:
     """What torch.compile of the fused generator costs and gives, with the fewest portraits and the default dtype."""
-    person, plain = pipe.embed([args.portrait] * min(args.num_portraits)), pipe.generator.fused()
+    person, plain = pipe.embed([args.portrait] * min(args.num_portraits)), pipe.generator_for()
     compiled = torch.compile(plain)
     started = time.perf_counter()
     try:
@@ -197,7 +198,7 @@ def compile_times(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> dict
 
 def encoding_time(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> float:
     """Milliseconds a frame, written as H.264."""
-    generator, person = pipe.generator.fused(), pipe.embed(args.portrait)
+    generator, person = pipe.generator_for(), pipe.embed(args.portrait)
     frames = [pipe.draw_frame(generator, person, points) for points in landmarks]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clip.mp4")
@@ -207,7 +208,8 @@ def encoding_time(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> floa
 
 def measure(args) -> dict:
     started = time.perf_counter()
-    pipe = FsthPipeline.from_pretrained(args.model, device=args.device)
+    device = default_device() if args.device == "auto" else torch.device(args.device)
+    pipe = FsthPipeline.from_pretrained(args.model, dtype=default_dtype(device)).to(device)
     seconds_to_load = time.perf_counter() - started
     result = describe(pipe) | {"frames": args.num_frames, "repeats": args.repeats, "seconds_to_load": seconds_to_load}
     pipe.set_progress_bar_config(disable=True)

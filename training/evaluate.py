@@ -27,6 +27,7 @@ from huggingface_hub.errors import HFValidationError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
+from fsth_hub.device import default_device, default_dtype
 from fsth_hub.errors import FsthError
 from fsth_hub.feature_networks import LPIPS, load_weights
 from fsth_hub.finetuning import METHODS
@@ -121,7 +122,7 @@ def sha256(*parts: bytes) -> str:
 
 def weights_hash(pipe: FsthPipeline) -> str:
     """Of all weight files of a pipeline, in the order of their names."""
-    folder = Path(pipe.config._name_or_path)
+    folder = Path(pipe.model_source.folder)
     return sha256(*(path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))))
 
 
@@ -220,8 +221,11 @@ def save_results(path: Path, results: dict):
 
 def measure(args):
     clips = one_clip_per_person(read_index(args.shards))
-    dtype = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
-    pipes = {name: FsthPipeline.from_pretrained(source, dtype=dtype) for name, source in args.models.items()}
+    device = default_device()
+    dtype = default_dtype(device) if args.dtype == "auto" else getattr(torch, args.dtype)
+    pipes = {
+        name: FsthPipeline.from_pretrained(source, dtype=dtype).to(device) for name, source in args.models.items()
+    }
     if args.cross and len(clips) < 2:
         raise FsthError("Cross-reenactment takes clips of two people at least.")
     side = clips[0].image(0).width
@@ -232,7 +236,7 @@ def measure(args):
 
     methods = {UNMOVED: unmoved_portrait, WARP: warped_portrait}
     for name, pipe in pipes.items():
-        methods[f"{name} FF"] = feed_forward(pipe, pipe.generator.fused())
+        methods[f"{name} FF"] = feed_forward(pipe, pipe.generator_for())
     tuned = {}
     if args.fine_tune:
         content = ContentLoss.load(args.vgg, args.face_network)

@@ -22,6 +22,7 @@ from accelerate.utils import gather_object
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
+from fsth_hub.device import default_dtype
 from fsth_hub.errors import FsthError
 from fsth_hub.finetuning import METHODS, load_content
 from fsth_hub.identity import CONFIG_NAME, FsthIdentity
@@ -90,7 +91,8 @@ def main(argv=None):
         f"{len(people)} people, {len(people) - len(waiting)} done, {accelerator.num_processes} processes"
     )
 
-    pipe = FsthPipeline.from_pretrained(args.model, device=accelerator.device)
+    device = accelerator.device
+    pipe = FsthPipeline.from_pretrained(args.model, dtype=default_dtype(device)).to(device)
     pipe.set_progress_bar_config(disable=not accelerator.is_local_main_process, leave=False, unit=" steps")
     content = load_content(args.vgg, args.face_network)
     failed = {}

@@ -247,7 +247,7 @@ def fine_tuned(pipe: FsthPipeline, method: str, content: ContentLoss, steps: int
     def prepare(crops, landmarks) -> tuple[Draw, dict]:
         options = {"method": method, "content": content, "steps": steps, "seed": 0}
         person, seconds = timed(pipe.fine_tune_crops, crops, landmarks, **options)
-        fused = person.tuned_generator(pipe.generator).fused()
+        fused = pipe.generator_for(person)
         costs = {"seconds": {"fine_tune": seconds}, "megabytes": saved_megabytes(person)}
         return lambda points: pipe.draw_frame(fused, person, points), costs
 

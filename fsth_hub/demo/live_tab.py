@@ -134,7 +134,7 @@ class Live:
         if session.key != (key := (*paths, *faces)):
             session.person = pipe.embed(paths, faces)
             session.origin = Origin.of(pipe.model_name, session.person, paths, None)
-            session.generator, session.key = pipe.generator.fused(), key
+            session.generator, session.key = pipe.generator_for(), key
             session.recording = []  # a clip shows one person
             session.reset_pose()
         session.face = pipe.detector.track(picture, session.face) if session.face else None

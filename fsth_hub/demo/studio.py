@@ -49,10 +49,13 @@ class Studio:
         if name not in self._models:
             raise FsthError(f"This page has no model '{name}'; choose one of {', '.join(self._models)}.")
         if self._loaded[0] != name:
+            from ..device import default_device, default_dtype
             from ..pipeline_fsth import FsthPipeline
 
-            model = self._models[name]
-            pipe = model if isinstance(model, FsthPipeline) else FsthPipeline.from_pretrained(model)
+            pipe = self._models[name]
+            if not isinstance(pipe, FsthPipeline):
+                device = default_device()
+                pipe = FsthPipeline.from_pretrained(pipe, dtype=default_dtype(device)).to(device)
             pipe.set_progress_bar_config(disable=True)
             self._loaded = (name, pipe)
         return self._loaded[1]

@@ -101,7 +101,7 @@ def write_hum(path: Path) -> None:
 def main() -> None:
     pipe = FsthPipeline.from_pretrained()
     person = pipe.embed(HERE / "astronaut.jpg")
-    generator = pipe.generator.fused()
+    generator = pipe.generator_for()
     frames = (pipe.draw_frame(generator, person, points) for points in pipe.progress_bar(motion(person.landmarks)))
     with tempfile.TemporaryDirectory() as folder:
         hum = Path(folder, "hum.m4a")

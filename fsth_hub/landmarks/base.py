@@ -1,7 +1,7 @@
 """What a landmark detector is, and what it returns."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -37,8 +37,9 @@ class Face:
         return float(np.linalg.norm(self.points[FACE].mean(axis=0) - other.points[FACE].mean(axis=0)))
 
 
+@runtime_checkable
 class LandmarkDetector(Protocol):
-    """Finds faces and their 78 landmarks. A detector serves one thread at a time."""
+    """Finds faces and their 78 landmarks. All threads that run a pipeline share its detector."""
 
     def detect(self, image: np.ndarray) -> list[Face]:
         """Find every face of a picture.

@@ -3,6 +3,7 @@
 The networks lie in `models/` (see NOTICE for their origin); the mediapipe package itself is not needed.
 """
 
+import threading
 from pathlib import Path
 
 import cv2
@@ -34,14 +35,18 @@ ATTEMPTS = ((0.7, 640, 1.0), (0.4, 640, 1.0), (0.4, 320, 1.0), (0.4, 1280, 1.0),
 
 
 class MediaPipeDetector:
-    """Finds 78 landmarks on a CPU in milliseconds, offline. One instance serves one thread at a time."""
+    """Finds 78 landmarks on a CPU in milliseconds, offline. Threads that share one take turns."""
 
     def __init__(self):
+        self._turn = threading.Lock()  # a network of OpenCV keeps its input until it is run
         self.yunet = cv2.FaceDetectorYN.create(str(MODELS / "face_detection_yunet_2023mar.onnx"), "", (320, 320))
         # OpenCV's new engine returns only the first output of a network that has several.
         engine = cv2.dnn.ENGINE_CLASSIC
         self.mesh = cv2.dnn.readNetFromTFLite(str(MODELS / "face_landmark.tflite"), engine=engine)
         self.iris = cv2.dnn.readNetFromTFLite(str(MODELS / "iris_landmark.tflite"), engine=engine)
+
+    def __reduce__(self):
+        return MediaPipeDetector, ()  # OpenCV's networks are neither copied nor pickled
 
     def detect(self, image: np.ndarray) -> list[Face]:
         """Find every face of a picture (H x W x 3 uint8, RGB), the largest first."""
@@ -67,9 +72,10 @@ class MediaPipeDetector:
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
         if gamma != 1:
             small = (255 * (small / 255.0) ** gamma).astype(np.uint8)
-        self.yunet.setInputSize(size)
-        self.yunet.setScoreThreshold(threshold)
-        rows = self.yunet.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1]
+        with self._turn:
+            self.yunet.setInputSize(size)
+            self.yunet.setScoreThreshold(threshold)
+            rows = self.yunet.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1]
         # A row: box, five points from the eye on the picture's left to the mouth, score.
         return [] if rows is None else [(row[:4] / scale, row[4:8].reshape(2, 2) / scale) for row in rows]
 
@@ -86,8 +92,10 @@ class MediaPipeDetector:
 
     def _mesh(self, image: np.ndarray, region: np.ndarray) -> tuple[np.ndarray, float] | None:
         """The 68 points within a region of the picture, and how surely it shows a face; None where it does not."""
-        self.mesh.setInput(_blob(image, region, MESH_SIZE))
-        mesh, presence = self.mesh.forward(["conv2d_21", "conv2d_31"])
+        blob = _blob(image, region, MESH_SIZE)
+        with self._turn:
+            self.mesh.setInput(blob)
+            mesh, presence = self.mesh.forward(["conv2d_21", "conv2d_31"])
         score = float(1 / (1 + np.exp(-presence.item())))
         if score < PRESENCE:
             return None
@@ -103,8 +111,10 @@ class MediaPipeDetector:
         region = _region((eye[0] + eye[3]) / 2, EYE_TO_CROP * np.linalg.norm(inward), inward)
         if mirrored:  # the network knows only the eye on the picture's left
             region = region @ np.array([[-1, 0, 1], [0, 1, 0], [0, 0, 1]])
-        self.iris.setInput(_blob(image, region, IRIS_SIZE))
-        contour, iris = self.iris.forward(["output_eyes_contours_and_brows", "output_iris"])
+        blob = _blob(image, region, IRIS_SIZE)
+        with self._turn:
+            self.iris.setInput(blob)
+            contour, iris = self.iris.forward(["output_eyes_contours_and_brows", "output_iris"])
         lids = _apply(region, contour.reshape(71, 3)[CONTOUR_TO_EYE, :2] / IRIS_SIZE)
         iris = _apply(region, iris.reshape(5, 3)[:, :2] / IRIS_SIZE)
         return (lids[[3, 2, 1, 0, 5, 4]], iris[[0, 3, 2, 1, 4]]) if mirrored else (lids, iris)

@@ -1,0 +1,382 @@
+"""Devices and precisions, offload, threads and copies: a person is drawn right wherever pipeline and person lie."""
+
+import copy
+import pickle
+import threading
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from accelerate import cpu_offload
+from accelerate.hooks import ModelHook, add_hook_to_module
+from test_modeling import tiny
+from test_pipeline import arrays, clip, make_pipeline, picture
+
+from fsth_hub import adapter, modeling_fsth, provenance
+from fsth_hub.caching import Cache, weights_state
+from fsth_hub.errors import FsthError
+from fsth_hub.finetuning import PixelLoss
+from fsth_hub.landmarks import get_detector
+from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator, is_hooked
+
+
+META = torch.device("meta")
+
+
+@pytest.fixture
+def pipe():
+    return make_pipeline()
+
+
+def frames(pipe, person) -> np.ndarray:
+    return arrays(pipe(person, clip(0, 20), mark=False, credentials=False).frames)
+
+
+@cache
+def tuned_once(kind):
+    return make_pipeline().fine_tune(picture(), kind=kind, steps=1, content=PixelLoss())
+
+
+def tuned(pipe, kind):
+    """For any pipeline of `make_pipeline`: they are all the same."""
+    identity = replace(copy.deepcopy(tuned_once(kind)), base_generator=pipe.generator)
+    with torch.no_grad():  # one step shows in no pixel
+        if kind == "full":
+            identity.generator.head.bias += 0.2
+        else:
+            identity.adapter["head.lora_A"] += 0.5
+            identity.adapter["head.lora_B"] += 0.5
+    return identity
+
+
+def person_of(pipe, kind):
+    return pipe.embed(picture()) if kind == "embedded" else tuned(pipe, kind)
+
+
+KINDS = pytest.mark.parametrize("kind", ["embedded", "full", "adapter"])
+
+
+# Devices and precisions.
+
+
+@KINDS
+def test_person_follows_the_pipelines_precision(pipe, kind):
+    person = person_of(pipe, kind)
+    single = frames(pipe, person)
+    half = frames(pipe.to(dtype=torch.bfloat16), person)
+    assert half.std() > 1 and 0 < np.abs(single.astype(int) - half).mean() < 2
+    assert person.adain_parameters.dtype == torch.float32  # they are kept as they were
+    if kind == "embedded":
+        assert np.array_equal(frames(make_pipeline(), person), single)
+
+
+@KINDS
+def test_person_follows_the_pipelines_device(pipe, kind):
+    person = person_of(pipe, kind)
+    pipe.to(META)
+    generator = pipe.generator_for(person)
+    assert generator.device == META
+    parameters, sources = person.inputs(generator.device, generator.dtype)
+    tensors = [parameters, *sources.to_tuple()[:-1], *sources.features]
+    assert all(tensor.device == META for tensor in tensors)
+    assert all(tensor.device == META for tensor in (*generator.parameters(), *generator.buffers()))
+    assert person.adain_parameters.device.type == "cpu"
+
+
+def test_precise_parts_stay_precise(pipe):
+    _, sources = pipe.embed(picture()).inputs(torch.device("cpu"), torch.bfloat16)
+    precise = {name for name, value in sources.items() if name != "features" and value.dtype == torch.float32}
+    assert precise == {"landmarks", "cavities", "light"}
+    assert {feature.dtype for feature in sources.features} == {torch.bfloat16}
+
+
+def count_calls(monkeypatch, module, name) -> list:
+    calls, function = [], getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *args: calls.append(args) or function(*args))
+    return calls
+
+
+@KINDS
+def test_folding_and_merging_happen_once(pipe, kind, monkeypatch):
+    person = person_of(pipe, kind)
+    frames(pipe, person)
+    folded = count_calls(monkeypatch, modeling_fsth.FsthPreTrainedModel, "fold_spectral_norm")
+    merged = count_calls(monkeypatch, adapter, "rank_of")
+    before = frames(pipe, person)
+    assert not folded and not merged
+    assert pipe.generator_for(person) is pipe.generator_for(person)
+
+    # what has changed is seen
+    weights = pipe.generator.head if kind == "embedded" else person.generator and person.generator.head
+    with torch.no_grad():
+        if weights is None:
+            person.adapter["head.lora_B"] -= 0.3
+        else:
+            weights.bias -= 0.3
+    assert not np.array_equal(frames(pipe, person), before)
+    assert pipe.generator_for(person).dtype != pipe.to(torch.bfloat16).generator_for(person).dtype
+    pipe.to(torch.float32)
+    pipe.generator = tiny(FsthGenerator, num_residual_blocks=2)
+    if kind == "embedded":
+        assert len(pipe.generator_for(person).bottleneck) == 2
+
+
+def test_networks_are_left_as_they_are_given(pipe):
+    networks = (pipe.embedder, pipe.generator, pipe.discriminator)
+    before = [copy.deepcopy(network.state_dict()) for network in networks]
+    pipe.fine_tune(picture(), steps=1, content=PixelLoss())
+    frames(pipe, picture())
+    for network, state in zip(networks, before, strict=True):
+        assert network.training
+        assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+
+# Offload.
+
+
+class Recording(ModelHook):
+    def __init__(self):
+        self.running, self.runs = 0, 0
+
+    def pre_forward(self, module, *args, **kwargs):
+        self.running, self.runs = self.running + 1, self.runs + 1
+        return args, kwargs
+
+    def post_forward(self, module, output):
+        self.running -= 1
+        return output
+
+
+def watch(network: torch.nn.Module) -> Recording:
+    """Have a network's parts refuse to compute outside of what its hook sees."""
+    hook = Recording()
+    add_hook_to_module(network, hook)
+
+    def inside(*_):
+        assert hook.running, "computed without the hook, which would have brought the weights"
+
+    for part in network.modules():
+        if part is not network:
+            part.register_forward_pre_hook(inside)
+    return hook
+
+
+def test_all_that_networks_compute_goes_through_their_hooks(pipe):
+    expected = frames(pipe, picture())
+    hooks = [watch(network) for network in (pipe.embedder, pipe.generator, pipe.discriminator)]
+    # in their own memory layout, and so not to the last bit
+    assert (np.abs(frames(pipe, picture()).astype(int) - expected) <= 1).all()
+    # embedding; projecting, encoding the portrait, and two frames; nothing
+    assert [hook.runs for hook in hooks] == [1, 2 + 2, 0]
+
+
+def offload(pipe, way):
+    """To the processor from the processor, as there may be no other device."""
+    if way == "model":
+        pipe.enable_model_cpu_offload(device="cpu")
+    else:  # what `enable_sequential_cpu_offload` does, but that says "cpu:0", which moves parameters for ever
+        for network in (pipe.embedder, pipe.generator, pipe.discriminator):
+            cpu_offload(network, torch.device("cpu"))
+
+
+@KINDS
+@pytest.mark.parametrize("way", ["model", "sequential"])
+def test_offloaded_pipeline_draws_the_same(pipe, kind, way):
+    for network in (pipe.embedder, pipe.generator, pipe.discriminator):
+        network.eval()
+    person = person_of(pipe, kind)
+    expected = frames(pipe, person), frames(pipe, picture())
+    offload(pipe, way)
+    resting = META if way == "sequential" else torch.device("cpu")
+    assert is_hooked(pipe.generator) and pipe.generator.device == resting
+    assert (np.abs(frames(pipe, person).astype(int) - expected[0]) <= 1).all()
+    assert (np.abs(frames(pipe, picture()).astype(int) - expected[1]) <= 1).all()
+    assert is_hooked(pipe.generator) and pipe.generator.device == resting
+
+
+@pytest.mark.parametrize("way", ["model", "sequential"])
+def test_offloaded_pipeline_is_fine_tuned(pipe, way, tmp_path):
+    expected = tuned_once("full")
+    offload(pipe, way)
+    identity = pipe.fine_tune(picture(), steps=1, content=PixelLoss())
+    assert identity.fingerprint == expected.fingerprint
+    assert torch.allclose(identity.adain_parameters, expected.adain_parameters, atol=1e-4)
+    identity.save_pretrained(tmp_path / "ada")
+    assert np.array_equal(frames(pipe, pipe.load_identity(tmp_path / "ada")), frames(pipe, identity))
+
+
+def test_hooks_are_freed_after_a_clip(pipe, monkeypatch):
+    freed = []
+    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: freed.append(True))
+    frames(pipe, picture())
+    assert freed == [True]
+
+    def give_up(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe(picture(), clip(0), callback=give_up, credentials=False)
+    assert freed == [True, True]
+
+
+# Threads.
+
+
+def in_threads(*functions) -> list:
+    """What each returns or raises, all of them started at once."""
+    results, barrier = [None] * len(functions), threading.Barrier(len(functions))
+
+    def run(index):
+        barrier.wait()
+        try:
+            results[index] = functions[index]()
+        except BaseException as error:
+            results[index] = error
+
+    threads = [threading.Thread(target=run, args=[index]) for index in range(len(functions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_threads_share_a_pipeline(pipe):
+    negative = 255 - picture()
+    negative[0, 0] = 20
+    people = [pipe.embed(picture()), pipe.embed(negative), tuned(pipe, "full"), tuned(pipe, "adapter")]
+    expected = [frames(make_pipeline(), people[0]), frames(make_pipeline(), people[1])]
+    expected += [frames(pipe, copy.deepcopy(person)) for person in people[2:]]
+    results = in_threads(*(lambda person=person: frames(pipe, person) for person in 2 * people))
+    for result, right in zip(results, 2 * expected, strict=True):
+        assert np.array_equal(result, right)
+
+
+def test_threads_share_a_person_at_different_sizes(pipe):
+    person = pipe.embed(np.ascontiguousarray(picture().repeat(4, 0).repeat(4, 1)), crop=False)
+    motion = pipe.read_driving(clip(0, 20))
+    sizes = [64, 100, 128] * 2
+    results = in_threads(*(lambda size=size: list(pipe.drive(person, motion, size=size)) for size in sizes))
+    for size, result in zip(sizes, results, strict=True):
+        assert np.array_equal(result, list(pipe.drive(person, motion, size=size)))
+
+
+def test_threads_share_a_detector(astronaut):
+    detector = get_detector()
+    pictures = [astronaut, np.ascontiguousarray(astronaut[:, ::-1])]
+    expected = [detector.detect(image)[0].points for image in pictures]
+
+    def look(image):
+        return [detector.detect(image)[0].points for _ in range(3)]
+
+    for found, right in zip(in_threads(*(lambda i=i: look(i) for i in pictures)), expected, strict=True):
+        assert all(np.array_equal(points, right, equal_nan=True) for points in found)
+
+
+# Copies.
+
+
+WAYS = {"copy": copy.deepcopy, "pickle": lambda item: pickle.loads(pickle.dumps(item))}
+
+
+@pytest.mark.parametrize("copied", WAYS.values(), ids=WAYS)
+@KINDS
+def test_copies_of_what_was_used_draw_the_same(pipe, kind, copied):
+    pipe.generator.source = modeling_fsth.ModelSource("ann/heads", "0123")
+    person = person_of(pipe, kind)
+    expected = frames(pipe, person)
+    other, someone = copied(pipe), copied(person)
+    assert type(other.generator) is FsthGenerator and other.generator is not pipe.generator
+    assert (other.model_name, other.model_revision) == ("ann/heads", "0123")
+    for drawing, drawn in ((pipe, someone), (other, person), (other, someone)):
+        assert np.array_equal(frames(drawing, drawn), expected)
+    # they are independent
+    with torch.no_grad():
+        other.generator.head.bias += 1
+    assert np.array_equal(frames(pipe, person), expected)
+
+
+def test_nothing_that_is_kept_is_copied(pipe):
+    person = pipe.embed(picture())
+    sizes = [len(pickle.dumps(item)) for item in (pipe, person)]
+    frames(pipe, person)
+    assert [len(pickle.dumps(item)) for item in (pipe, person)] == sizes
+    assert replace(person)._compositors is not person._compositors
+
+
+def test_pickled_networks_keep_mode_and_what_is_trained():
+    for network in (tiny(FsthEmbedder).train(), tiny(FsthGenerator).fold_spectral_norm(), tiny(FsthDiscriminator)):
+        next(network.parameters()).requires_grad_(False)
+        other = pickle.loads(pickle.dumps(network))
+        assert other.training == network.training and other.state_dict().keys() == network.state_dict().keys()
+        assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in network.parameters()]
+        assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in network.state_dict().items())
+
+
+def test_default_detector_is_copied_and_pickled(astronaut):
+    detector = get_detector()
+    for other in (copy.deepcopy(detector), pickle.loads(pickle.dumps(detector))):
+        assert np.array_equal(other.detect(astronaut)[0].points, detector.detect(astronaut)[0].points, equal_nan=True)
+
+
+# The cache.
+
+
+def test_cache_keeps_the_last_owners_and_lets_them_go():
+    class Owner:
+        pass
+
+    kept, owners, made = Cache(2), [Owner(), Owner(), Owner()], []
+
+    def get(owner, state=0):
+        return kept.get(owner, state, lambda: made.append(owner) or object())
+
+    first = get(owners[0])
+    assert get(owners[0]) is first and get(owners[0], 1) is not first and len(made) == 2
+    get(owners[1])
+    get(owners[0], 1)
+    assert len(made) == 3
+    get(owners[2])
+    get(owners[0], 1)
+    assert len(made) == 4 and len(kept._entries) == 2
+    made.clear()
+    del owners[2]
+    get(owners[0], 1)
+    assert len(kept._entries) == 1 and not made
+
+
+def test_weights_state_sees_what_changes():
+    layer = torch.nn.Linear(2, 2)
+    state = weights_state([{"layer": layer}])
+    assert weights_state([{"layer": layer}]) == state
+    with torch.no_grad():
+        layer.bias.add_(0)
+    changed = weights_state(layer)
+    assert changed != state
+    layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+    assert weights_state(layer) != changed
+    with torch.inference_mode():
+        assert weights_state(torch.zeros(2))  # has no version
+
+
+# Keys.
+
+
+def test_no_key_is_made_before_something_is_saved(pipe, tmp_path, monkeypatch):
+    pytest.importorskip("c2pa")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    output = pipe(picture(), clip(0, 20))
+    assert not (tmp_path / "settings").exists()
+    output.save(tmp_path / "result.mp4")
+    assert (tmp_path / "settings" / "fsth_hub" / "signing" / "key.pem").is_file()
+    assert provenance.check_credentials()
+
+
+def test_a_place_where_no_key_can_be_kept_is_told_at_once(pipe, tmp_path, monkeypatch):
+    pytest.importorskip("c2pa")
+    (tmp_path / "settings").write_text("a file")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    with pytest.raises(FsthError, match="No key to sign with can be kept"):
+        pipe(picture(), clip(0, 20), output_path=tmp_path / "result.mp4")
