@@ -9,17 +9,17 @@ __version__ = "0.1.0"
 
 # Imported on first use: training needs the networks on machines that have neither diffusers nor OpenCV.
 _MODULES = {
-    "FsthConfig": "configuration_fsth",
-    "FsthDiscriminator": "modeling_fsth",
-    "FsthEmbedder": "modeling_fsth",
-    "FsthError": "errors",
-    "FsthGenerator": "modeling_fsth",
-    "FsthIdentity": "identity",
-    "FsthImageProcessor": "image_processing_fsth",
-    "FsthPipeline": "pipeline_fsth",
-    "FsthTunedPerson": "identity",
-    "NoFaceError": "errors",
-    "VideoError": "errors",
+    "FsthConfig": "models.configuration_fsth",
+    "FsthDiscriminator": "models.modeling_fsth",
+    "FsthEmbedder": "models.modeling_fsth",
+    "FsthError": "models.errors",
+    "FsthGenerator": "models.modeling_fsth",
+    "FsthIdentity": "pipelines.identity",
+    "FsthImageProcessor": "models.image_processing_fsth",
+    "FsthPipeline": "pipelines.pipeline_fsth",
+    "FsthTunedPerson": "pipelines.identity",
+    "NoFaceError": "models.errors",
+    "VideoError": "models.errors",
 }
 
 __all__ = sorted(_MODULES)

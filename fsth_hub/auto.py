@@ -16,29 +16,29 @@ AUTO = "transformers.models.auto"
 
 
 def _register_config(auto):
-    from .configuration_fsth import FsthConfig
+    from .models.configuration_fsth import FsthConfig
 
     auto.AutoConfig.register(FsthConfig.model_type, FsthConfig, exist_ok=True)
 
 
 def _register_networks(auto):
-    from .configuration_fsth import FsthConfig
-    from .modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+    from .models.configuration_fsth import FsthConfig
+    from .models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 
     # one configuration for all three; transformers picks by its `architectures`
     auto.AutoModel.register(FsthConfig, (FsthEmbedder, FsthGenerator, FsthDiscriminator), exist_ok=True)
 
 
 def _register_image_processor(auto):
-    from .configuration_fsth import FsthConfig
-    from .image_processing_fsth import FsthImageProcessor
+    from .models.configuration_fsth import FsthConfig
+    from .models.image_processing_fsth import FsthImageProcessor
 
     auto.AutoImageProcessor.register(FsthConfig, image_processor_classes={"pil": FsthImageProcessor}, exist_ok=True)
 
 
 def _register_pipeline(_):
     try:
-        import_module("fsth_hub.pipeline_fsth")  # which registers itself, now or when it is through
+        import_module("fsth_hub.pipelines.pipeline_fsth")  # which registers itself, now or when it is through
     except ImportError:
         pass  # a training machine, which has no OpenCV
 

@@ -3,7 +3,7 @@
 import math
 from numbers import Integral, Real
 
-from .errors import FsthError
+from .models.errors import FsthError
 
 
 def check_number(

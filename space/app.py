@@ -17,7 +17,7 @@ import gradio as gr
 
 from fsth_hub import FsthPipeline
 from fsth_hub.demo import LAUNCH_OPTIONS, create_demo
-from fsth_hub.signing_key import CERTIFICATE_VARIABLE, KEY_VARIABLE
+from fsth_hub.provenance.signing_key import CERTIFICATE_VARIABLE, KEY_VARIABLE
 
 
 def read_secrets() -> None:

@@ -26,8 +26,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
 
-from fsth_hub.errors import FsthError
-from fsth_hub.hub import explain
+from fsth_hub.models.downloading import explain
+from fsth_hub.models.errors import FsthError
 
 
 FILES = {

@@ -7,7 +7,7 @@ import numpy as np
 from test_modeling import SIZE
 
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
-from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from training.prepare_dataset import Frames, add_clip, encode
 
 

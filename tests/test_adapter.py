@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from test_modeling import run, tiny
 from torch import nn
 
-from fsth_hub.adapter import RANK, add_lora, get_lora, load_lora, lora_parameters, merge, save_lora, start_lora
-from fsth_hub.modeling_fsth import FsthGenerator
+from fsth_hub.finetuning.lora import RANK, add_lora, get_lora, load_lora, lora_parameters, merge, save_lora, start_lora
+from fsth_hub.models.modeling_fsth import FsthGenerator
 
 
 def trained(generator: FsthGenerator, rank: int = RANK) -> FsthGenerator:

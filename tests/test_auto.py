@@ -13,9 +13,9 @@ from shards import NETWORKS
 from test_pipeline import make_pipeline
 
 from fsth_hub import FsthError
-from fsth_hub.pipeline_fsth import FsthPipeline
-from fsth_hub.pretrained import BUNDLED_MODEL
-from fsth_hub.remote_code import add_code
+from fsth_hub.hub.remote_code import add_code
+from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
+from fsth_hub.pipelines.pretrained import BUNDLED_MODEL
 
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ def carrying(pipe, tmp_path_factory) -> Path:
 
 
 def test_auto_classes_know_ours_once_the_package_is_imported(carrying, tmp_path):
-    small, module = str(BUNDLED_MODEL), "fsth_hub.modeling_fsth"
+    small, module = str(BUNDLED_MODEL), "fsth_hub.models.modeling_fsth"
     program = f"""
 import fsth_hub
 answers["light"] = not {{"torch", "transformers"}} & set(sys.modules)
@@ -92,13 +92,13 @@ for trust in (True, None):
 """
     answers = python(program, tmp_path)
     assert answers.pop("light")
-    assert answers.pop("config") == "fsth_hub.configuration_fsth"
-    assert answers.pop("processor") == ["fsth_hub.image_processing_fsth", "FsthImageProcessor"]
+    assert answers.pop("config") == "fsth_hub.models.configuration_fsth"
+    assert answers.pop("processor") == ["fsth_hub.models.image_processing_fsth", "FsthImageProcessor"]
     kinds = {name: [module, network.__name__] for name, network in NETWORKS.items()}
     assert answers == kinds | dict.fromkeys(["carried True", "carried None"], [module, "FsthGenerator"])
 
 
-@pytest.mark.parametrize("first", ["transformers.models.auto.modeling_auto", "fsth_hub.modeling_fsth"])
+@pytest.mark.parametrize("first", ["transformers.models.auto.modeling_auto", "fsth_hub.models.modeling_fsth"])
 def test_auto_classes_know_ours_whatever_was_imported_first(first, tmp_path):
     program = f"""
 sys.modules.update(dict.fromkeys(("diffusers", "av", "gradio", "cv2", "pillow_heif")))  # a training machine
@@ -209,7 +209,7 @@ pipe.save_pretrained("again")
 """
     answers = python(program, tmp_path)
     assert "trust_remote_code=True" in answers["distrusted"]
-    assert answers["class"] == ["fsth_hub.pipeline_fsth", "FsthPipeline"]
+    assert answers["class"] == ["fsth_hub.pipelines.pipeline_fsth", "FsthPipeline"]
     scope = {}
     exec(PRELUDE.format(root=str(ROOT)), scope)
     for name in NETWORKS:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from browser import ARGUMENTS, CHROMIUM, DESKTOP, PHONE, ROOT, Visitor, running_app
 
-from fsth_hub.provenance import inspect
-from fsth_hub.video import open_clip, write_clip
+from fsth_hub.media.video import open_clip, write_clip
+from fsth_hub.provenance.credentials import inspect
 
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")

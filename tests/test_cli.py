@@ -16,16 +16,18 @@ from safetensors.torch import save_file
 from test_pipeline import make_pipeline
 from typer.testing import CliRunner
 
-from fsth_hub import FsthTunedPerson, cli, cli_loading
-from fsth_hub.cropping import crop_box
+from fsth_hub import FsthTunedPerson
+from fsth_hub.cli import loading as cli_loading
+from fsth_hub.cli import main as cli
+from fsth_hub.hub.model_card import CONSENT
 from fsth_hub.landmarks import get_detector
-from fsth_hub.model_card import CONSENT
-from fsth_hub.pipeline_fsth import FsthPipeline
-from fsth_hub.provenance import inspect
-from fsth_hub.video import open_clip, write_clip
+from fsth_hub.media.video import open_clip, write_clip
+from fsth_hub.models.cropping import crop_box
+from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
+from fsth_hub.provenance.credentials import inspect
 
 
-EXAMPLES = Path(cli.__file__).parent / "examples"
+EXAMPLES = Path(cli.__file__).parents[1] / "examples"
 PORTRAIT, DRIVER = EXAMPLES / "astronaut.jpg", EXAMPLES / "driver.mp4"
 
 
@@ -274,7 +276,7 @@ def sent(monkeypatch) -> list[tuple]:
             raise cli.FsthError("The upload broke off: the connection failed.")
         return f"https://hub/{repo_id}/commit/0123"
 
-    monkeypatch.setattr(import_module("fsth_hub.hub"), "create_repository", create_repository)
+    monkeypatch.setattr(import_module("fsth_hub.hub.client"), "create_repository", create_repository)
     monkeypatch.setattr(FsthTunedPerson, "push_to_hub", push_to_hub)
     return calls
 
@@ -345,7 +347,7 @@ def test_hub_is_asked_before_the_model_is_loaded(tmp_path, sent, no_loading, mon
     def refuse(*_, **__):
         raise cli.FsthError("'ada' cannot be published to: it needs a login.")
 
-    monkeypatch.setattr(import_module("fsth_hub.hub"), "create_repository", refuse)
+    monkeypatch.setattr(import_module("fsth_hub.hub.client"), "create_repository", refuse)
     assert_one_line_error(tune(tmp_path / "new", tmp_path, vgg, "--push-to-hub", "ada", "--i-have-consent"), "login")
     assert sent == [] and not (tmp_path / "new").exists()
 

@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 
 from fsth_hub import FsthPipeline
-from fsth_hub.aligned_crops import blend_mask
-from fsth_hub.facial_components import FsthComponentsOutput
 from fsth_hub.media import compositing
 from fsth_hub.media.compositing import MAX_LAYERS, Compositor
-from fsth_hub.source_skips import Composition
+from fsth_hub.models.aligned_crops import blend_mask
+from fsth_hub.models.facial_components import FsthComponentsOutput
+from fsth_hub.models.source_skips import Composition
 
 
 SEEN = 64  # side of what the networks see here

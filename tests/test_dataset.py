@@ -12,11 +12,11 @@ import torch
 from shards import LEFT_CORNER, NUM_FRAMES, RIGHT_CORNER, as_frames, grey, landmarks, write_shards
 from test_modeling import SIZE
 
-from fsth_hub.errors import FsthError
-from fsth_hub.landmark_drawing import draw_landmarks
-from fsth_hub.landmark_layout import FACE, IRISES
-from training import dataset
-from training.dataset import EpisodeDataset, EpisodeKey, draw_batches, read_index
+from fsth_hub.models.errors import FsthError
+from fsth_hub.models.landmark_drawing import draw_landmarks
+from fsth_hub.models.landmark_layout import FACE, IRISES
+from training.data import dataset
+from training.data.dataset import EpisodeDataset, EpisodeKey, draw_batches, read_index
 from training.prepare_dataset import add_bytes, add_clip
 
 

@@ -18,20 +18,21 @@ from PIL import Image
 from test_pipeline import NO_FACE, SIZE, make_pipeline, picture
 from test_video import make_clip
 
-from fsth_hub.cropping import CropBox
-from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, inputs, live_tab, page
-from fsth_hub.demo.animate_tab import CLIP_NAME, SIDE_BY_SIDE_NAME, Animator, Settings, describe
+from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, inputs, page
 from fsth_hub.demo.inputs import Seen, choose_face, look_at_picture, open_limited, show_faces
-from fsth_hub.demo.inspect_tab import card
 from fsth_hub.demo.jobs import Countdown, JobStopped, Worker
-from fsth_hub.demo.live_tab import Live, from_jpeg, to_jpeg, write_recording
 from fsth_hub.demo.studio import DRIVER, PORTRAIT, Studio
-from fsth_hub.errors import FsthError
+from fsth_hub.demo.tabs import live_tab
+from fsth_hub.demo.tabs.animate_tab import CLIP_NAME, SIDE_BY_SIDE_NAME, Animator, Settings, describe
+from fsth_hub.demo.tabs.inspect_tab import card
+from fsth_hub.demo.tabs.live_tab import Live, from_jpeg, to_jpeg, write_recording
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
-from fsth_hub.pipeline_fsth import FsthPipeline
-from fsth_hub.pipeline_output import FsthReport
-from fsth_hub.provenance import Origin, OriginReport, add_mark, inspect
-from fsth_hub.video import open_clip
+from fsth_hub.media.video import open_clip
+from fsth_hub.models.cropping import CropBox
+from fsth_hub.models.errors import FsthError
+from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
+from fsth_hub.pipelines.pipeline_output import FsthReport
+from fsth_hub.provenance.credentials import Origin, OriginReport, add_mark, inspect
 
 
 ROOT = Path(__file__).parents[1]

@@ -14,12 +14,14 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from test_modeling import tiny
 from test_pipeline import arrays, clip, make_pipeline, picture
 
-from fsth_hub import adapter, modeling_fsth, provenance
-from fsth_hub.caching import Cache, weights_state
-from fsth_hub.errors import FsthError
-from fsth_hub.finetuning import PixelLoss
+from fsth_hub.finetuning import lora as adapter
+from fsth_hub.finetuning.loop import PixelLoss
 from fsth_hub.landmarks import get_detector
-from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator, is_hooked
+from fsth_hub.models import modeling_fsth
+from fsth_hub.models.errors import FsthError
+from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator, is_hooked
+from fsth_hub.pipelines.caching import Cache, weights_state
+from fsth_hub.provenance import credentials as provenance
 
 
 META = torch.device("meta")

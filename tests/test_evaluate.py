@@ -14,12 +14,18 @@ from test_modeling import SIZE
 from test_pipeline import NO_FACE, StubDetector, make_pipeline, picture
 from test_video import make_clip
 
-from fsth_hub.feature_networks import LPIPS
-from fsth_hub.pipeline_fsth import FsthPipeline
+from fsth_hub.finetuning.feature_networks import LPIPS
+from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 from training import evaluate
-from training.dataset import read_index
-from training.reenactment import close_up, held_out_frames, one_clip_per_person, source_frames, warped_portrait
-from training.report import BEGIN, END, UNMOVED, WARP
+from training.data.dataset import read_index
+from training.evaluation.reenactment import (
+    close_up,
+    held_out_frames,
+    one_clip_per_person,
+    source_frames,
+    warped_portrait,
+)
+from training.evaluation.report import BEGIN, END, UNMOVED, WARP
 
 
 STEP = 20  # of brightness from frame to frame, and so 5 pixels to the right for the detector

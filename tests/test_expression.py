@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 from shards import landmarks
 
-from fsth_hub.landmark_layout import LEFT_EYE, OUTER_LIPS, RIGHT_EYE, interocular
 from fsth_hub.landmarks import Face
-from training.background import Background
-from training.dataset import Clip, is_held_out_still
-from training.expression import (
+from fsth_hub.models.landmark_layout import LEFT_EYE, OUTER_LIPS, RIGHT_EYE, interocular
+from training.data.dataset import Clip, is_held_out_still
+from training.evaluation.background import Background
+from training.evaluation.expression import (
     EXPRESSION_KEYS,
     PART_SIZE,
     delivered,
@@ -20,8 +20,8 @@ from training.expression import (
     mouth_openings,
     mouths,
 )
-from training.portraits import PortraitReenactment
-from training.reenactment import CrossReenactment, Instruments, SelfReenactment
+from training.evaluation.portraits import PortraitReenactment
+from training.evaluation.reenactment import CrossReenactment, Instruments, SelfReenactment
 
 
 SIZE = 128

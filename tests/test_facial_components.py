@@ -5,13 +5,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fsth_hub.aligned_crops import PARTS, align, blend_mask, invert, part_masks, sample_crops, similarity, to_aligned
-from fsth_hub.facial_components import (
-    FsthComponentDiscriminators,
-    FsthComponentsConfig,
-    FsthFacialComponents,
+from fsth_hub.models.aligned_crops import (
+    PARTS,
+    align,
+    blend_mask,
+    invert,
+    part_masks,
+    sample_crops,
+    similarity,
+    to_aligned,
 )
-from fsth_hub.landmark_layout import FLIP, INNER_LIPS, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS
+from fsth_hub.models.facial_components import FsthComponentDiscriminators, FsthComponentsConfig, FsthFacialComponents
+from fsth_hub.models.landmark_layout import FLIP, INNER_LIPS, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS
 
 
 SIZE = 256

@@ -14,12 +14,13 @@ from test_modeling import SIZE, random_portraits, tiny
 from test_pipeline import make_pipeline
 from torch import nn
 
-from fsth_hub import finetuning, losses
-from fsth_hub.adapter import merge
-from fsth_hub.episodes import deform, make_episodes
-from fsth_hub.errors import FsthError, FsthMemoryError
-from fsth_hub.finetuning import METHODS, PixelLoss, default_steps, fine_tune, load_content
-from fsth_hub.identity import FsthIdentity
+from fsth_hub.finetuning import loop as finetuning
+from fsth_hub.finetuning import losses
+from fsth_hub.finetuning.episodes import deform, make_episodes
+from fsth_hub.finetuning.loop import METHODS, PixelLoss, default_steps, fine_tune, load_content
+from fsth_hub.finetuning.lora import merge
+from fsth_hub.models.errors import FsthError, FsthMemoryError
+from fsth_hub.pipelines.identity import FsthIdentity
 from training import fine_tune as script
 
 

@@ -24,9 +24,10 @@ from test_identity import frames, negative, steps_that_show, tuned  # noqa: F401
 from test_pipeline import make_pipeline, picture
 
 from fsth_hub import FsthGenerator, FsthPipeline, FsthTunedPerson
-from fsth_hub.errors import FsthError, FsthNotFoundError
-from fsth_hub.hub import create_repository, fetch, publish
-from fsth_hub.identity import CONFIG_NAME, WEIGHTS_NAME
+from fsth_hub.hub.client import create_repository, publish
+from fsth_hub.models.downloading import fetch
+from fsth_hub.models.errors import FsthError, FsthNotFoundError
+from fsth_hub.pipelines.identity import CONFIG_NAME, WEIGHTS_NAME
 
 
 TOKENS = (ANN, ANN_READS, BOB, "hf_UnknownToTheHub")
@@ -167,14 +168,14 @@ def test_a_repository_is_created_once_for_each_push(hub, pipe, identity, monkeyp
 
 
 def test_causes_are_logged_without_tokens_and_absent_is_an_os_error(hub, cache, caplog, monkeypatch):
-    caplog.set_level("DEBUG", logger="fsth_hub.hub")
+    caplog.set_level("DEBUG", logger="fsth_hub.models.downloading")
 
     def quoting(*args, token=None, **options):
         raise ConnectionError(f"proxy.example: 407 for Bearer {token}, {ANN}, {BOB}")
 
     with pytest.raises(OSError):
         fetch("ann/nobody", cache_dir=cache)
-    monkeypatch.setattr("fsth_hub.hub.snapshot_download", quoting)
+    monkeypatch.setattr("fsth_hub.models.downloading.snapshot_download", quoting)
     with pytest.raises(FsthNotFoundError, match="connection failed"):
         fetch("ann/heads", token="secret-of-another-form", cache_dir=cache)
     assert "RepositoryNotFoundError" in caplog.text and "proxy.example: 407 for Bearer ***, ***, ***" in caplog.text

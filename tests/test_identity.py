@@ -18,11 +18,14 @@ from shards import ROOT
 from test_cli import DRIVER, PORTRAIT, assert_one_line_error, read, run
 from test_pipeline import ScaledDetector, arrays, clip, make_pipeline, picture
 
-from fsth_hub import FsthIdentity, FsthPipeline, cli_loading, finetuning, identity
-from fsth_hub.adapter import LORA_CONFIG_NAME, LORA_WEIGHTS_NAME
-from fsth_hub.errors import FsthError, FsthNotFoundError, NoFaceError
-from fsth_hub.finetuning import METHODS, PixelLoss
-from fsth_hub.identity import CONFIG_NAME, WEIGHTS_NAME, FsthTunedPerson, fingerprint
+from fsth_hub import FsthIdentity, FsthPipeline
+from fsth_hub.cli import loading as cli_loading
+from fsth_hub.finetuning import loop as finetuning
+from fsth_hub.finetuning.loop import METHODS, PixelLoss
+from fsth_hub.finetuning.lora import LORA_CONFIG_NAME, LORA_WEIGHTS_NAME
+from fsth_hub.models.errors import FsthError, FsthNotFoundError, NoFaceError
+from fsth_hub.pipelines import identity
+from fsth_hub.pipelines.identity import CONFIG_NAME, WEIGHTS_NAME, FsthTunedPerson, fingerprint
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Portrait")
@@ -145,7 +148,7 @@ def test_identity_is_read_without_a_model(pipe, method, tmp_path):
 def test_cards_and_identities_need_no_pipeline():
     program = "import sys, fsth_hub.identity, fsth_hub.model_card; print([n for n in sys.modules if 'fsth_hub' in n])"
     told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "fsth_hub.identity" in told and "pipeline_fsth" not in told and "identity_mixin" not in told
+    assert "fsth_hub.pipelines.identity" in told and "pipeline_fsth" not in told and "identity_mixin" not in told
 
 
 def test_lora_keeps_to_the_model_that_was_tuned(pipe):

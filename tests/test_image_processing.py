@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from test_modeling import SIZE, tiny
 
-from fsth_hub.cropping import CropBox
-from fsth_hub.errors import FsthError
-from fsth_hub.image_processing_fsth import FsthImageProcessor, denormalize, load_image, normalize
-from fsth_hub.landmark_drawing import draw_landmarks
-from fsth_hub.modeling_fsth import FsthEmbedder, FsthGenerator
+from fsth_hub.models.cropping import CropBox
+from fsth_hub.models.errors import FsthError
+from fsth_hub.models.image_processing_fsth import FsthImageProcessor, denormalize, load_image, normalize
+from fsth_hub.models.landmark_drawing import draw_landmarks
+from fsth_hub.models.modeling_fsth import FsthEmbedder, FsthGenerator
 
 
 RED, BLUE, GREY = (230, 20, 20), (20, 20, 230), (120, 120, 120)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from fsth_hub.landmark_flow import (
+from fsth_hub.landmarks.pose import MEAN_FACE, Pose
+from fsth_hub.models.landmark_flow import (
     FADE_WIDTH,
     FIGURE_FADE_WIDTH,
     face_flow,
@@ -15,8 +16,7 @@ from fsth_hub.landmark_flow import (
     warp,
     with_crown,
 )
-from fsth_hub.landmark_layout import INNER_LIPS, IRISES, LEFT_EYE, OUTER_LIPS, RIGHT_EYE, RIGHT_IRIS
-from fsth_hub.landmarks.pose import MEAN_FACE, Pose
+from fsth_hub.models.landmark_layout import INNER_LIPS, IRISES, LEFT_EYE, OUTER_LIPS, RIGHT_EYE, RIGHT_IRIS
 
 
 SIZE = 256

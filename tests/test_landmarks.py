@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fsth_hub import landmark_drawing
-from fsth_hub.cropping import CropBox, crop_box, crop_image, to_crop
-from fsth_hub.errors import FsthError, NoFaceError
-from fsth_hub.landmark_drawing import draw_landmarks
-from fsth_hub.landmark_layout import (
+from fsth_hub.landmarks import get_detector
+from fsth_hub.landmarks.pose import MEAN_FACE, Pose
+from fsth_hub.models import landmark_drawing
+from fsth_hub.models.cropping import CropBox, crop_box, crop_image, to_crop
+from fsth_hub.models.errors import FsthError, NoFaceError
+from fsth_hub.models.landmark_drawing import draw_landmarks
+from fsth_hub.models.landmark_layout import (
     FLIP,
     INNER_LIPS,
     IRISES,
@@ -27,8 +29,6 @@ from fsth_hub.landmark_layout import (
     face_extent,
     interocular,
 )
-from fsth_hub.landmarks import get_detector
-from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 
 
 ROOT = Path(__file__).parents[1]

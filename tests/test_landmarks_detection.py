@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsth_hub.cropping import crop_box
-from fsth_hub.errors import FsthError, NoFaceError
-from fsth_hub.landmark_layout import (
+from fsth_hub.landmarks import Face, get_detector, track_clip
+from fsth_hub.models.cropping import crop_box
+from fsth_hub.models.errors import FsthError, NoFaceError
+from fsth_hub.models.landmark_layout import (
     FACE,
     FLIP,
     INNER_LIPS,
@@ -23,7 +24,6 @@ from fsth_hub.landmark_layout import (
     RIGHT_IRIS,
     interocular,
 )
-from fsth_hub.landmarks import Face, get_detector, track_clip
 
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fsth_hub.layers import background_plates, blur, fill
+from fsth_hub.models.layers import background_plates, blur, fill
 
 
 SIZE = 64

@@ -12,9 +12,9 @@ from shards import ROOT
 from test_modeling import tiny
 from test_pipeline import StubDetector, arrays, clip, make_pipeline, picture
 
-from fsth_hub.errors import FsthError
-from fsth_hub.modeling_fsth import FsthDiscriminator, FsthGenerator
-from fsth_hub.pipeline_fsth import FsthPipeline
+from fsth_hub.models.errors import FsthError
+from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthGenerator
+from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 
 
 @pytest.fixture(scope="module")

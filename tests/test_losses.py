@@ -6,9 +6,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fsth_hub import losses
-from fsth_hub.errors import FsthError
-from fsth_hub.feature_networks import (
+from fsth_hub.finetuning import losses
+from fsth_hub.finetuning.feature_networks import (
     FACE_STRIDES,
     LPIPS,
     FaceFeatures,
@@ -17,7 +16,8 @@ from fsth_hub.feature_networks import (
     load_weights,
     lpips_distance,
 )
-from fsth_hub.losses import CONTENT_TERMS, ContentLoss, LossTerm, with_weights
+from fsth_hub.finetuning.losses import CONTENT_TERMS, ContentLoss, LossTerm, with_weights
+from fsth_hub.models.errors import FsthError
 
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"

@@ -4,11 +4,11 @@ import cv2
 import numpy as np
 import pytest
 
-from fsth_hub.cropping import crop_box, crop_image, to_crop
-from fsth_hub.landmark_layout import FACE
 from fsth_hub.landmarks import get_detector
 from fsth_hub.media import matting
 from fsth_hub.media.matting import cut_out
+from fsth_hub.models.cropping import crop_box, crop_image, to_crop
+from fsth_hub.models.landmark_layout import FACE
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from shards import NETWORKS, ROOT
 from test_modeling import SIZE, tiny_config
 
-from fsth_hub.errors import FsthError
+from fsth_hub.models.errors import FsthError
 
 
 def test_two_steps_leave_a_model_a_checkpoint_a_log_and_samples(train, shards, vgg):

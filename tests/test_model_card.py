@@ -14,18 +14,12 @@ from test_identity import tuned
 from test_pipeline import make_pipeline, picture
 from test_report import BUNDLED_CARD
 
-from fsth_hub.finetuning import PixelLoss
-from fsth_hub.landmark_layout import FACE, INNER_LIPS, JAW, LEFT_EYE, NOSE_BRIDGE, RIGHT_EYE
+from fsth_hub.finetuning.loop import PixelLoss
+from fsth_hub.hub.model_card import CONSENT, PipelineFigures, identity_card, licence_of, write_pipeline_card
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
-from fsth_hub.model_card import (
-    CONSENT,
-    PipelineFigures,
-    identity_card,
-    licence_of,
-    write_pipeline_card,
-)
-from fsth_hub.pipeline_fsth import FsthPipeline
-from fsth_hub.preview import draw_preview, preview_landmarks
+from fsth_hub.models.landmark_layout import FACE, INNER_LIPS, JAW, LEFT_EYE, NOSE_BRIDGE, RIGHT_EYE
+from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
+from fsth_hub.pipelines.preview import draw_preview, preview_landmarks
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Portrait")

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassClassValidationError
 
-from fsth_hub.blocks import NORM_EPS, instance_norm
-from fsth_hub.configuration_fsth import FsthConfig
-from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
-from fsth_hub.source_skips import LIKENESS_WIDTH, MAX_FUSED, landmark_likeness
+from fsth_hub.models.blocks import NORM_EPS, instance_norm
+from fsth_hub.models.configuration_fsth import FsthConfig
+from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from fsth_hub.models.source_skips import LIKENESS_WIDTH, MAX_FUSED, landmark_likeness
 
 
 SIZE = 64

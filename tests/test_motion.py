@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from fsth_hub.errors import FsthError, NoFaceError
-from fsth_hub.landmark_layout import IRISES, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS, interocular
 from fsth_hub.landmarks import MotionAdapter, pick_reference
 from fsth_hub.landmarks.motion import MAX_MOVE, MAX_TURN, MAX_ZOOM
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
+from fsth_hub.models.errors import FsthError, NoFaceError
+from fsth_hub.models.landmark_layout import IRISES, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS, interocular
 
 
 MOUTH = ((61, 67), (62, 66), (63, 65))

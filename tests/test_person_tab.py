@@ -23,18 +23,18 @@ from test_demo import files, left_over  # noqa: F401 (a fixture)
 from test_identity import negative, steps_that_show  # noqa: F401 (a fixture)
 from test_pipeline import NO_FACE, SIZE, arrays, clip, make_pipeline, picture
 
-from fsth_hub.adapter import LORA_CONFIG_NAME, LORA_WEIGHTS_NAME
 from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, people
-from fsth_hub.demo.animate_tab import FINE_TUNED, Animator
 from fsth_hub.demo.inputs import look_at_picture
 from fsth_hub.demo.people import Kept, People
-from fsth_hub.demo.person_tab import NOTHING_GAINED, SIMPLER_LOSS, Tuner
-from fsth_hub.demo.publish_form import Publisher
 from fsth_hub.demo.studio import DRIVER, Studio
-from fsth_hub.finetuning import PixelLoss
-from fsth_hub.identity import CONFIG_NAME, WEIGHTS_NAME
-from fsth_hub.model_card import CONSENT
-from fsth_hub.video import open_clip
+from fsth_hub.demo.tabs.animate_tab import FINE_TUNED, Animator
+from fsth_hub.demo.tabs.person_tab import NOTHING_GAINED, SIMPLER_LOSS, Tuner
+from fsth_hub.demo.tabs.publish_form import Publisher
+from fsth_hub.finetuning.loop import PixelLoss
+from fsth_hub.finetuning.lora import LORA_CONFIG_NAME, LORA_WEIGHTS_NAME
+from fsth_hub.hub.model_card import CONSENT
+from fsth_hub.media.video import open_clip
+from fsth_hub.pipelines.identity import CONFIG_NAME, WEIGHTS_NAME
 
 
 TOKENS = (ANN, ANN_READS, BOB)

@@ -12,17 +12,18 @@ from PIL import Image
 from test_modeling import SIZE, tiny
 from test_video import make_clip
 
-from fsth_hub import hub, pipeline_fsth
-from fsth_hub.cropping import crop_box, to_crop
 from fsth_hub.device import default_dtype
-from fsth_hub.errors import FsthError, NoFaceError, VideoError
-from fsth_hub.image_processing_fsth import FsthImageProcessor
-from fsth_hub.landmark_layout import FACE, interocular
+from fsth_hub.hub import client as hub
 from fsth_hub.landmarks import Face
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
-from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
-from fsth_hub.pipeline_fsth import FsthPipeline
-from fsth_hub.video import open_clip
+from fsth_hub.media.video import open_clip
+from fsth_hub.models.cropping import crop_box, to_crop
+from fsth_hub.models.errors import FsthError, NoFaceError, VideoError
+from fsth_hub.models.image_processing_fsth import FsthImageProcessor
+from fsth_hub.models.landmark_layout import FACE, interocular
+from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from fsth_hub.pipelines import pipeline_fsth
+from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 
 
 NO_FACE = 255

@@ -18,11 +18,11 @@ import psutil
 import pytest
 from shards import ROOT, grey
 
-from fsth_hub.landmark_layout import FACE
 from fsth_hub.landmarks import get_detector, track_clip
-from fsth_hub.video import write_clip
+from fsth_hub.media.video import write_clip
+from fsth_hub.models.landmark_layout import FACE
 from training import prepare_dataset
-from training.dataset import read_index
+from training.data.dataset import read_index
 from training.prepare_dataset import Frames, Skipped, add_clip, process_clip, read_manifest, try_clip, write_shard
 
 

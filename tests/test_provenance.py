@@ -21,11 +21,12 @@ from PIL import Image
 from test_pipeline import clip, make_pipeline, picture
 from test_video import make_clip, sound_of
 
-from fsth_hub import provenance, signing_key
-from fsth_hub.errors import FsthError, VideoError
-from fsth_hub.identity import FsthIdentity, fingerprint
-from fsth_hub.provenance import OUTPUT_METADATA, Origin, add_mark, inspect, sign
-from fsth_hub.video import open_clip, read_metadata, write_clip
+from fsth_hub.media.video import open_clip, read_metadata, write_clip
+from fsth_hub.models.errors import FsthError, VideoError
+from fsth_hub.pipelines.identity import FsthIdentity, fingerprint
+from fsth_hub.provenance import credentials as provenance
+from fsth_hub.provenance import signing_key
+from fsth_hub.provenance.credentials import OUTPUT_METADATA, Origin, add_mark, inspect, sign
 
 
 ORIGIN = Origin("bundled", "ada", (("portrait", "ab" * 32), ("driving clip", None)))

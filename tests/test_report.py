@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 import fsth_hub
-from fsth_hub.errors import FsthError
-from training.report import (
+from fsth_hub.models.errors import FsthError
+from training.evaluation.report import (
     BEGIN,
     END,
     MEASURES,

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from fsth_hub.configuration_fsth import FsthConfig
-from fsth_hub.landmark_layout import OUTER_LIPS
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
-from fsth_hub.modeling_fsth import FsthGenerator
-from fsth_hub.source_skips import CAVITY_LIGHT, cavity_colours, fade_width, skin_light
+from fsth_hub.models.configuration_fsth import FsthConfig
+from fsth_hub.models.landmark_layout import OUTER_LIPS
+from fsth_hub.models.modeling_fsth import FsthGenerator
+from fsth_hub.models.source_skips import CAVITY_LIGHT, cavity_colours, fade_width, skin_light
 
 
 SIZE = 64

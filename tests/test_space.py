@@ -30,8 +30,8 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 from test_demo import arguments
 
-from fsth_hub.finetuning import VGG19
-from fsth_hub.video import open_clip
+from fsth_hub.finetuning.loop import VGG19
+from fsth_hub.media.video import open_clip
 
 
 ROOT = Path(__file__).parents[1]

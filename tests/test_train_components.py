@@ -15,10 +15,10 @@ from shards import write_shards
 from test_facial_components import face
 from test_modeling import SIZE
 
-from fsth_hub.errors import FsthError
-from fsth_hub.facial_components import FsthComponentsConfig, FsthFacialComponents
+from fsth_hub.models.errors import FsthError
+from fsth_hub.models.facial_components import FsthComponentsConfig, FsthFacialComponents
 from training import train_components
-from training.component_dataset import ComponentCrops, is_plausible, list_stills
+from training.data.component_dataset import ComponentCrops, is_plausible, list_stills
 
 
 TINY = {

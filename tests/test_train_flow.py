@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from shards import landmarks, write_shards
 from test_modeling import SIZE
 
-from fsth_hub.landmark_flow import face_flow
-from fsth_hub.landmark_layout import FACE
-from fsth_hub.modeling_fsth import FsthGenerator
+from fsth_hub.models.landmark_flow import face_flow
+from fsth_hub.models.landmark_layout import FACE
+from fsth_hub.models.modeling_fsth import FsthGenerator
 from training import train_flow
 from training.train_flow import main, measure_residual_flow
 

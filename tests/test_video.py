@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsth_hub import video
-from fsth_hub.errors import FsthError, VideoError
-from fsth_hub.video import open_clip, write_clip
+from fsth_hub.media import video
+from fsth_hub.media.video import open_clip, write_clip
+from fsth_hub.models.errors import FsthError, VideoError
 
 
 RAW = Path(__file__).parents[2] / "shared" / "data" / "raw"

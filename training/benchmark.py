@@ -29,11 +29,11 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
 from fsth_hub.device import default_device, default_dtype
-from fsth_hub.errors import FsthError, NoFaceError
-from fsth_hub.image_processing_fsth import load_image
-from fsth_hub.landmark_flow import portrait_flow
-from fsth_hub.pipeline_fsth import FsthPipeline
-from fsth_hub.video import open_clip, write_clip
+from fsth_hub.media.video import open_clip, write_clip
+from fsth_hub.models.errors import FsthError, NoFaceError
+from fsth_hub.models.image_processing_fsth import load_image
+from fsth_hub.models.landmark_flow import portrait_flow
+from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 
 
 EXAMPLES = Path(__file__).parents[1] / "fsth_hub" / "examples"

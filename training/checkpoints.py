@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
-from fsth_hub.configuration_fsth import FsthConfig
-from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from fsth_hub.models.configuration_fsth import FsthConfig
+from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 
 
 def last_checkpoint(run: Path) -> Path | None:

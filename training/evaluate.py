@@ -28,17 +28,17 @@ from huggingface_hub.errors import HFValidationError
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
 from fsth_hub.device import default_device, default_dtype
-from fsth_hub.errors import FsthError
-from fsth_hub.feature_networks import LPIPS, load_weights
-from fsth_hub.finetuning import METHODS
-from fsth_hub.landmark_drawing import draw_landmarks
+from fsth_hub.finetuning.feature_networks import LPIPS, load_weights
+from fsth_hub.finetuning.loop import METHODS
+from fsth_hub.finetuning.losses import ContentLoss
 from fsth_hub.landmarks import get_detector
-from fsth_hub.losses import ContentLoss
-from fsth_hub.pipeline_fsth import FsthPipeline
-from training.dataset import Clip, read_index
-from training.metrics import IdentityNetwork
-from training.portraits import PortraitReenactment, files_hash, list_pictures, read_motion, read_portrait
-from training.reenactment import (
+from fsth_hub.models.errors import FsthError
+from fsth_hub.models.landmark_drawing import draw_landmarks
+from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
+from training.data.dataset import Clip, read_index
+from training.evaluation.metrics import IdentityNetwork
+from training.evaluation.portraits import PortraitReenactment, files_hash, list_pictures, read_motion, read_portrait
+from training.evaluation.reenactment import (
     NUM_DRIVERS,
     CrossReenactment,
     Instruments,
@@ -51,7 +51,7 @@ from training.reenactment import (
     unmoved_portrait,
     warped_portrait,
 )
-from training.report import RESULTS, UNMOVED, WARP, check_markers, render, save_strip, strip_path
+from training.evaluation.report import RESULTS, UNMOVED, WARP, check_markers, render, save_strip, strip_path
 
 
 def parse_args(argv=None):

@@ -23,11 +23,11 @@ from accelerate.utils import gather_object
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
 from fsth_hub.device import default_dtype
-from fsth_hub.errors import FsthError
-from fsth_hub.finetuning import METHODS, load_content
-from fsth_hub.identity import CONFIG_NAME, FsthIdentity
-from fsth_hub.pipeline_fsth import FsthPipeline
-from training.dataset import Clip, read_index
+from fsth_hub.finetuning.loop import METHODS, load_content
+from fsth_hub.models.errors import FsthError
+from fsth_hub.pipelines.identity import CONFIG_NAME, FsthIdentity
+from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
+from training.data.dataset import Clip, read_index
 
 
 def parse_args(argv=None):

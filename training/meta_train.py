@@ -32,15 +32,15 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
-from fsth_hub import losses
-from fsth_hub.configuration_fsth import FsthConfig
-from fsth_hub.errors import FsthError
-from fsth_hub.hub import create_repository, publish
-from fsth_hub.image_processing_fsth import normalize, to_pixels
-from fsth_hub.losses import ADVERSARIAL_TERMS, CONTENT_TERMS, ContentLoss, Judgement
-from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from fsth_hub.finetuning import losses
+from fsth_hub.finetuning.losses import ADVERSARIAL_TERMS, CONTENT_TERMS, ContentLoss, Judgement
+from fsth_hub.hub.client import create_repository, publish
+from fsth_hub.models.configuration_fsth import FsthConfig
+from fsth_hub.models.errors import FsthError
+from fsth_hub.models.image_processing_fsth import normalize, to_pixels
+from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from training.checkpoints import last_checkpoint, load_checkpoint, rewind_log, save_checkpoint, save_networks
-from training.dataset import EpisodeDataset, EpisodeKey, draw_batches, read_index
+from training.data.dataset import EpisodeDataset, EpisodeKey, draw_batches, read_index
 from training.options import parse_args, weights_of
 
 

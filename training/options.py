@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from fsth_hub.losses import ADVERSARIAL_TERMS, CONTENT_TERMS, LossTerm
+from fsth_hub.finetuning.losses import ADVERSARIAL_TERMS, CONTENT_TERMS, LossTerm
 
 
 TERMS = (*CONTENT_TERMS, *ADVERSARIAL_TERMS)

@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
-from fsth_hub.feature_networks import load_weights
+from fsth_hub.finetuning.feature_networks import load_weights
 from training.checkpoints import empty_folder, replace_folder
-from training.component_dataset import list_stills
-from training.dataset import Clip, read_index
+from training.data.component_dataset import list_stills
+from training.data.dataset import Clip, read_index
 
 
 MATTE_SIZE = 128  # pixels

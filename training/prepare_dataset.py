@@ -39,12 +39,12 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
 
-from fsth_hub.cropping import crop_box, crop_image, to_crop, whole_frame
-from fsth_hub.errors import FsthError, NoFaceError, VideoError
-from fsth_hub.landmark_layout import FACE
 from fsth_hub.landmarks import Face, get_detector, track_clip
 from fsth_hub.media.matting import cut_out
-from fsth_hub.video import open_clip
+from fsth_hub.media.video import open_clip
+from fsth_hub.models.cropping import crop_box, crop_image, to_crop, whole_frame
+from fsth_hub.models.errors import FsthError, NoFaceError, VideoError
+from fsth_hub.models.landmark_layout import FACE
 
 
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m4v"}

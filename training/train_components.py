@@ -27,10 +27,10 @@ from torch.optim.swa_utils import AveragedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
-from fsth_hub.errors import FsthError
-from fsth_hub.facial_components import FsthComponentDiscriminators, FsthComponentsConfig, FsthFacialComponents
-from fsth_hub.feature_networks import VGGFeatures, load_weights, lpips_distance
-from fsth_hub.losses import adversarial_loss, discriminator_loss, feature_matching_loss
+from fsth_hub.finetuning.feature_networks import VGGFeatures, load_weights, lpips_distance
+from fsth_hub.finetuning.losses import adversarial_loss, discriminator_loss, feature_matching_loss
+from fsth_hub.models.errors import FsthError
+from fsth_hub.models.facial_components import FsthComponentDiscriminators, FsthComponentsConfig, FsthFacialComponents
 from training.checkpoints import (
     empty_folder,
     last_checkpoint,
@@ -39,7 +39,7 @@ from training.checkpoints import (
     rewind_log,
     save_checkpoint,
 )
-from training.component_dataset import ComponentCrops
+from training.data.component_dataset import ComponentCrops
 from training.meta_train import append_line, to_column
 
 

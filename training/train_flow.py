@@ -28,12 +28,12 @@ from transformers import get_linear_schedule_with_warmup
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
-from fsth_hub.image_processing_fsth import normalize, to_pixels
-from fsth_hub.landmark_flow import pixel_grid, portrait_flow, warp
-from fsth_hub.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
-from fsth_hub.source_skips import FLOW_UNIT, SourceSkips, fade_width, reduce
+from fsth_hub.models.image_processing_fsth import normalize, to_pixels
+from fsth_hub.models.landmark_flow import pixel_grid, portrait_flow, warp
+from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from fsth_hub.models.source_skips import FLOW_UNIT, SourceSkips, fade_width, reduce
 from training.checkpoints import save_networks
-from training.dataset import Clip, EpisodeDataset, EpisodeKey, read_index
+from training.data.dataset import Clip, EpisodeDataset, EpisodeKey, read_index
 
 
 ERROR_WINDOW = 9  # pixels over which the measured flow is judged

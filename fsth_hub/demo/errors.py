@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import gradio as gr
 import torch
 
-from ..errors import FsthError, FsthMemoryError
+from ..models.errors import FsthError, FsthMemoryError
 
 
 @contextmanager

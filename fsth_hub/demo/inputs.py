@@ -11,11 +11,11 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
-from ..cropping import crop_box, crop_image, to_crop
-from ..errors import FsthError, NoFaceError
-from ..image_processing_fsth import load_image
-from ..landmark_drawing import draw_landmarks
-from ..video import Clip, open_clip
+from ..media.video import Clip, open_clip
+from ..models.cropping import crop_box, crop_image, to_crop
+from ..models.errors import FsthError, NoFaceError
+from ..models.image_processing_fsth import load_image
+from ..models.landmark_drawing import draw_landmarks
 from .studio import Studio
 
 

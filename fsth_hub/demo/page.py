@@ -2,12 +2,12 @@
 
 import gradio as gr
 
-from .animate_tab import animate_tab
 from .inputs import MAX_SECONDS, portrait_panel
-from .inspect_tab import inspect_tab
-from .live_tab import live_tab
-from .person_tab import person_tab
 from .studio import Studio
+from .tabs.animate_tab import animate_tab
+from .tabs.inspect_tab import inspect_tab
+from .tabs.live_tab import live_tab
+from .tabs.person_tab import person_tab
 from .uploads import keep_cleaning
 
 

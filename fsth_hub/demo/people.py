@@ -15,11 +15,11 @@ from pathlib import Path, PurePosixPath
 import gradio as gr
 from huggingface_hub import HfApi, snapshot_download
 
-from ..adapter import LORA_CONFIG_NAME, LORA_WEIGHTS_NAME
-from ..errors import FsthError
-from ..hub import LOG_IN, explain
-from ..identity import CONFIG_NAME, WEIGHTS_NAME, FsthTunedPerson
-from ..model_card import CARD_NAME, PREVIEW_NAME
+from ..finetuning.lora import LORA_CONFIG_NAME, LORA_WEIGHTS_NAME
+from ..hub.model_card import CARD_NAME, PREVIEW_NAME
+from ..models.downloading import LOG_IN, explain
+from ..models.errors import FsthError
+from ..pipelines.identity import CONFIG_NAME, WEIGHTS_NAME, FsthTunedPerson
 
 
 KEEP_SECONDS = 3600

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import gradio as gr
 
-from ..errors import FsthError
 from ..landmarks import Face, get_detector
+from ..models.errors import FsthError
 from .jobs import Worker
 from .people import People
 
@@ -50,7 +50,7 @@ class Studio:
             raise FsthError(f"This page has no model '{name}'; choose one of {', '.join(self._models)}.")
         if self._loaded[0] != name:
             from ..device import default_device, default_dtype
-            from ..pipeline_fsth import FsthPipeline
+            from ..pipelines.pipeline_fsth import FsthPipeline
 
             pipe = self._models[name]
             if not isinstance(pipe, FsthPipeline):
@@ -62,7 +62,7 @@ class Studio:
 
     def content(self):
         """What fine-tuning compares frames by; call it on the worker's thread. VGG19 is kept, once it was fetched."""
-        from ..finetuning import PixelLoss, load_content
+        from ..finetuning.loop import PixelLoss, load_content
 
         if self._content is None or isinstance(self._content, PixelLoss):
             self._content = load_content()

@@ -3,7 +3,7 @@
 What needs OpenCV (the detectors) is imported only when it is asked for, so that training can crop and draw without it.
 """
 
-from ..errors import FsthError
+from ..models.errors import FsthError
 from .base import Face, LandmarkDetector
 from .motion import MotionAdapter, pick_reference
 from .smoothing import LandmarkSmoother, smooth_clip

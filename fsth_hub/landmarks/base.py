@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from ..landmark_layout import FACE, face_extent
+from ..models.landmark_layout import FACE, face_extent
 
 
 @dataclass(frozen=True, eq=False)

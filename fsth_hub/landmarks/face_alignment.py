@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from ..errors import FsthError
-from ..landmark_layout import FACE, NUM_POINTS
+from ..models.errors import FsthError
+from ..models.landmark_layout import FACE, NUM_POINTS
 from .base import Face
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..landmark_layout import FACE, LEFT_EYE, LEFT_IRIS, MESH_TO_68, NUM_POINTS, RIGHT_EYE, RIGHT_IRIS
+from ..models.landmark_layout import FACE, LEFT_EYE, LEFT_IRIS, MESH_TO_68, NUM_POINTS, RIGHT_EYE, RIGHT_IRIS
 from .base import Face
 
 
-MODELS = Path(__file__).parent / "models"
+WEIGHTS = Path(__file__).parent / "weights"
 MESH_SIZE = 192
 IRIS_SIZE = 64
 
@@ -39,11 +39,11 @@ class MediaPipeDetector:
 
     def __init__(self):
         self._turn = threading.Lock()  # a network of OpenCV keeps its input until it is run
-        self.yunet = cv2.FaceDetectorYN.create(str(MODELS / "face_detection_yunet_2023mar.onnx"), "", (320, 320))
+        self.yunet = cv2.FaceDetectorYN.create(str(WEIGHTS / "face_detection_yunet_2023mar.onnx"), "", (320, 320))
         # OpenCV's new engine returns only the first output of a network that has several.
         engine = cv2.dnn.ENGINE_CLASSIC
-        self.mesh = cv2.dnn.readNetFromTFLite(str(MODELS / "face_landmark.tflite"), engine=engine)
-        self.iris = cv2.dnn.readNetFromTFLite(str(MODELS / "iris_landmark.tflite"), engine=engine)
+        self.mesh = cv2.dnn.readNetFromTFLite(str(WEIGHTS / "face_landmark.tflite"), engine=engine)
+        self.iris = cv2.dnn.readNetFromTFLite(str(WEIGHTS / "iris_landmark.tflite"), engine=engine)
 
     def __reduce__(self):
         return MediaPipeDetector, ()  # OpenCV's networks are neither copied nor pickled

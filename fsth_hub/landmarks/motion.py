@@ -14,8 +14,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from ..checks import check_choice, check_number
-from ..errors import FsthError, NoFaceError
-from ..landmark_layout import FACE, JAW, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS
+from ..models.errors import FsthError, NoFaceError
+from ..models.landmark_layout import FACE, JAW, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS
 from .pose import UNITS_BETWEEN_EYES, Pose
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..landmark_layout import LEFT_EYE, LEFT_IRIS, NUM_POINTS, RIGHT_EYE, RIGHT_IRIS, RIGID
+from ..models.landmark_layout import LEFT_EYE, LEFT_IRIS, NUM_POINTS, RIGHT_EYE, RIGHT_IRIS, RIGID
 
 
 # x to the picture's right, y down, z away from the viewer, in hundredths of the distance between the eyes: the mean,

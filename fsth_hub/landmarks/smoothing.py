@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..checks import check_number
-from ..errors import FsthError
+from ..models.errors import FsthError
 from .pose import UNITS_BETWEEN_EYES, Pose
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from ..errors import NoFaceError
+from ..models.errors import NoFaceError
 from .base import Face, LandmarkDetector
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..aligned_crops import blend_mask
-from ..facial_components import FsthComponentsOutput
-from ..image_processing_fsth import denormalize, normalize
-from ..layers import background_plates
-from ..source_skips import Composition
+from ..models.aligned_crops import blend_mask
+from ..models.facial_components import FsthComponentsOutput
+from ..models.image_processing_fsth import denormalize, normalize
+from ..models.layers import background_plates
+from ..models.source_skips import Composition
 
 
 MAX_DONORS = 8  # portraits that fill the hole behind a figure, besides the first one

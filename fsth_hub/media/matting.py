@@ -7,10 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..landmark_layout import FACE
+from ..models.landmark_layout import FACE
 
 
-MODEL = Path(__file__).parent / "models" / "selfie_segmentation.tflite"
+MODEL = Path(__file__).parent / "weights" / "selfie_segmentation.tflite"
 SIZE = 256  # of the network's input and of the matte, pixels
 # Between these the network is in doubt; what it is less sure of than the first is background.
 DOUBT = (0.1, 0.9)

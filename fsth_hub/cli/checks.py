@@ -1,0 +1,83 @@
+"""What the commands of `fsth` look at first: loading and tuning take long, so what can be known to fail fails before.
+
+PyTorch is imported by those that need it, as in cli.py.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+from ..models.errors import FsthError
+
+
+def check_inputs(*paths: Path) -> None:
+    """Refuse files that do not exist."""
+    for path in paths:
+        if not path.is_file():
+            raise FsthError(f"There is no file {path}: check the path.")
+
+
+def check_output(path: Path, suffixes: tuple[str, ...], inputs: list[Path]) -> None:
+    """Refuse a file that could not be written, or that would replace one of the inputs."""
+    if path.suffix.lower() not in suffixes:
+        raise FsthError(f"{path.name} cannot be written: its name must end in {' or '.join(suffixes)}.")
+    if path.is_dir():
+        raise FsthError(f"{path} is a folder: give the name of a file to write.")
+    if path.resolve() in [other.resolve() for other in inputs]:
+        raise FsthError(f"{path} would replace a file that is needed: give another name.")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise FsthError(f"There is no folder {folder} to write {path.name} into: make it first.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise FsthError(f"{path.name} cannot be written into {folder}: {error.strerror}.") from error
+
+
+def check_size(size: int | None) -> None:
+    """Refuse a size of frames that no model draws; how small one may be is the model's to say."""
+    if size is None:
+        return
+    from ..pipelines.person import MAX_SIZE
+
+    if size % 2 or not 0 < size <= MAX_SIZE:
+        raise FsthError(f"--size must be an even number of pixels, at most {MAX_SIZE}, not {size}.")
+
+
+def check_consent(given: bool) -> None:
+    """Refuse to publish a person without the statement that they agreed."""
+    if not given:
+        from ..hub.model_card import CONSENT
+
+        raise FsthError(f"Publishing needs --i-have-consent, by which you state that {CONSENT}.")
+
+
+def check_photographs(paths: list[Path]) -> None:
+    """Refuse files that are no pictures."""
+    from ..models.image_processing_fsth import load_image
+
+    for path in paths:
+        load_image(path)
+
+
+def model_of(identity: Path) -> tuple[str, str | None] | tuple[None, None]:
+    """Hub id and revision of the model that an identity in a folder was tuned from, if it came from the hub."""
+    try:
+        config = json.loads((identity / "identity.json").read_text())
+        name = config["base_model"]
+        # a local model goes by its folder's name alone
+        return (name, config.get("base_revision")) if "/" in name else (None, None)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FsthError(f"{identity} holds no identity that can be read: make one with fsth fine-tune.") from error
+
+
+def precision_of(identity: Path) -> str:
+    """The numbers that an identity in a folder is saved in, as `--dtype` names them: loaded in others it changes."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(identity / "identity.safetensors", "pt") as file:
+            return str(file.get_tensor("adain_parameters").dtype).removeprefix("torch.")
+    except (OSError, SafetensorError) as error:
+        raise FsthError(f"The identity in {identity} is damaged; make or fetch it again.") from error

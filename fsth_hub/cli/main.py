@@ -1,0 +1,301 @@
+"""The `fsth` command: animate a portrait, look at landmarks, at a file's origin, at what is installed.
+
+PyTorch and diffusers are imported by the commands that need them, so that `fsth --help` answers at once.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from ..models.errors import FsthError, NoFaceError
+from . import loading as cli_loading
+from . import people as cli_people
+from .checks import check_inputs, check_output, check_size, model_of
+from .options import DetectorOption, DeviceOption, DtypeOption, FaceOption, ModelOption
+
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PACKAGES = ("fsth-hub", "torch", "transformers", "diffusers", "opencv-python", "av", "gradio")
+CLIPS = (".mp4", ".gif")
+OUTPUT = "Output"  # a heading in the help
+
+
+class OneLineErrors(TyperGroup):
+    """Says what is wrong with an input in one line, without a traceback, and exits with 1."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except FsthError as error:
+            typer.echo(f"fsth: error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    help="Few-shot talking heads: a portrait moves as the person in a driving clip does.",
+)
+
+
+@app.command()
+def animate(
+    *,
+    portraits: Annotated[
+        list[Path] | None, typer.Argument(metavar="PORTRAIT", help="Pictures of one person.", show_default=False)
+    ] = None,
+    driving: Annotated[Path, typer.Option(help="The clip whose motion to take.")],
+    output: Annotated[Path, typer.Option(help="The clip to write: .mp4, with the driver's sound, or .gif.")],
+    identity: Annotated[
+        str | None, typer.Option(help="A fine-tuned person instead of portraits: folder or hub id.")
+    ] = None,
+    model: ModelOption = None,
+    motion: Annotated[
+        Literal["relative", "absolute"],
+        typer.Option(
+            metavar="MODE",
+            help="relative: move the portrait by the driver's change; absolute: take the driver's landmarks as they "
+            "are.",
+        ),
+    ] = "relative",
+    motion_strength: Annotated[
+        float, typer.Option(min=0, max=2, metavar="X", help="0 stays still, 1 as far as the driver, up to 2.")
+    ] = 1.0,
+    smoothing: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, metavar="SECONDS", help="Against trembling landmarks; by default 0.05, 0 for none."
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Side of the frames, 256 to 1024, even; never more than the portrait has. By default 512, or with "
+            "--paste-back what the head has there.",
+            show_default=False,
+        ),
+    ] = None,
+    paste_back: Annotated[
+        bool, typer.Option("--paste-back", help="Put the head back into the first portrait.")
+    ] = False,
+    crop: Annotated[
+        bool, typer.Option("--crop/--no-crop", help="--no-crop: the inputs are square head crops already.")
+    ] = True,
+    detector: DetectorOption = "mediapipe",
+    face: FaceOption = 0,
+    driving_face: Annotated[
+        int, typer.Option(min=0, metavar="N", help="The same for the first frame of the clip.")
+    ] = 0,
+    frames: Annotated[int | None, typer.Option(min=1, metavar="N", help="Make no more than so many frames.")] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    beside: Annotated[
+        Path | None,
+        typer.Option(
+            "--side-by-side",
+            metavar="PATH",
+            help="Write portrait, driver with landmarks and result beside each other, too.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    mark: Annotated[
+        bool, typer.Option("--mark/--no-mark", help='Draw "AI-generated" into the corner.', rich_help_panel=OUTPUT)
+    ] = True,
+    credentials: Annotated[
+        bool,
+        typer.Option("--credentials/--no-credentials", help="Sign with Content Credentials.", rich_help_panel=OUTPUT),
+    ] = True,
+    report_path: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="REPORT", help="Write a report here; - prints it.", rich_help_panel=OUTPUT),
+    ] = None,
+) -> None:
+    """Animate a person: portraits, or one who was fine-tuned.
+
+    For example: fsth animate portrait.jpg --driving driver.mp4 --output result.mp4
+    """
+    to_stdout = report_path == Path("-")
+    # Loading and drawing take long: what can be known to fail fails first.
+    portraits = portraits or []
+    if bool(portraits) == (identity is not None):
+        raise FsthError("Give either portraits or the --identity of a fine-tuned person.")
+    check_inputs(*portraits, driving)
+    check_output(output, CLIPS, inputs=[*portraits, driving])
+    if beside is not None:
+        check_output(beside, CLIPS, inputs=[*portraits, driving, output])
+    if face and not portraits:
+        raise FsthError("--face chooses a face of portraits: leave it out where an --identity is given.")
+    if paste_back and not portraits:
+        raise FsthError("--paste-back needs a portrait to put the head back into: give portraits, not an --identity.")
+    if motion == "absolute" and motion_strength != 1:
+        raise FsthError("--motion-strength is for relative motion: leave it out, or leave out --motion absolute.")
+    if report_path is not None and not to_stdout:
+        check_output(report_path, (".json",), inputs=[output])
+    check_size(size)
+    from ..landmarks import get_detector
+    from ..landmarks.smoothing import DEFAULT_SMOOTHING
+
+    smoothing = DEFAULT_SMOOTHING if smoothing is None else smoothing
+    found_detector = get_detector(detector)
+    model_revision = None
+    if identity is not None:
+        from ..models.downloading import fetch
+
+        identity = fetch(identity)
+        if model is None:
+            model, model_revision = model_of(identity)
+    pipe = cli_loading.load_pipeline(model, device, dtype, model_revision)
+    pipe.detector = found_detector
+    person = portraits if identity is None else pipe.load_identity(identity)
+    result = pipe(
+        person,
+        driving,
+        motion=motion,
+        motion_strength=motion_strength,
+        smoothing=smoothing,
+        size=size,
+        paste_back=paste_back,
+        crop=crop,
+        face_index=face,
+        driving_face_index=driving_face,
+        num_frames=frames,
+        output_path=output,
+        mark=mark,
+        credentials=credentials,
+    )
+    if beside is not None:
+        from ..media.video import open_clip
+        from ..pipelines.side_by_side import write_side_by_side
+
+        portrait = portraits[0] if identity is None else person.crops[0]
+        clip = open_clip(output, fps=result.fps, allow_still=True)
+        frames = show_progress(clip, result.report.num_frames)
+        whole = paste_back or identity is not None
+        write_side_by_side(beside, portrait, driving, result, frames, pipe.size, whole)
+    report = result.report.to_dict() | {
+        "output": str(output),
+        "model": model or "bundled",
+        "motion": motion,
+        "motion_strength": motion_strength,
+        "smoothing": smoothing,
+        "size_asked": size,
+        "paste_back": paste_back,
+        "side_by_side": beside and str(beside),
+        "detector": detector,
+        "device": str(pipe.device),
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "versions": versions(),
+    }
+    if report_path is not None:
+        text = json.dumps(report, indent=2)
+        typer.echo(text) if to_stdout else report_path.write_text(text + "\n")
+    made = result.report
+    sound = "with sound" if made.sound and output.suffix.lower() == ".mp4" else "without sound"
+    pixels = f"{'the head ' if paste_back else ''}{made.size} x {made.size} pixels"
+    if size is not None and made.size == made.max_size < size:
+        pixels += " (the portrait has no more)"
+    seconds = sum(made.seconds.values())
+    summary = f"{output}: {made.num_frames} frames at {made.fps:g} fps, {pixels}, {sound}, {seconds:.1f} s"
+    typer.echo(summary, err=to_stdout)
+
+
+app.command("fine-tune")(cli_people.fine_tune)
+app.command()(cli_people.publish)
+
+
+@app.command()
+def landmarks(
+    file: Annotated[Path, typer.Argument(help="A picture or a clip.")],
+    output: Annotated[Path, typer.Option(help="For a picture .png, for a clip .mp4 or .gif.")],
+    detector: DetectorOption = "mediapipe",
+    face: FaceOption = 0,
+) -> None:
+    """Draw the landmarks over a picture or clip: do they fit?"""
+    check_inputs(file)
+    check_output(output, (".png", *CLIPS), inputs=[file])
+    from PIL import Image
+
+    from ..landmarks import get_detector
+    from ..media.landmark_overlay import overlaid, overlaid_clip
+    from ..media.video import open_clip, write_clip
+    from ..models.image_processing_fsth import load_image
+
+    found_detector = get_detector(detector)
+    if output.suffix.lower() in CLIPS:
+        clip = open_clip(file)
+        pictures = overlaid_clip(show_progress(clip, clip.frame_count), found_detector, face, file.name)
+        count = write_clip(output, pictures, clip.fps, clip.audio_from)
+        typer.echo(f"{output}: {count} frames at {clip.fps:g} fps")
+        return
+    image = load_image(file)
+    faces = found_detector.detect(image)
+    if not faces:
+        raise NoFaceError(f"No face was found in {file.name}; use a picture in which the face is seen clearly.")
+    if face >= len(faces):
+        raise FsthError(f"Face {face} was asked for, but {file.name} shows {len(faces)}, counted from 0.")
+    Image.fromarray(overlaid(image, faces[face].points)).save(output)
+    typer.echo(f"{output}: face {face} of {len(faces)}, score {faces[face].score:.2f}")
+
+
+@app.command("inspect")
+def inspect_file(
+    file: Annotated[Path, typer.Argument(help="A picture or a clip.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print all that was read, as JSON.")] = False,
+) -> None:
+    """Say what a file tells of its origin, and if it was changed since.
+
+    It is read, and nothing is sent; whatever is found, the exit code is 0.
+    """
+    from ..provenance.credentials import inspect
+
+    report = inspect(file)
+    typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.summary())
+
+
+@app.command()
+def info(model: ModelOption = None, device: DeviceOption = "auto", dtype: DtypeOption = "auto") -> None:
+    """Show versions, device, the model's size and the detectors."""
+    pipe = cli_loading.load_pipeline(model, device, dtype)
+    from ..pipelines.pretrained import BUNDLED_MODEL
+
+    rows = versions()
+    rows |= {"device": pipe.device, "dtype": str(pipe.dtype).removeprefix("torch."), "model": model or BUNDLED_MODEL}
+    for name in ("embedder", "generator", "discriminator"):
+        count = sum(parameter.numel() for parameter in getattr(pipe, name).parameters())
+        rows[name] = f"{count / 1e6:.2f} M parameters"
+    folder = Path(model or BUNDLED_MODEL)
+    if folder.is_dir():
+        size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+        rows["checkpoint"] = f"{size / 1e6:.1f} MB"
+    rows["detectors"] = "mediapipe (offline), face-alignment (fetches its weights on first use)"
+    for name, value in rows.items():
+        typer.echo(f"{name:14} {value}")
+
+
+def show_progress(frames: Iterable["np.ndarray"], count: int | None) -> Iterator["np.ndarray"]:
+    """The frames, with a progress bar on stderr where that is a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(frames, total=count, disable=None, leave=False, unit=" frames")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that matter for a result."""
+    return {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES}
+
+
+def main() -> None:
+    """Entry point of the `fsth` command."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # read when OpenCV is loaded
+    app(prog_name="fsth")

@@ -1,0 +1,380 @@
+"""Few-shot adversarial fine-tuning of generator and discriminator on one person (arXiv 1905.08233 v2, section 3.4).
+
+The person's AdaIN parameters, psi' = P e, and their vector in the discriminator, w' = e, start from the embedding and
+become parameters; embedder and projection are frozen, and there is no match loss. Works on networks and tensors alone.
+
+The generator is tuned in full, as in the paper, or by LoRA: low-rank updates of its convolutions. Its source skips
+stay frozen: the heads that are moved within still frames, for want of other pictures, are not how heads move, and the
+flow of hair, shoulders and background would be learned from them (training/LOG.md, entry 7).
+"""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.utils import find_executable_batch_size
+from safetensors import SafetensorError
+from torch import nn
+
+from ..device import default_dtype
+from ..models.errors import FsthError, FsthMemoryError, FsthWarning
+from ..models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from .episodes import Episodes, EpisodeSampler
+from .lora import Lora, add_lora, get_lora, merge, start_lora
+from .losses import ADVERSARIAL_TERMS, CONTENT_TERMS, ContentLoss, Judgement, discriminator_loss, weigh, with_weights
+
+
+METHODS = ("full", "lora")
+MAX_PORTRAITS = 64
+BATCH_SIZE = 2  # frames a step; the paper takes 8, for which a processor needs four times as long
+# Too few steps leave an identity gap, too many forget how faces move, which held-out deformations of one portrait do
+# not tell (training/LOG.md, entry 5); the authors later advised 125 for one portrait and 230 for thirty.
+STEPS_FOR_ONE, STEPS_FOR_MANY, MANY = 50, 230, 30
+# The paper's, and for LoRA the highest at which one portrait is not learned by heart (training/LOG.md, Adapters).
+LEARNING_RATES = {"full": 5e-5, "lora": 3e-4}
+DISCRIMINATOR_LR = 2e-4
+# The bundled discriminator is hardly trained and has never met w' = e, so that its first scores are far off.
+ADVERSARIAL_WEIGHT = 0.1
+BETAS = (0.5, 0.999)
+EVALUATE_EVERY = 10  # steps between evaluations on what is held out, and previews
+PATIENCE = 5  # evaluations without improvement before it stops
+VGG19 = "timm/vgg19.tv_in1k"
+
+# How far a portrait's embedding may lie from the mean of the others, in lengths of that: with the bundled model frames
+# of one clip stay below half of it, and most pairs of people are beyond; landmarks do not tell.
+SAME_PERSON = 0.06
+
+
+@dataclass
+class FineTuned:
+    """
+    Args:
+        generator ([`FsthGenerator`]): a tuned float32 copy, in evaluation mode.
+        adain_parameters (`torch.Tensor` of shape `(1, sum(adain_sizes))`): psi', tuned, float32.
+        history (`list[dict]`): for each step its loss terms, and where it was evaluated the score `held_out`.
+        best_step (`int`): the step whose weights these are; 0 where no step was better than none.
+        lora (`dict`, *optional*): what [`merge`] makes the generator of, if that was not tuned in full.
+    """
+
+    generator: FsthGenerator
+    adain_parameters: torch.Tensor
+    history: list[dict[str, float]]
+    best_step: int
+    lora: Lora | None = None
+
+
+class PixelLoss(ContentLoss):
+    """Mean absolute difference of pixels: the content loss where no pretrained network is at hand."""
+
+    def __init__(self):
+        super().__init__(terms=with_weights(CONTENT_TERMS, {"pixel": 10}))
+
+
+def load_content(vgg: str | Path | None = None, face_network: str | Path | None = None) -> ContentLoss:
+    """
+    The content loss over the given networks, or over the hub's VGG19 if none is given, or, with a warning,
+    [`PixelLoss`] where that cannot be fetched.
+
+    Args:
+        vgg, face_network (`str` or `Path`, *optional*): safetensors files or hub repositories, [`ContentLoss.load`].
+
+    Raises:
+        FsthError: A network that was given cannot be loaded.
+    """
+    try:
+        return ContentLoss.load(vgg or VGG19, face_network)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:  # all that a hub or file can raise
+        given = " and ".join(str(name) for name in (vgg, face_network) if name)
+        if given:
+            raise FsthError(f"The content loss cannot be loaded from {given}: {error}") from error
+    warnings.warn(
+        f"{VGG19} cannot be fetched: fine-tuning compares pixels and the discriminator's features alone, which keeps "
+        "less detail. Give the weights of a VGG for better results.",
+        stacklevel=2,
+    )
+    return PixelLoss()
+
+
+def default_steps(num_portraits: int) -> int:
+    """50 for one portrait, 230 for thirty and more, in between by the logarithm of their number."""
+    share = math.log(min(num_portraits, MANY)) / math.log(MANY)
+    return round(STEPS_FOR_ONE + share * (STEPS_FOR_MANY - STEPS_FOR_ONE))
+
+
+def warn_of_strangers(embeddings: torch.Tensor) -> None:
+    """Warn if a portrait's embedding (T x N) is so unlike the others' that it must be somebody else's."""
+    if len(embeddings) < 2:
+        return
+    others = (embeddings.sum(dim=0) - embeddings) / (len(embeddings) - 1)  # T x N
+    distances = (embeddings - others).norm(dim=1) / others.norm(dim=1)
+    if distances.max() > SAME_PERSON:
+        number = distances.argmax().item() + 1
+        warnings.warn(
+            f"Portrait {number} seems to show another person than the other portraits: fine-tuning would mix them.",
+            FsthWarning,
+            stacklevel=3,
+        )
+
+
+def generate_targets(generator: FsthGenerator, adain_parameters: torch.Tensor, episodes: Episodes) -> torch.Tensor:
+    """The target frames of some episodes as the generator makes them, B x 3 x H x W."""
+    images, drawings, landmarks = episodes.images, episodes.landmark_images, episodes.landmarks
+    sources = None
+    if generator.config.source_skips:
+        parts = (images, drawings, landmarks, episodes.mattes)
+        sources = generator.encode_sources(*(part[:, 1:] for part in parts))
+    return generator(drawings[:, 0], adain_parameters.expand(len(images), -1), landmarks[:, 0], sources).images
+
+
+@torch.no_grad()
+def evaluate(generator: FsthGenerator, adain_parameters, content: nn.Module, held_out: list[Episodes]):
+    """Mean content loss on what is held out, and the first of its frames (3 x H x W in [-1, 1])."""
+    generator.eval()
+    total, preview = 0.0, None
+    for episodes in held_out:
+        fake = generate_targets(generator, adain_parameters, episodes)
+        preview = fake[0].float().clamp(-1, 1) if preview is None else preview
+        total += sum(content(fake, episodes.images[:, 0], episodes.landmarks[:, 0]).values()).item()
+    generator.train()
+    return total / len(held_out), preview
+
+
+def trainable_copy(network: nn.Module) -> nn.Module:
+    return copy.deepcopy(network).float().to(memory_format=torch.channels_last).train().requires_grad_(True)
+
+
+def tunable_copy(generator: FsthGenerator, method: str, seed: int) -> FsthGenerator:
+    """A float32 copy in training mode, of which only what the method tunes takes gradients."""
+    if method == "lora":
+        tuned = add_lora(generator).train()
+        start_lora(tuned, torch.Generator().manual_seed(seed))
+        return tuned
+    tuned = trainable_copy(generator)
+    if generator.config.source_skips:
+        tuned.source_skips.requires_grad_(False)
+    return tuned
+
+
+class Tuner:
+    """
+    Copies of the networks on their way to one person, and the best that they have been.
+
+    Args:
+        generator ([`FsthGenerator`]): of [`tunable_copy`].
+        discriminator ([`FsthDiscriminator`]): of [`trainable_copy`].
+        adain_parameters, person (`torch.Tensor` of shape `(1, ...)`): where psi' and w' start, float32.
+        content (`nn.Module`): the content loss, on the device.
+        sampler ([`EpisodeSampler`]): of the person's portraits.
+        learning_rate, discriminator_lr, adversarial_weight (`float`): as in [`fine_tune`].
+    """
+
+    def __init__(
+        self,
+        generator: FsthGenerator,
+        discriminator: FsthDiscriminator,
+        adain_parameters: torch.Tensor,
+        person: torch.Tensor,
+        content: nn.Module,
+        sampler: EpisodeSampler,
+        learning_rate: float,
+        discriminator_lr: float,
+        adversarial_weight: float,
+    ):
+        self.generator, self.discriminator, self.content, self.sampler = generator, discriminator, content, sampler
+        self.adain_parameters, self.person = (nn.Parameter(part.clone()) for part in (adain_parameters, person))
+        tuned = [parameter for parameter in generator.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam([*tuned, self.adain_parameters], learning_rate, BETAS)
+        judging = [*discriminator.parameters(), self.person]
+        self.discriminator_optimizer = torch.optim.Adam(judging, discriminator_lr, BETAS)
+        adversarial, matching, _ = with_weights(ADVERSARIAL_TERMS, {"adversarial": adversarial_weight})
+        self.adversarial_terms = (matching, adversarial)
+        self.device = person.device
+        self.best_score, self.best_step, self.best = math.inf, 0, None
+
+    def autocast(self):
+        dtype = default_dtype(self.device)
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    def step(self, episodes: Episodes) -> dict[str, float]:
+        """One update of the generator, psi' and the discriminator; gives the loss terms."""
+        real, drawing = episodes.images[:, 0], episodes.landmark_images[:, 0]
+        people = self.person.expand(len(real), -1)
+
+        # generator: its gradients must not leak into the discriminator
+        self.discriminator.requires_grad_(False)
+        with self.autocast():
+            fake = generate_targets(self.generator, self.adain_parameters, episodes)
+            terms = self.content(fake, real, episodes.landmarks[:, 0])
+            with torch.no_grad():
+                real_features = self.discriminator(real, drawing, people).features
+            judged = self.discriminator(fake, drawing, people.detach())
+            terms |= weigh(self.adversarial_terms, Judgement(judged.scores, judged.features, real_features))
+            loss = sum(terms.values())
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+        # discriminator: both at once, for every pass advances the power iteration
+        self.discriminator.requires_grad_(True)
+        with self.autocast():
+            pairs = torch.cat([real, fake.detach()]), drawing.repeat(2, 1, 1, 1), people.repeat(2, 1)
+            terms["discriminator"] = discriminator_loss(*self.discriminator(*pairs).scores.chunk(2))
+        terms["discriminator"].backward()
+        self.discriminator_optimizer.step()
+        self.discriminator_optimizer.zero_grad()
+        return {name: term.item() for name, term in terms.items()}
+
+    def evaluate(self, step: int) -> tuple[float, torch.Tensor]:
+        """Score and preview of [`evaluate`]; the weights of the best step are kept."""
+        with self.autocast():
+            score, preview = evaluate(self.generator, self.adain_parameters, self.content, self.sampler.held_out)
+        if self.best is None or score < self.best_score:
+            weights = {name: tensor.clone() for name, tensor in self.generator.state_dict().items()}
+            self.best_score, self.best_step, self.best = score, step, (weights, self.adain_parameters.data.clone())
+        return score, preview
+
+    def run(self, batch_size: int, steps: int, callback: Callable | None) -> list[dict[str, float]]:
+        """Take the steps, or fewer where they have long not helped; gives the history, see [`FineTuned`]."""
+        history = [{"step": 0, "held_out": self.evaluate(0)[0]}]
+        for step in range(1, steps + 1):
+            values, preview = self.step(self.sampler.sample(batch_size)), None
+            if not all(math.isfinite(value) for value in values.values()):
+                rate = self.optimizer.param_groups[0]["lr"]
+                raise FsthError(
+                    f"The loss is not finite at step {step}: fine-tune with a learning_rate lower than {rate:g}."
+                )
+            if step % EVALUATE_EVERY == 0 or step == steps:
+                values["held_out"], preview = self.evaluate(step)
+            history.append({"step": step, **values})
+            if callback is not None:
+                callback(step, steps, preview, values)
+            if step - self.best_step >= PATIENCE * EVALUATE_EVERY:
+                break
+        return history
+
+    def best_generator(self) -> tuple[FsthGenerator, torch.Tensor]:
+        """The generator and psi' as they were at their best."""
+        weights, adain_parameters = self.best
+        self.generator.load_state_dict(weights)
+        return self.generator.eval().requires_grad_(False), adain_parameters
+
+
+def fine_tune(
+    embedder: FsthEmbedder,
+    generator: FsthGenerator,
+    discriminator: FsthDiscriminator,
+    images: torch.Tensor,
+    landmark_images: torch.Tensor,
+    landmarks: torch.Tensor,
+    mattes: torch.Tensor,
+    content: nn.Module,
+    *,
+    method: str = "full",
+    steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    discriminator_lr: float = DISCRIMINATOR_LR,
+    adversarial_weight: float = ADVERSARIAL_WEIGHT,
+    callback: Callable[[int, int, torch.Tensor | None, dict[str, float]], None] | None = None,
+    seed: int = 0,
+) -> FineTuned:
+    """
+    Tune copies of generator and discriminator to one person; the given networks stay as they are.
+
+    Args:
+        embedder, generator, discriminator: meta-trained, of any precision, all on one device.
+        images (`torch.Tensor` of shape `(1, T, 3, height, width)`): 1 to 64 portraits of the person, in [-1, 1].
+        landmark_images (`torch.Tensor` of the same shape): their landmark drawings in [-1, 1].
+        landmarks (`torch.Tensor` of shape `(1, T, 78, 2)`): pixels, x then y, NaN where absent.
+        mattes (`torch.Tensor` of shape `(1, T, 1, height, width)`): how much of each pixel is the figure, 0 to 1.
+        content (`nn.Module`): [`ContentLoss`], or what is called like it.
+        method (`str`, *optional*, defaults to `"full"`):
+            `"full"` tunes the weights of the generator, `"lora"` low-rank updates of its convolutions; either leaves
+            its source skips as they are.
+        steps (`int`, *optional*): at most so many; by default by the number of portraits, [`default_steps`].
+        batch_size (`int`, *optional*):
+            Frames per step, halved where memory is too small; by default two, of a lone portrait one.
+        learning_rate (`float`, *optional*): Adam's for the generator; by default by method, `LEARNING_RATES`.
+        discriminator_lr (`float`): Adam's for the discriminator.
+        adversarial_weight (`float`): of the discriminator's score; feature matching keeps the paper's 10.
+        callback (`Callable`, *optional*):
+            Called after each step with its number, the number of steps, every tenth time a preview (3 x H x W in
+            [-1, 1], otherwise `None`), and the loss terms. What it raises ends fine-tuning and reaches the caller.
+        seed (`int`, *optional*, defaults to 0): of all that is sampled.
+
+    Raises:
+        FsthError: Another method, too few or many portraits, a rate of nothing, or a loss that is not finite.
+        FsthMemoryError: Memory is too small for one frame at a time.
+    """
+    num_portraits, device = images.shape[1], images.device
+    check_options(method, num_portraits, steps, batch_size, learning_rate)
+    steps = steps or default_steps(num_portraits)
+    batch_size = batch_size or min(num_portraits, BATCH_SIZE)
+    learning_rate = learning_rate or LEARNING_RATES[method]
+    content = content.to(device, memory_format=torch.channels_last)
+
+    with torch.no_grad():
+        embeddings = embedder(images.to(embedder.dtype), landmark_images.to(embedder.dtype)).frame_embeddings
+        embedding = embeddings.mean(dim=1)  # 1 x N
+        adain_parameters = generator.project(embedding.to(generator.dtype)).float()
+    warn_of_strangers(embeddings[0].float())
+
+    def attempt(batch_size: int) -> FineTuned:
+        tuner = Tuner(
+            tunable_copy(generator, method, seed),
+            trainable_copy(discriminator),
+            adain_parameters,
+            embedding.float(),
+            content,
+            EpisodeSampler(images[0].float(), landmarks[0].float(), mattes[0].float(), seed),
+            learning_rate,
+            discriminator_lr,
+            adversarial_weight,
+        )
+        history = tuner.run(batch_size, steps, callback)
+        tuned, tuned_parameters = tuner.best_generator()
+        if method == "full":
+            return FineTuned(tuned, tuned_parameters, history, tuner.best_step)
+        lora = get_lora(tuned)
+        return FineTuned(merge(generator, lora).float(), tuned_parameters, history, tuner.best_step, lora)
+
+    return with_less_memory(attempt, batch_size)
+
+
+def check_options(
+    method: str, num_portraits: int, steps: int | None, batch_size: int | None, learning_rate: float | None
+) -> None:
+    """Refuse (`FsthError`) what [`fine_tune`] cannot work with."""
+    if method not in METHODS:
+        raise FsthError(f"The method of fine-tuning is {' or '.join(METHODS)}, not '{method}'.")
+    if not 1 <= num_portraits <= MAX_PORTRAITS:
+        raise FsthError(f"Fine-tuning takes 1 to {MAX_PORTRAITS} portraits, not {num_portraits}.")
+    if steps is not None and steps < 1:
+        raise FsthError(f"Fine-tuning takes at least one step, not {steps}.")
+    if batch_size is not None and batch_size < 1:
+        raise FsthError(f"The batch_size must be at least one frame, not {batch_size}.")
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise FsthError(f"The learning_rate must be a number above 0, such as 5e-5, not {learning_rate}.")
+
+
+def with_less_memory(attempt: Callable[[int], FineTuned], batch_size: int) -> FineTuned:
+    """What an attempt gives, begun anew with half as many frames a step as long as memory does not suffice."""
+    size = batch_size
+
+    def halve() -> int:
+        nonlocal size
+        size //= 2
+        return size
+
+    try:
+        return find_executable_batch_size(attempt, batch_size, halve)()
+    except RuntimeError as error:
+        if size:  # another error
+            raise
+        raise FsthMemoryError(
+            "Fine-tuning needs more memory, even with one frame at a time: use a larger GPU, or the CPU."
+        ) from error

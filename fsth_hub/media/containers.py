@@ -1,0 +1,113 @@
+"""Files that hold clips, opened: whatever they were given as, as often as wanted, and nothing that they point to."""
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+
+from ..models.errors import VideoError
+
+
+ClipFile = str | os.PathLike | bytes | BinaryIO
+
+# Named, because FFmpeg would also open playlists, whose entries may point anywhere on this machine or the network.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,avi,gif"
+
+
+class _Reader(io.RawIOBase):
+    """A place of its own in a file object: picture and sound are read at the same time, and more than once."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.place = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        offset, whence = (self.place + offset, os.SEEK_SET) if whence == os.SEEK_CUR else (offset, whence)
+        self.file.seek(offset, whence)
+        self.place = self.file.tell()
+        return self.place
+
+    def readinto(self, buffer) -> int:
+        self.file.seek(self.place)
+        data = self.file.read(len(buffer))
+        buffer[: len(data)] = data
+        self.place += len(data)
+        return len(data)
+
+
+def is_file(source: object) -> bool:
+    """Whether this is a file (a path, bytes or a file object) and no frames."""
+    return isinstance(source, str | os.PathLike | bytes) or hasattr(source, "read")
+
+
+def open_binary(file: ClipFile) -> BinaryIO:
+    """A file from its beginning, whatever it was given as; closing it leaves the caller's own file object open."""
+    if isinstance(file, str | os.PathLike):
+        return open(file, "rb")
+    return io.BytesIO(file) if isinstance(file, bytes) else _Reader(file)
+
+
+def name_of(file: ClipFile) -> str:
+    return Path(file).name if isinstance(file, str | os.PathLike) else "The clip"
+
+
+def rereadable(file: ClipFile) -> ClipFile:
+    """What can be opened more than once: a pipe or download is kept on the disk while the clip is used."""
+    if isinstance(file, str | os.PathLike):
+        if not Path(file).is_file():
+            hint = ": download it first and give the file" if "://" in str(file) else ""
+            raise VideoError(f"There is no file {file}{hint}.")
+        return Path(file)
+    if isinstance(file, io.TextIOBase):
+        raise VideoError("A clip's file object must give bytes: open the file in binary mode ('rb').")
+    if hasattr(file, "read") and not (hasattr(file, "seekable") and file.seekable()):
+        kept = tempfile.TemporaryFile()
+        shutil.copyfileobj(file, kept)
+        return kept
+    return file
+
+
+def open_container(file: ClipFile) -> av.container.InputContainer:
+    source = str(Path(file).absolute()) if isinstance(file, str | os.PathLike) else open_binary(file)
+    try:
+        return av.open(source, metadata_errors="ignore", options={"format_whitelist": CONTAINERS})
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(
+            f"{name_of(file)} is not a video that can be read (mp4, mov, webm, mkv, avi, mpg, gif), or it is damaged."
+        ) from error
+
+
+def video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+    # The cover of a piece of music is a video stream too.
+    cover = av.stream.Disposition.attached_pic
+    return next((s for s in container.streams.video if s.codec_context and not s.disposition & cover), None)
+
+
+def audio_stream(container: av.container.InputContainer) -> av.AudioStream | None:
+    # Phones add tracks that no free decoder knows; such a stream has no codec context.
+    return next((s for s in container.streams.audio if s.codec_context), None)
+
+
+def start_time(container: av.container.InputContainer) -> float:
+    """Time stamp of the first picture in s: the clip's zero, from which the sound is counted too."""
+    stream = video_stream(container)
+    return 0.0 if stream is None or stream.start_time is None else float(stream.start_time * stream.time_base)
+
+
+def decode(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[av.frame.Frame]:
+    """All that can be decoded: what is damaged is left out."""
+    for packet in container.demux(stream):
+        try:
+            yield from packet.decode()
+        except av.FFmpegError:
+            continue

@@ -1,0 +1,329 @@
+"""The identity that fine-tuning makes of a person: read, written, published, and bound to the model that draws it."""
+
+import copy
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..finetuning.loop import METHODS
+from ..finetuning.lora import load_lora, merge, save_lora
+from ..hub.client import create_repository, publish
+from ..hub.model_card import CONSENT, IdentityFigures, ModelCard, identity_card, licence_of, write_identity_card
+from ..models.cropping import CropBox
+from ..models.downloading import fetch
+from ..models.errors import FsthError, FsthNotFoundError
+from ..models.image_processing_fsth import load_image
+from ..models.landmark_layout import NUM_POINTS
+from ..models.modeling_fsth import FsthGenerator, is_hooked
+from .person import FsthPerson
+
+
+WEIGHTS_NAME, CONFIG_NAME = "identity.safetensors", "identity.json"
+GENERATOR_PREFIX = "generator."  # of the tensors of a generator tuned in full
+FIGURES = {"base_model": str, "fingerprint": str, "num_portraits": int, "steps": int, "boxes": list, "history": list}
+# all that a file's content raises
+DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
+
+
+@dataclass(kw_only=True)
+class FsthIdentity:
+    """
+    What fine-tuning keeps of a person (section 3.4), whatever model is at hand; `pipe.bind(identity)` makes it move.
+
+    Args:
+        method (`str`): `"full"` or `"lora"`.
+        weights (`dict[str, torch.Tensor]`): of the generator, or its low-rank updates, see `adapter.py`.
+        adain_parameters (`torch.Tensor` of shape `(1, num_parameters)`): the person's own, tuned.
+        crops (`np.ndarray` of shape `(T, size, size, 3)`): the portraits' head crops, uint8 RGB.
+        crop_landmarks (`np.ndarray` of shape `(T, 78, 2)`): their landmarks, pixels of the crops.
+        boxes (`list[CropBox]`): where in each portrait the head was cut out, pixels of the portrait.
+        base_model (`str`): name of the model that was tuned.
+        fingerprint (`str`): of its generator, [`fingerprint`].
+        steps (`int`): after how many steps the weights are these.
+        history (`list[dict]`): loss terms and held-out score by step, see [`FineTuned`].
+        base_revision (`str`, *optional*): the commit of that model, if it came from the hub.
+        consent (`str`, *optional*): what was stated when the identity was published.
+        name (`str`): of the folder or the hub repository that it was loaded from.
+    """
+
+    method: str
+    weights: dict[str, torch.Tensor]
+    adain_parameters: torch.Tensor
+    crops: np.ndarray
+    crop_landmarks: np.ndarray
+    boxes: list[CropBox]
+    base_model: str
+    fingerprint: str
+    steps: int
+    history: list[dict[str, float]] = field(default_factory=list)
+    base_revision: str | None = None
+    consent: str | None = None
+    name: str = "unnamed"
+
+    @property
+    def num_portraits(self) -> int:
+        return len(self.crops)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """
+        Write the identity as safetensors and JSON, whole or not at all; an identity that lies there is replaced. One
+        of LoRA is also what PEFT saves: `PeftModel.from_pretrained(pipe.generator, folder)` loads its weights.
+
+        Raises:
+            FsthError: The folder holds something else, or cannot be written.
+        """
+        folder = check_folder(folder)
+        tensors = {
+            "adain_parameters": self.adain_parameters,
+            "crops": torch.from_numpy(self.crops),
+            "crop_landmarks": torch.from_numpy(self.crop_landmarks),
+        }
+        if self.method == "full":
+            tensors |= {f"{GENERATOR_PREFIX}{name}": tensor for name, tensor in self.weights.items()}
+        config = {
+            "method": self.method,
+            "base_model": self.base_model,
+            "base_revision": self.base_revision,
+            "fingerprint": self.fingerprint,
+            "num_portraits": self.num_portraits,
+            "steps": self.steps,
+            "boxes": [list(box) for box in self.boxes],
+            "history": self.history,
+            "consent": self.consent,
+        }
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+                whole = Path(temporary, "identity")
+                whole.mkdir()
+                save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, whole / WEIGHTS_NAME)
+                if self.method == "lora":
+                    save_lora(self.weights, whole, self.base_model)
+                (whole / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+                if folder.exists():
+                    folder.rename(Path(temporary, "replaced"))
+                whole.rename(folder)
+        except (OSError, SafetensorError) as error:
+            raise FsthError(f"The identity cannot be written to {folder}: {error}.") from error
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> "FsthIdentity":
+        """
+        Read an identity; no model is needed.
+
+        Args:
+            name (`str` or `Path`): A folder of [`~FsthIdentity.save_pretrained`] or the id of a hub repository.
+            revision, token, cache_dir, local_files_only: as in `huggingface_hub.snapshot_download`.
+
+        Raises:
+            FsthError: It is damaged; [`FsthNotFoundError`] where there is no identity of that name.
+        """
+        options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        folder = fetch(name, local_files_only=local_files_only, **options)
+        missing = [file for file in (CONFIG_NAME, WEIGHTS_NAME) if not (folder / file).is_file()]
+        if missing:
+            raise FsthNotFoundError(
+                f"{name} holds no identity, for {missing[0]} is missing: give a folder or repository that fine-tuning "
+                "has written (pickled weights such as .bin and .ckpt are never read)."
+            )
+        try:
+            identity = cls(**_read(folder))
+        except DAMAGES as error:
+            raise FsthError(f"The identity in {name} is damaged ({error}): make or fetch it again.") from error
+        identity.name = folder.resolve().name if Path(name).is_dir() else str(name)
+        return identity
+
+
+def _read(folder: Path) -> dict:
+    """The fields of an [`FsthIdentity`]; raises one of `DAMAGES` where the files do not agree with each other."""
+    config, tensors = json.loads((folder / CONFIG_NAME).read_text()), load_file(folder / WEIGHTS_NAME)
+    for key, kind in FIGURES.items():
+        if type(config.get(key)) is not kind:
+            raise ValueError(f"{key} is no {kind.__name__} in {CONFIG_NAME}")
+    if config.get("method") not in METHODS:
+        raise ValueError(f"method is not {' or '.join(METHODS)} in {CONFIG_NAME}")
+    if not all(isinstance(config.get(key), str | None) for key in ("base_revision", "consent")):
+        raise ValueError(f"base_revision and consent must be texts in {CONFIG_NAME}")
+    if not all(isinstance(value, int | float) for entry in config["history"] for value in entry.values()):
+        raise ValueError(f"history holds more than numbers in {CONFIG_NAME}")
+
+    # copies, for the same reason as in `FsthPreTrainedModel.from_pretrained`
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    missing = [name for name in ("adain_parameters", "crops", "crop_landmarks") if name not in tensors]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing in {WEIGHTS_NAME}")
+    adain_parameters, crops, landmarks = (tensors.pop(n) for n in ("adain_parameters", "crops", "crop_landmarks"))
+    count, size = config["num_portraits"], crops.shape[1] if crops.ndim == 4 else 0
+    if count < 1 or size < 1 or crops.shape != (count, size, size, 3) or crops.dtype != torch.uint8:
+        raise ValueError("the crops are not square pictures, one for each portrait")
+    if landmarks.shape != (count, NUM_POINTS, 2) or landmarks.dtype != torch.float32:
+        raise ValueError("the landmarks are not those of the crops")
+    if adain_parameters.ndim != 2 or len(adain_parameters) != 1 or not adain_parameters.is_floating_point():
+        raise ValueError("adain_parameters are not those of one person")
+    foreign = [name for name in tensors if config["method"] == "lora" or not name.startswith(GENERATOR_PREFIX)]
+    if foreign or not all(tensor.is_floating_point() for tensor in tensors.values()):
+        raise ValueError(f"{WEIGHTS_NAME} holds other tensors than an identity's")
+    weights = {name.removeprefix(GENERATOR_PREFIX): tensor for name, tensor in tensors.items()}
+    return {
+        "method": config["method"],
+        "weights": weights if config["method"] == "full" else load_lora(folder),
+        "adain_parameters": adain_parameters,
+        "crops": crops.numpy(),
+        "crop_landmarks": landmarks.numpy(),
+        "boxes": [CropBox(*map(float, box)) for box in config["boxes"]],
+        "base_model": config["base_model"],
+        "fingerprint": config["fingerprint"],
+        "steps": config["steps"],
+        "history": config["history"],
+        "base_revision": config.get("base_revision"),
+        "consent": config.get("consent"),
+    }
+
+
+@dataclass(kw_only=True)
+class FsthTunedPerson(FsthIdentity, FsthPerson):
+    """
+    An identity and what draws it, to be driven as any person: of `pipe.fine_tune`, `pipe.load_identity`, `pipe.bind`.
+
+    Args:
+        generator ([`FsthGenerator`], *optional*): their own, where it was tuned in full.
+        base_generator ([`FsthGenerator`]):
+            The one that was tuned, which is the pipeline's. Of LoRA only the updates are kept in memory: several
+            people share the pipeline's weights.
+        others: as in [`FsthIdentity`] and [`FsthPerson`].
+    """
+
+    base_generator: FsthGenerator
+
+    @classmethod
+    def of(cls, identity: FsthIdentity, **others) -> "FsthTunedPerson":
+        """The identity with what it lacks, or what is to be another."""
+        return cls(**{field.name: getattr(identity, field.name) for field in fields(FsthIdentity)} | others)
+
+    @property
+    def own_weights(self) -> tuple:
+        return (self.generator,) if self.method == "full" else (self.base_generator, self.weights)
+
+    def tuned_generator(self, generator: FsthGenerator | None = None) -> FsthGenerator:
+        return self.generator if self.method == "full" else merge(self.base_generator, self.weights)
+
+    def figures(self, num_photographs: int = 0) -> IdentityFigures:
+        """What the person's card says."""
+        source = self.base_generator.source
+        return IdentityFigures(
+            method=self.method,
+            base_model=self.base_model,
+            base_revision=self.base_revision,
+            fingerprint=self.fingerprint,
+            num_portraits=self.num_portraits,
+            steps=self.steps,
+            history=self.history,
+            crop_size=self.crops.shape[1],
+            keeps_crops=self.sources is not None,
+            num_photographs=num_photographs,
+            **({"licence": licence_of(Path(source.folder))} if source is not None and source.folder else {}),
+        )
+
+    def preview(self) -> Image.Image:
+        """Four generated frames side by side."""
+        from .preview import draw_preview
+
+        return draw_preview(self, self.tuned_generator())
+
+    def card(self, repo_id: str) -> ModelCard:
+        """The card for a repository without photographs."""
+        return identity_card(self.figures(), repo_id)
+
+    def write_card(self, folder: str | Path, repo_id: str, num_photographs: int = 0) -> None:
+        """Write the card and its picture into the folder of [`~FsthIdentity.save_pretrained`]."""
+        write_identity_card(self.figures(num_photographs), self.preview(), folder, repo_id)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        consent: bool = False,
+        private: bool = True,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload identity",
+        photographs: Sequence[str | Path] = (),
+    ) -> str:
+        """
+        Publish the identity on the hub, with a card, for `pipe.load_identity(repo_id)`.
+
+        An identity made with source skips holds the portraits' head crops; of the photographs themselves only those
+        are uploaded that are named.
+
+        Args:
+            repo_id, private, token: as in [`~hub.create_repository`].
+            revision, commit_message: as in [`~hub.publish`].
+            consent (`bool`): Whether you make the statement `CONSENT` of `model_card.py`; nothing happens otherwise.
+            photographs (`Sequence` of paths, *optional*): Pictures to add, without their metadata and file names.
+
+        Returns:
+            `str`: The address of the commit.
+
+        Raises:
+            FsthError: There is no consent, a photograph cannot be read, or the repository cannot be written to.
+        """
+        if consent is not True:
+            raise FsthError(f"Nothing was published: it takes consent=True, by which you state that {CONSENT}.")
+        pictures = [Image.fromarray(load_image(photograph)) for photograph in photographs]
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary, "identity")
+            replace(self, consent=CONSENT).save_pretrained(folder)
+            for number, picture in enumerate(pictures, start=1):
+                path = folder / "photographs" / f"{number}.jpg"
+                path.parent.mkdir(exist_ok=True)
+                picture.save(path, quality=95)
+            repo_id = create_repository(repo_id, private=private, token=token)  # with its owner, for the card
+            self.write_card(folder, repo_id, len(pictures))
+            return publish(folder, repo_id, revision=revision, token=token, commit_message=commit_message)
+
+
+def describe(model: str, revision: str | None) -> str:
+    return f"'{model}'" if revision is None else f"'{model}' at revision {revision[:12]}"
+
+
+def check_folder(folder: str | Path) -> Path:
+    """Refuse (`FsthError`) a place for an identity where something else lies or nothing can be written."""
+    folder = Path(folder)
+    is_identity = (folder / CONFIG_NAME).is_file() and (folder / WEIGHTS_NAME).is_file()
+    if folder.is_file() or folder.is_dir() and any(folder.iterdir()) and not is_identity:
+        raise FsthError(f"{folder} holds something else than an identity: give a new folder.")
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise FsthError(f"{folder} cannot be written: {error.strerror}.") from error
+    return folder
+
+
+def fingerprint(generator: FsthGenerator) -> str:
+    """SHA-256 of a generator's weights, rounded to bfloat16 so that it is the same in whichever precision they are."""
+    digest = hashlib.sha256()
+    generator = copy.deepcopy(generator) if is_hooked(generator) else generator  # its weights may be anywhere
+    for name, tensor in sorted(generator.state_dict().items()):
+        digest.update(name.encode())
+        rounded = tensor.detach().to("cpu", torch.bfloat16, memory_format=torch.contiguous_format)
+        digest.update(rounded.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

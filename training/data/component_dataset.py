@@ -1,0 +1,285 @@
+"""Aligned crops of mouths and eyes to train the facial components on, all in memory, and pairs made of them.
+
+Clips tell how faces move: a frame is the target, another one of the clip the portrait. Stills tell what thousands of
+mouths and eyes look like: a still is the target, and the portrait is itself with another expression, to which the
+landmarks' flow has deformed it, so that what the expression hides is gone. A batch is made where the networks are, on
+a GPU too, and depends on seed, step and rank alone.
+"""
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from fsth_hub.models.aligned_crops import PARTS, Part, align, part_masks, sample_crops, to_aligned
+from fsth_hub.models.image_processing_fsth import normalize, to_pixels
+from fsth_hub.models.landmark_flow import face_flow, pixel_grid, resize_flow, smooth_flow
+from fsth_hub.models.landmark_layout import (
+    FACE,
+    FLIP,
+    INNER_LIPS,
+    JAW,
+    LEFT_EYE,
+    OUTER_LIPS,
+    RIGHT_EYE,
+    RIGHT_IRIS,
+    interocular,
+)
+from fsth_hub.models.source_skips import cavity_colours
+from training.data.dataset import is_held_out_still, read_index
+
+
+MARGIN = 1.4  # what is kept over what a network sees, for what moves into it
+EYE_DISTANCE = 0.19  # between the eyes, in sides of a frame, on average
+MIN_CLIP_FRAMES = 9
+MIN_STILL_SIDE = 200  # pixels that a head has in its original, below which it is not sharp
+MAX_ASYMMETRY = 0.25  # of a still's landmarks, above which they are wrong or the face is in profile
+
+OPEN_SHARE = 0.5  # of the targets that come from the quarter of a clip most open (mouth) or most shut (eye)
+FAR_SHARE = 0.7  # of the portraits that come from the half of the clip least like the target
+OTHER_SHARE = 0.5  # of the examples in which another portrait's crop is seen, the most like of a few
+OTHER_PORTRAITS = 6
+
+# Augmentation, the same for all crops of an example
+CONTRAST_RANGE, LIGHT_RANGE = (0.75, 1.2), (0.78, 1.08)  # the latter of each colour channel
+WARM_PROBABILITY, WARMEST = 0.4, (1.0, 0.8, 0.35)  # as under old varnish: teeth must take the light of the face
+GREYSCALE_PROBABILITY, IRISLESS_PROBABILITY = 0.07, 0.1
+
+# What moves with an expression, and the point of the nose from which it is measured
+MOVING = {"mouth": np.r_[JAW[4:13], OUTER_LIPS, INNER_LIPS], "eye": np.r_[17:22, RIGHT_EYE, RIGHT_IRIS]}
+NOSE = 33
+
+
+class ComponentCrops:
+    """
+    The crops of one network's part of all faces.
+
+    Args:
+        network (`str`): `"mouth"` or `"eye"`.
+        size (`int`): side of the crops that the network sees; kept are `MARGIN` times as many pixels.
+        shards (`str` or `Path`): folder of prepared shards.
+        stills (`str` or `Path`, *optional*): folder of head crops with `landmarks.npz` and `index.csv`.
+        held_out (`bool`, *optional*, defaults to `False`): the stills that are kept for validation, or the others.
+    """
+
+    def __init__(self, network: str, size: int, shards, stills=None, held_out: bool = False):
+        self.parts = [part for part in PARTS.values() if part.network == network]
+        self.part = self.parts[0]
+        self.size, self.kept_size = size, round(size * MARGIN / 2) * 2
+        self.margin = self.kept_size / size
+        self.images, self.points, self.clips, people = [], [], [], []
+        for clip in read_index(shards):
+            known = np.flatnonzero(np.isfinite(clip.landmarks[:, FACE]).all(axis=(1, 2)))
+            if len(known) < MIN_CLIP_FRAMES:
+                continue
+            start = len(self.images)
+            for frame in known:
+                self._add(clip.image(frame), clip.landmarks[frame])
+            for number in range(len(self.parts)):  # either eye for itself
+                self.clips.append(np.arange(start + number, len(self.images), len(self.parts)))
+                people.append(clip.identity)
+        count = Counter(people)
+        self.clip_shares = np.array([1 / count[person] for person in people]) / len(count)
+        start = len(self.images)
+        for path, points in list_stills(Path(stills), held_out) if stills else []:
+            with Image.open(path) as image:
+                self._add(image.convert("RGB"), points)
+        self.stills = np.arange(start, len(self.images))
+        self.images, self.points = torch.stack(self.images), torch.stack(self.points)
+        self.openings = part_openings(self.points.numpy(), self.part)
+
+    def _add(self, image: Image.Image, points: np.ndarray):
+        image = normalize(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None])
+        landmarks = torch.from_numpy(points).float()[None]
+        for part in self.parts:
+            alignment = align(landmarks, part, image.shape[-1])
+            self.points.append(to_aligned(landmarks, alignment, part, image.shape[-1])[0])
+            alignment[:, :, :2] *= self.margin
+            crop = sample_crops(image, alignment, self.kept_size)[0]
+            self.images.append(to_pixels(crop))
+
+    def to(self, device):
+        self.images, self.points = self.images.to(device), self.points.to(device)
+        return self
+
+    def pick(self, rng: np.random.Generator, count: int, still_share: float) -> dict[str, np.ndarray]:
+        """Which crops an example is made of: target, portrait and the portrait that is shown beside, and whether it is
+        of a still; of those, target and portrait are the frames of a clip whose change of expression is taken over."""
+        rows = []
+        for _ in range(count):
+            clip = self.clips[rng.choice(len(self.clips), p=self.clip_shares)]
+            openings = self.openings[clip]
+            if len(self.stills) and rng.random() < still_share:
+                still = self._favour(rng, self.stills, self.openings[self.stills])
+                like = np.abs(openings - self.openings[still]) + 0.02 * rng.random(len(clip))
+                target = clip[np.argmin(like)]
+                rows.append((still, target, self._far(rng, clip, target), 0, True))
+            else:
+                target = self._favour(rng, clip, openings)
+                portrait = self._far(rng, clip, target)
+                shown = portrait
+                if rng.random() < OTHER_SHARE:
+                    others = rng.choice(clip[clip != target], OTHER_PORTRAITS)
+                    shown = others[np.argmin(np.abs(self.openings[others] - self.openings[target]))]
+                rows.append((target, target, portrait, shown, False))
+        names = ("picture", "target", "portrait", "shown", "still")
+        return {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+
+    def _favour(self, rng, candidates, openings):
+        if rng.random() < OPEN_SHARE:
+            order = np.argsort(-openings if self.part.network == "mouth" else openings, kind="stable")
+            candidates = candidates[order[: max(4, len(order) // 4)]]
+        return rng.choice(candidates)
+
+    def _far(self, rng, clip, target):
+        others = clip[clip != target]
+        if rng.random() < FAR_SHARE:
+            order = np.argsort(-np.abs(self.openings[others] - self.openings[target]), kind="stable")
+            others = others[order[: max(4, len(order) // 2)]]
+        return rng.choice(others)
+
+    def batch(self, rng: np.random.Generator, count: int, still_share: float, augment: bool = True) -> dict:
+        """
+        Examples for the network.
+
+        Returns:
+            `dict` of `torch.Tensor`: `warped`, `portraits` and `images` (the truth), each `(count, 3, size, size)` in
+            [-1, 1]; `masks` and `portrait_masks`, each `(count, 2, size, size)`, see [`part_masks`].
+        """
+        picked = {name: torch.from_numpy(values) for name, values in self.pick(rng, count, still_share).items()}
+        is_still = picked.pop("still").to(self.images.device)
+        picked = {name: values.to(self.images.device) for name, values in picked.items()}
+        target, portrait, shown = (self.points[picked[name]] for name in ("picture", "portrait", "shown"))
+        images, portraits, shown_images = (
+            normalize(self.images[picked[name]]) for name in ("picture", "portrait", "shown")
+        )
+        if is_still.any():
+            change = self.points[picked["portrait"]] - self.points[picked["target"]]
+            change = change - change[:, NOSE, None]
+            moved = target.clone()
+            moving = MOVING[self.part.network]
+            moved[:, moving] += change[:, moving].nan_to_num()
+            # deformed, then centred as every crop is
+            deformed = self.warp(images, moved[is_still], target[is_still], is_still, self.kept_size, self.margin)
+            shift = moved[:, list(self.part.centre)].mean(dim=1, keepdim=True)  # B x 1 x 2
+            deformed = translate(deformed, shift[is_still, 0] / self.margin)
+            moved = moved - shift
+            portraits[is_still] = shown_images[is_still] = deformed
+            portrait, shown = (torch.where(is_still[:, None, None], moved, points) for points in (portrait, shown))
+        if augment:
+            images, portraits, shown_images = self.jitter(rng, (images, portraits, shown_images))
+            if self.part.network == "mouth":
+                mirrored = torch.from_numpy(rng.random(count) < 0.5).to(images.device)
+                images, portraits, shown_images = (mirror(x, mirrored) for x in (images, portraits, shown_images))
+                target, portrait, shown = (mirror_points(x, mirrored) for x in (target, portrait, shown))
+            else:
+                irisless = torch.from_numpy(rng.random(count) < IRISLESS_PROBABILITY).to(images.device)
+                target = target.clone()
+                target[:, RIGHT_IRIS] = torch.where(irisless[:, None, None], torch.nan, target[:, RIGHT_IRIS])
+        everything = torch.ones_like(is_still)
+        centre = (self.kept_size - self.size) // 2
+
+        def crop(pictures):
+            return pictures[..., centre : centre + self.size, centre : centre + self.size]
+
+        return {
+            "warped": self.warp(portraits, target, portrait, everything, self.size, 1.0),
+            "portraits": crop(shown_images),
+            "images": crop(images),
+            "masks": part_masks(target, self.part, self.size),
+            "portrait_masks": part_masks(shown, self.part, self.size),
+        }
+
+    def warp(self, images, driving, source, rows, size: int, reach: float) -> torch.Tensor:
+        """
+        What the landmarks' flow makes of the kept pictures (B x 3 x P x P) of some rows, n x 3 x size x size.
+
+        Args:
+            driving, source (`torch.Tensor` of shape `(n, 78, 2)`): normalized coordinates of the crops.
+            reach (`float`): half the side of what is wanted, in normalized coordinates of the crops.
+        """
+        images = images[rows]
+        enlarged, scale = size / 2 / reach, self.part.side * EYE_DISTANCE
+        known = face_flow(driving * enlarged + size / 2, source * enlarged + size / 2, size)
+        # the smooth flow has its widths in half sides of a frame, of which the crop is a part
+        grid = pixel_grid(size // 4, size // 4, images.device) * reach * scale
+        smooth = smooth_flow(driving * scale + 1, source * scale + 1, 2, grid) / (reach * scale)
+        flow = torch.lerp(resize_flow(smooth, size, size), known.flow, known.exactness)
+        places = (pixel_grid(size, size, images.device) + flow) * (reach / self.margin)
+        warped = F.grid_sample(images, places, "bicubic", padding_mode="border", align_corners=False).clamp(-1, 1)
+        if self.part.network == "eye":
+            return warped
+        shade = known.shade.permute(0, 3, 1, 2)
+        pixels = (source / self.margin + 1) * self.kept_size / 2
+        return shade * warped + (1 - shade) * cavity_colours(images[:, None], pixels[:, None])[:, 0]
+
+    def jitter(self, rng: np.random.Generator, pictures: tuple) -> list[torch.Tensor]:
+        """Another light and contrast, the same for all pictures of an example."""
+        count, device = len(pictures[0]), pictures[0].device
+        contrast = torch.from_numpy(rng.uniform(*CONTRAST_RANGE, (count, 1, 1, 1))).float().to(device)
+        warmth = rng.uniform(0, 1, (count, 1)) * (rng.random((count, 1)) < WARM_PROBABILITY)
+        light = rng.uniform(*LIGHT_RANGE, (count, 3)) * (1 - warmth * (1 - np.array(WARMEST)))
+        light = torch.from_numpy(light[:, :, None, None]).float().to(device)
+        grey = torch.from_numpy(rng.random((count, 1, 1, 1)) < GREYSCALE_PROBABILITY).to(device)
+        light = torch.where(grey, light[:, :1], light)
+        jittered = []
+        for picture in pictures:
+            picture = torch.where(grey, picture.mean(dim=1, keepdim=True), picture)
+            jittered.append((((picture * contrast) + 1) * light - 1).clamp(-1, 1))
+        return jittered
+
+
+def list_stills(folder: Path, held_out: bool) -> list[tuple[Path, np.ndarray]]:
+    """The stills that can be used, with their landmarks (78 x 2, pixels)."""
+    with open(folder / "index.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    landmarks = np.load(folder / "landmarks.npz", allow_pickle=False)["points"]
+    chosen = []
+    for row, points in zip(rows, landmarks, strict=True):
+        wide_enough = int(float(row["crop_side_px_in_original"])) >= MIN_STILL_SIDE
+        if is_held_out_still(row["file"]) == held_out and wide_enough and is_plausible(points):
+            chosen.append((folder / "crops" / row["file"], points))
+    return chosen
+
+
+def is_plausible(points: np.ndarray) -> bool:
+    """Whether landmarks (78 x 2) are those of a face that looks our way: they are nearly their own mirror image."""
+    if not np.isfinite(points).all():
+        return False
+    right, left = points[RIGHT_EYE].mean(axis=0), points[LEFT_EYE].mean(axis=0)
+    along = (left - right) / np.linalg.norm(left - right)
+    local = (points - (left + right) / 2) @ np.stack([along, [-along[1], along[0]]], axis=1) / interocular(points)
+    asymmetry = np.abs(local - local[FLIP] * [-1, 1])[:68].mean()
+    return bool(asymmetry < MAX_ASYMMETRY)
+
+
+def part_openings(points: np.ndarray, part: Part) -> np.ndarray:
+    """How far a part is open (N), in half sides of its crop: between the inner lips, or between the lids."""
+
+    def distance(a, b):
+        return np.linalg.norm(points[:, a] - points[:, b], axis=-1)
+
+    if part.network == "mouth":
+        return distance(62, 66)
+    return (distance(37, 41) + distance(38, 40)) / 2
+
+
+def translate(images, shift):
+    """Pictures (B x 3 x P x P) seen from `shift` (B x 2, normalized coordinates)."""
+    theta = torch.eye(2, 3, device=images.device).repeat(len(images), 1, 1)
+    theta[:, :, 2] = shift
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, "bicubic", padding_mode="border", align_corners=False).clamp(-1, 1)
+
+
+def mirror(images, rows):
+    return torch.where(rows[:, None, None, None], images.flip(-1), images)
+
+
+def mirror_points(points, rows):
+    mirrored = points[:, FLIP.copy()] * points.new_tensor([-1.0, 1.0])
+    return torch.where(rows[:, None, None], mirrored, points)
