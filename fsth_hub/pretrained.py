@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from .errors import FsthError
 from .hub import create_repository, fetch, publish
-from .modeling_fsth import ModelSource
+from .modeling_fsth import ModelSource, is_hooked
 
 
 BUNDLED_MODEL = Path(__file__).parent / "checkpoints" / "small"
@@ -129,6 +129,9 @@ class FsthPretrainedMixin:
             ) from error
         except (ValueError, RuntimeError) as error:  # also NotImplementedError, for a device map
             raise FsthError(f"The pipeline in {name} cannot be loaded: {error}") from error
+        for name, network in pipe.components.items():
+            if name not in components and isinstance(network, PreTrainedModel) and not is_hooked(network):
+                network.to(memory_format=torch.channels_last)  # as inference takes it
         if "generator" not in components:
             pipe.generator.source = source_of(name, folder)
         return pipe
