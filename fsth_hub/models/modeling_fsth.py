@@ -155,8 +155,7 @@ class FsthPreTrainedModel(PreTrainedModel):
         # Loaded tensors lie in the mapped file, at any address; vector units sum in another order there, and frames
         # would differ in their last bits from those of the model that was saved.
         for tensor in [*model.parameters(), *model.buffers()]:
-            layout = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
-            tensor.data = tensor.data.clone(memory_format=layout)
+            tensor.data = tensor.data.clone()
         if cls._auto_class is None and hasattr(model.config, "auto_map"):
             del model.config.auto_map  # saved again, it would name code that is not saved along
         return (model, info) if output_loading_info else model

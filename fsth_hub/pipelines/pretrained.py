@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..hub.client import create_repository, publish
 from ..models.downloading import fetch
 from ..models.errors import FsthError
-from ..models.modeling_fsth import ModelSource
+from ..models.modeling_fsth import ModelSource, is_hooked
 from .person import MAX_SIZE
 
 
@@ -131,6 +131,9 @@ class FsthPretrainedMixin:
             ) from error
         except (ValueError, RuntimeError) as error:  # also NotImplementedError, for a device map
             raise FsthError(f"The pipeline in {name} cannot be loaded: {error}") from error
+        for name, network in pipe.components.items():
+            if name not in components and isinstance(network, PreTrainedModel) and not is_hooked(network):
+                network.to(memory_format=torch.channels_last)  # as inference takes it
         if "generator" not in components:
             pipe.generator.source = source_of(name, folder)
         return pipe
