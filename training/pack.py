@@ -33,7 +33,8 @@ MATTE_SIZE = 128  # pixels
 STILL_SIZE = 256  # pixels around the face, of a still's 384
 QUALITY = {"RGB": 80, "L": 70}
 LAST_LAYER = 21  # of VGG16, relu4_3
-TAR_OVERHEAD = 800  # bytes a member takes besides its own
+TAR_OVERHEAD = 800  # bytes a member of an archive takes besides its own
+LANDMARKS = 700  # bytes, of one face
 STILLS_SHARE = 0.5  # of the room for pictures
 
 
@@ -58,7 +59,7 @@ def pack_vgg(source: str, path: Path) -> int:
 def pack_clips(clips: list[Clip], folder: Path, room: int) -> int:
     """As many frames of each clip, evenly spread, as have room in all; returns their number."""
     probe = [len(webp(clip.image(0))) + len(webp(small_matte(clip, 0))) for clip in clips[:: max(1, len(clips) // 20)]]
-    count = max(2, math.floor(room / (np.mean(probe) + 2 * TAR_OVERHEAD) / len(clips)))
+    count = max(2, math.floor(room / (np.mean(probe) + 2 * TAR_OVERHEAD + LANDMARKS) / len(clips)))
     folder.mkdir()
     total = 0
     with tarfile.open(folder / "shard-00000.tar", "w") as tar:
@@ -96,7 +97,7 @@ def pack_stills(source: Path, folder: Path, room: int) -> int:
             margin = np.array([(side - STILL_SIZE) // 2 for side in image.size]).clip(0)
             box = (*margin, *(margin + [min(side, STILL_SIZE) for side in image.size]))
             data = webp(image.convert("RGB").crop(tuple(int(value) for value in box)))
-        room -= len(data)
+        room -= len(data) + LANDMARKS
         if room < 0:
             break
         (folder / "crops" / path.name).write_bytes(data)

@@ -67,7 +67,12 @@ def parse_args(argv=None):
     add("--eye_batch_size", type=int, default=12, help="eyes per process and step; 0 leaves them as they are")
     add("--still_share", type=float, default=0.4, help="of the examples that are stills")
     add("--learning_rate", type=float, default=4e-4, help="of generators and discriminators")
-    add("--fall", action=switch, default=True, help="the rate falls to nothing in the last 40 %% of the steps")
+    add(
+        "--fall",
+        action=switch,
+        default=True,
+        help="to nothing in the last 40 %% of the steps or minutes",
+    )
     add("--ema_decay", type=float, default=0.998, help="of the averaged networks")
     add("--adversarial_start", type=int, default=2000, help="pixels and LPIPS alone up to and including this step")
     add("--pixel_weight", type=float, default=2.0, help="of the mean absolute difference")
@@ -205,9 +210,10 @@ def main(argv=None):
     accelerator.print(f"{ {n: len(c.images) for n, c in crops.items()} } crops, {time.monotonic() - started:.0f} s")
 
     totals: dict[str, list[float]] = {}
-    seconds = time.monotonic()
+    seconds, minutes = time.monotonic(), 0.0
     for step in range(first_step, args.max_steps + 1):
-        fallen = max(0.0, (step / args.max_steps - FALL_FROM) / (1 - FALL_FROM)) if args.fall else 0.0
+        progress = max(step / args.max_steps, minutes / args.max_minutes if args.max_minutes else 1)
+        fallen = min(1.0, max(0.0, (progress - FALL_FROM) / (1 - FALL_FROM))) if args.fall else 0.0
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = args.learning_rate * min(1, step / 100) * (1 - fallen) + 1e-6
