@@ -14,8 +14,8 @@ from test_pipeline import make_pipeline
 
 from fsth_hub import FsthError
 from fsth_hub.hub.remote_code import add_code
+from fsth_hub.pipelines.loading import BUNDLED_MODEL
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
-from fsth_hub.pipelines.pretrained import BUNDLED_MODEL
 
 
 ROOT = Path(__file__).parents[1]

@@ -267,7 +267,7 @@ def inspect_file(
 def info(model: ModelOption = None, device: DeviceOption = "auto", dtype: DtypeOption = "auto") -> None:
     """Show versions, device, the model's size and the detectors."""
     pipe = cli_loading.load_pipeline(model, device, dtype)
-    from ..pipelines.pretrained import BUNDLED_MODEL
+    from ..pipelines.loading import BUNDLED_MODEL
 
     rows = versions()
     rows |= {"device": pipe.device, "dtype": str(pipe.dtype).removeprefix("torch."), "model": model or BUNDLED_MODEL}

@@ -1,36 +1,57 @@
 """Portraits and a driving clip in, a talking head out: embed a person once, then drive them with many clips."""
 
+import copy
+import inspect
+import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
 import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
 
 from ..checks import check_choice, check_flags, check_number
+from ..finetuning.loop import default_steps, fine_tune, load_content
+from ..finetuning.lora import add_lora, lora_parameters, merge, rank_of
+from ..hub.client import create_repository, publish
 from ..landmarks import LandmarkDetector, MotionAdapter, get_detector, pick_reference, smooth_clip, track_clip
 from ..landmarks.motion import MotionMode, check_motion
 from ..landmarks.smoothing import DEFAULT_SMOOTHING, check_smoothing
 from ..media.containers import ClipFile
 from ..media.paste_back import PasteBack
 from ..media.video import FPS_RANGE, Clip, Frames, check_output_path, open_clip, write_clip
-from ..models.cropping import crop_box, to_crop, whole_frame
+from ..models.cropping import CropBox, crop_box, to_crop, whole_frame
+from ..models.downloading import fetch
 from ..models.errors import FsthError, NoFaceError
 from ..models.facial_components import FsthComponentsOutput, FsthFacialComponents
 from ..models.image_processing_fsth import FsthImageProcessor, list_pictures, normalize
-from ..models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from ..models.modeling_fsth import (
+    FsthDiscriminator,
+    FsthEmbedder,
+    FsthGenerator,
+    FsthPreTrainedModel,
+    ModelSource,
+    is_hooked,
+)
+from ..models.source_skips import FsthSources
 from ..provenance.credentials import OUTPUT_METADATA, Origin, add_mark, check_credentials, sign
-from .caching import Cache
-from .identity_mixin import FsthIdentityMixin
-from .person import DEFAULT_SIZE, MAX_SIZE, FsthPerson, FsthPersonMixin, Portrait
+from .caching import Cache, weights_state
+from .identity import FsthIdentity, FsthTunedPerson, describe, fingerprint
+from .loading import BUNDLED_MODEL, INDEX, check_components, class_names, loading_error, source_of
+from .person import DEFAULT_SIZE, MAX_SIZE, FsthPerson, Portrait
 from .pipeline_output import OUTPUT_TYPES, DrivingMotion, FsthPipelineOutput, FsthReport, as_output_type
-from .pretrained import FsthPretrainedMixin
+from .portraits import cut_heads, cut_mattes, for_inference, settled, to_one_size
 
 
 NUM_KEPT_GENERATORS = 4  # ready to draw: the pipeline's own, and people's
@@ -38,7 +59,7 @@ NUM_KEPT_GENERATORS = 4  # ready to draw: the pipeline's own, and people's
 Driving = ClipFile | Frames | Clip
 
 
-class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, DiffusionPipeline):
+class FsthPipeline(DiffusionPipeline):
     """
     Few-shot talking heads (arXiv 1905.08233): one or more portraits of a person, driven by somebody else's clip.
 
@@ -82,6 +103,505 @@ class FsthPipeline(FsthPersonMixin, FsthIdentityMixin, FsthPretrainedMixin, Diff
         self.detector = get_detector() if detector is None else detector
         self.size = generator.config.image_size
         self._generators = Cache(NUM_KEPT_GENERATORS)
+
+    # Loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path | None = None,
+        *,
+        dtype: torch.dtype | dict[str, torch.dtype] | None = None,
+        torch_dtype: torch.dtype | dict[str, torch.dtype] | None = None,
+        device_map: str | None = None,
+        max_memory: dict | None = None,
+        low_cpu_mem_usage: bool = True,
+        use_safetensors: bool | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        trust_remote_code: bool = False,
+        **components,
+    ) -> Self:
+        """
+        Load a pipeline, as `DiffusionPipeline.from_pretrained` does: onto the CPU and in float32 unless something else
+        is said. Code that a folder may carry is not executed.
+
+        ```python
+        pipe = FsthPipeline.from_pretrained(dtype=torch.bfloat16, discriminator=None).to("cuda")
+        ```
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`, *optional*):
+                A folder of [`~FsthPipeline.save_pretrained`] or the id of a hub repository; by default the small model
+                that ships with the package, which needs no network.
+            dtype (`torch.dtype` or `dict`, *optional*, defaults to `torch.float32`):
+                One for all networks, or by name of the component, `"default"` being the others'.
+            torch_dtype: The older name of `dtype`.
+            device_map (`str`, *optional*): `"balanced"`, or the one device on which all components are loaded.
+            max_memory (`dict`, *optional*): How much a device may take, for `device_map="balanced"`.
+            low_cpu_mem_usage (`bool`, *optional*, defaults to `True`):
+                Networks take memory once while they are loaded; `False` is refused with a `device_map`.
+            use_safetensors (`bool`, *optional*): `False` is refused: pickled weights are never read.
+            variant (`str`, *optional*): Which weights, such as `"fp16"` for those in `model.fp16.safetensors`.
+            revision, token, cache_dir, local_files_only, force_download: as in `huggingface_hub.snapshot_download`.
+            trust_remote_code (`bool`, *optional*): Makes no difference: a folder's own code is not needed here.
+            components: Those to take instead of the folder's, by name; `None` for an optional one to do without.
+
+        Raises:
+            FsthError: There is no such folder or repository, or it holds no pipeline that can be loaded so.
+            TypeError: There is no such argument, and no component of that name.
+        """
+        if torch_dtype is not None and dtype is not None:
+            raise FsthError("Give `dtype` or `torch_dtype`, which is its older name, but not both.")
+        dtype = torch_dtype if dtype is None else dtype
+        check_components(cls.__name__, cls.component_classes(), cls._optional_components, components, dtype)
+        if use_safetensors is False:
+            raise FsthError("`use_safetensors=False` is refused: pickled weights can run code and are never read.")
+        if device_map is not None and not low_cpu_mem_usage:
+            raise FsthError("`device_map` needs `low_cpu_mem_usage=True`: leave one of the two out.")
+        name = BUNDLED_MODEL if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+        options = {"revision": revision, "token": token, "cache_dir": cache_dir, "force_download": force_download}
+        # a repository as a folder: diffusers cannot import the classes of another package from the hub itself
+        folder = fetch(name, local_files_only=local_files_only, **options)
+        if "FsthPipeline" not in (names := class_names(folder)) and cls.__name__ not in names:
+            raise FsthError(f"{name} holds no pipeline of fsth_hub: its {INDEX} is missing or names another.")
+        try:
+            pipe = super().from_pretrained(
+                str(folder),
+                dtype=torch.float32 if dtype is None else dtype,
+                device_map=device_map,
+                max_memory=max_memory,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+                use_safetensors=True,
+                variant=variant,
+                **components,
+            )
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise loading_error(name, variant, error) from error
+        for part, network in pipe.components.items():
+            if part not in components and isinstance(network, PreTrainedModel) and not is_hooked(network):
+                network.to(memory_format=torch.channels_last)  # as inference takes it
+        if "generator" not in components:
+            pipe.generator.source = source_of(name, folder)
+        return pipe
+
+    @classmethod
+    def load_config(cls, *args, **kwargs):
+        """As in diffusers, but what classes the components have is this class's to say, and not the folder's: so no
+        code that lies there is looked for."""
+        loaded = super().load_config(*args, **kwargs)
+        index = loaded[0] if isinstance(loaded, tuple) else loaded
+        index["_class_name"] = cls.__name__
+        for name, component in cls.component_classes().items():
+            if index.get(name, (None,))[0] is not None:
+                index[name] = [component.__module__, component.__name__]
+        return loaded
+
+    @classmethod
+    def component_classes(cls) -> dict[str, type]:
+        """The classes of what a pipeline is made of, optional components among them, by name."""
+        names, _ = cls._get_signature_keys(cls)
+        types = cls._get_signature_types()
+        return {name: next(kind for kind in types[name] if kind is not type(None)) for name in names}
+
+    @property
+    def model_source(self) -> ModelSource:
+        """Where the model comes from, which is what its generator says: identities are made of that."""
+        if self.generator.source is not None:
+            return self.generator.source
+        name, folder = self.config.get("_name_or_path"), Path(self.generator.name_or_path).parent
+        # by plain `DiffusionPipeline`, unless this generator was given to it
+        if name is not None and (Path(name) == folder or f"models--{str(name).replace('/', '--')}" in folder.parts):
+            return source_of(name, folder)
+        return ModelSource("unnamed")
+
+    @property
+    def model_name(self) -> str:
+        """Id of the hub repository or name of the folder that the model was loaded from, "bundled", or "unnamed"."""
+        return self.model_source.name
+
+    @model_name.setter
+    def model_name(self, name: str):
+        self.generator.source = ModelSource(name)
+
+    @property
+    def model_revision(self) -> str | None:
+        """The commit, of a model from the hub."""
+        return self.model_source.revision
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        *,
+        repo_id: str | None = None,
+        **publishing,
+    ) -> None:
+        """
+        Save the networks in the precision that they are in, as safetensors, and the image processor.
+
+        Args:
+            save_directory (`str` or `Path`): Other variants that lie there stay.
+            safe_serialization (`bool`, *optional*, defaults to `True`): `False` is refused: pickles are not written.
+            variant (`str`, *optional*): Part of the weights' file names, such as `"fp16"`; the others' are without.
+            max_shard_size (`int` or `str`, *optional*): Of one file of weights, such as `"15MB"`.
+            push_to_hub (`bool`, *optional*, defaults to `False`): Publish the pipeline, too.
+            repo_id (`str`, *optional*): Where to, by default a repository of the directory's name.
+            publishing: What else [`~FsthPipeline.push_to_hub`] takes.
+        """
+        if not safe_serialization:
+            raise FsthError("`safe_serialization=False` is refused: weights are saved as safetensors alone.")
+        if push_to_hub:
+            repo_id = repo_id or Path(save_directory).absolute().name
+            inspect.signature(self.push_to_hub).bind(repo_id, variant=variant, **publishing)  # before anything is done
+        elif repo_id is not None or publishing:
+            names = ", ".join([*publishing, *["repo_id"] * (repo_id is not None)])
+            raise TypeError(f"save_pretrained takes {names} with push_to_hub=True alone.")
+        for name in self._optional_components:
+            if isinstance(getattr(self, name), PreTrainedModel):  # diffusers forgets one that was added later
+                self.register_modules(**{name: getattr(self, name)})
+        super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
+        path = Path(save_directory, INDEX)
+        index = json.loads(path.read_text())
+        # where it was loaded from, on this machine
+        path.write_text(json.dumps({key: index[key] for key in index if key != "_name_or_path"}, indent=2) + "\n")
+        if variant is not None:
+            for path in Path(save_directory).glob("*/config.json"):
+                # Its precision is that of the variant that was saved last, and loading any other would follow it.
+                config = json.loads(path.read_text())
+                config.pop("dtype", None)
+                path.write_text(json.dumps(config, indent=2) + "\n")
+        if push_to_hub:
+            self.push_to_hub(repo_id, variant=variant, **publishing)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        variant: str | None = None,
+        private: bool = True,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload pipeline",
+        include_code: bool = False,
+    ) -> str:
+        """
+        Publish the pipeline on the hub, with a card, for `from_pretrained(repo_id)`.
+
+        Args:
+            repo_id, private, token: as in [`~hub.create_repository`].
+            revision, commit_message: as in [`~hub.publish`].
+            variant (`str`, *optional*): as in [`~FsthPipeline.save_pretrained`].
+            include_code (`bool`, *optional*, defaults to `False`):
+                Add what those need who load it without this package, with `trust_remote_code=True`.
+
+        Returns:
+            `str`: The address of the commit.
+
+        Raises:
+            FsthError: The repository cannot be written to, or the upload broke off; nothing there has changed then.
+        """
+        from ..hub.model_card import PipelineFigures, write_pipeline_card
+
+        networks = {name: part for name, part in self.components.items() if isinstance(part, PreTrainedModel)}
+        figures = PipelineFigures(
+            base_model=self.model_name,
+            size=self.size,
+            max_size=MAX_SIZE,
+            source_skips=self.generator.config.source_skips,
+            parameters={name: network.num_parameters() for name, network in networks.items()},
+        )
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            self.save_pretrained(folder, variant=variant)
+            if include_code:
+                from ..hub.remote_code import add_code
+
+                add_code(folder, self.component_classes())
+            repo_id = create_repository(repo_id, private=private, token=token)  # with its owner, for the card
+            write_pipeline_card(figures, folder, repo_id, self.model_source.folder)
+            return publish(folder, repo_id, revision=revision, token=token, commit_message=commit_message)
+
+    # Getting to know a person
+
+    def embed(
+        self, portraits: Portrait | Sequence[Portrait], face_index: int | Sequence[int] = 0, crop: bool = True
+    ) -> FsthPerson:
+        """
+        Learn a person from one or more portraits (section 3.4 without fine-tuning).
+
+        Args:
+            portraits: A picture or several of one person, each all that [`load_image`] takes.
+            face_index (`int` or `list[int]`, *optional*, defaults to 0):
+                Which face of a picture, counted from the largest; one for all pictures, or one for each.
+            crop (`bool`, *optional*, defaults to `True`): `False` if the pictures are square head crops already.
+
+        Raises:
+            FsthError: A picture cannot be read or has too few faces; [`NoFaceError`] where it has none.
+        """
+        return self.embed_crops(*self.read_portraits(portraits, face_index, crop))
+
+    def read_portraits(
+        self, portraits: Portrait | Sequence[Portrait], face_index: int | Sequence[int] = 0, crop: bool = True
+    ) -> tuple[list[np.ndarray], list[np.ndarray], list[CropBox]]:
+        """
+        Cut the heads out of portraits: the crops, their landmarks, and the squares, as `embed_crops` takes them. Crops
+        are as large as the heads, but no smaller than what the networks see, and 1024 pixels at most.
+        """
+        return cut_heads(portraits, self.detector, face_index, crop, self.size)
+
+    @torch.no_grad()
+    def embed_crops(
+        self, crops: Sequence[np.ndarray], landmarks: Sequence[np.ndarray], boxes: list[CropBox] | None = None
+    ) -> FsthPerson:
+        """
+        The same for head crops whose landmarks are known.
+
+        Args:
+            crops: Each S x S x 3 uint8 RGB of any size S.
+            landmarks: For each crop 78 x 2, pixels of the crop.
+            boxes (`list[CropBox]`, *optional*): Where the crops come from.
+        """
+        images, drawings, points, mattes = self.prepare_portraits(crops, landmarks)
+        embedder, generator = for_inference(self.embedder), self.generator_for()
+        place = {"device": self._device_of(embedder), "dtype": embedder.dtype}
+        embedding = embedder(images.to(**place), drawings.to(**place)).embedding
+        return FsthPerson(
+            adain_parameters=generator.project(embedding.to(self._device_of(generator), generator.dtype)),
+            sources=self.encode_sources(generator, images, drawings, points, mattes),
+            landmarks=points[0, 0].cpu().numpy(),
+            boxes=boxes or [],
+            crops=crops,
+        )
+
+    def prepare_portraits(self, crops: Sequence[np.ndarray], landmarks: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """Head crops (pictures), their drawings, landmarks and mattes as networks take them, 1 x K x ..., float32."""
+        mattes = cut_mattes(crops, landmarks, self.size)
+        inputs = self.image_processor.preprocess(list(crops), list(landmarks), return_landmarks=True)
+        device = self._execution_device
+        return [
+            inputs["images"][0].to(device, memory_format=torch.channels_last)[None],  # 1 x K x 3 x 256 x 256
+            inputs["landmark_images"][0].to(device, memory_format=torch.channels_last)[None],
+            inputs["landmarks"].to(device),  # 1 x K x 78 x 2
+            mattes.to(device)[None],  # 1 x K x 1 x 256 x 256
+        ]
+
+    @torch.no_grad()
+    def encode_sources(
+        self, generator: FsthGenerator, images, landmark_images, landmarks, mattes
+    ) -> FsthSources | None:
+        """What a generator, this pipeline's or a tuned one, keeps of portraits; `None` without source skips."""
+        if not generator.config.source_skips:
+            return None
+        generator = for_inference(generator)
+        device, dtype = self._device_of(generator), generator.dtype
+        images, landmark_images, mattes = (part.to(device, dtype) for part in (images, landmark_images, mattes))
+        return generator.encode_sources(images, landmark_images, landmarks.to(device), mattes)
+
+    def generator_for(self, person: FsthPerson | None = None) -> FsthGenerator:
+        """
+        What draws a person, for [`~FsthPipeline.draw_frame`]: on the pipeline's device and in its precision, with
+        spectral norm folded and a LoRA merged. It is kept, and made anew once weights, device or precision change.
+
+        Args:
+            person ([`FsthPerson`], *optional*): By default whoever was not fine-tuned.
+
+        Returns:
+            [`FsthGenerator`]: Not to be changed; the pipeline's own where that is offloaded.
+        """
+        own = person is not None and bool(person.own_weights)
+        if not own and is_hooked(self.generator):
+            return for_inference(self.generator)
+        place = {"device": self._device_of(self.generator), "dtype": self.generator.dtype}
+
+        def make():
+            generator = person.tuned_generator(self.generator) if own else self.generator
+            if (generator.device, generator.dtype) != tuple(place.values()):
+                generator = copy.deepcopy(generator).to(**place)
+            return generator.fold_spectral_norm().requires_grad_(False).to(memory_format=torch.channels_last)
+
+        owner, weights = (person, person.own_weights) if own else (self.generator, (self.generator,))
+        return self._generators.get(owner, (*place.values(), weights_state(*weights)), make)
+
+    def _device_of(self, network: FsthPreTrainedModel) -> torch.device:
+        """Where a network computes, which is not where it lies if it is offloaded."""
+        return self._execution_device if is_hooked(network) else network.device
+
+    # Fine-tuning
+
+    def load_identity(
+        self,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> FsthTunedPerson:
+        """[`FsthIdentity.from_pretrained`], whose arguments these are, and [`~FsthPipeline.bind`] in one."""
+        options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        return self.bind(FsthIdentity.from_pretrained(name, local_files_only=local_files_only, **options))
+
+    def bind(self, identity: FsthIdentity) -> FsthTunedPerson:
+        """
+        Make an identity ready to be driven; several can share this pipeline, whose networks stay as they are.
+
+        Raises:
+            FsthError: It was fine-tuned from another model, or its tensors do not fit the model's.
+        """
+        if identity.fingerprint != fingerprint(self.generator):
+            raise FsthError(
+                f"The identity '{identity.name}' was fine-tuned from another model "
+                f"({describe(identity.base_model, identity.base_revision)}) than the one that is loaded "
+                f"({describe(self.model_name, self.model_revision)}); load that model, or fine-tune again."
+            )
+        if identity.method == "lora":
+            expected = lora_parameters(add_lora(self.generator, rank_of(identity.weights)))
+        else:
+            expected = self.generator.state_dict()
+        shapes = {name: tensor.shape for name, tensor in identity.weights.items()}
+        if shapes != {name: tensor.shape for name, tensor in expected.items()} or (
+            identity.adain_parameters.shape[1] != sum(self.generator.adain_sizes)
+        ):
+            raise FsthError(
+                f"The identity '{identity.name}' is damaged: its weights do not fit the model's. Make or fetch it "
+                "again."
+            )
+        if identity.method == "lora":
+            generator = merge(self.generator, identity.weights)
+        else:
+            generator = copy.deepcopy(self.generator)
+            generator.load_state_dict(identity.weights)
+        return self._tuned_person(identity, generator, self.prepare_portraits(identity.crops, identity.crop_landmarks))
+
+    def _tuned_person(
+        self, identity: FsthIdentity, generator: FsthGenerator, inputs: list[torch.Tensor]
+    ) -> FsthTunedPerson:
+        """An identity with its generator and its portraits, as of [`~FsthPipeline.prepare_portraits`]."""
+        return FsthTunedPerson.of(
+            identity,
+            adain_parameters=identity.adain_parameters.to(generator.device, generator.dtype),
+            sources=self.encode_sources(generator, *inputs),
+            landmarks=inputs[2][0, 0].cpu().numpy(),
+            generator=generator if identity.method == "full" else None,
+            base_generator=self.generator,
+        )
+
+    def fine_tune(
+        self,
+        portraits: Portrait | Sequence[Portrait],
+        *,
+        method: str = "full",
+        steps: int | None = None,
+        learning_rate: float | None = None,
+        content: nn.Module | None = None,
+        callback: Callable[[int, int, np.ndarray | None, dict[str, float]], None] | None = None,
+        seed: int = 0,
+        face_index: int = 0,
+        crop: bool = True,
+    ) -> FsthTunedPerson:
+        """
+        Fine-tune the model to a person (section 3.4); the pipeline's own networks stay as they are.
+
+        ```python
+        identity = pipe.fine_tune(["one.jpg", "two.jpg"])
+        identity.save_pretrained("ada")
+        pipe(pipe.load_identity("ada"), "driver.mp4").save("result.mp4")
+        ```
+
+        Args:
+            portraits, face_index, crop: as in [`~FsthPipeline.embed`]; 1 to 64 portraits.
+            method (`str`, *optional*, defaults to `"full"`):
+                `"full"` tunes the generator itself, as the paper does, and keeps all its weights; `"lora"` tunes and
+                keeps low-rank updates of its convolutions, about 1 MB with the bundled model. Either leaves its source
+                skips as they are, and keeps crops of the head besides, 0.8 MB for each portrait at 512 pixels.
+            steps (`int`, *optional*): At most so many; by default 50 for one portrait to 230 for thirty.
+            learning_rate (`float`, *optional*): Adam's; by default the paper's 5e-5, or 3e-4 for LoRA.
+            content (`nn.Module`, *optional*):
+                A [`ContentLoss`]; by default over the hub's VGG19, or pixels alone where that cannot be fetched.
+            callback (`Callable`, *optional*):
+                Called after each step with its number, the number of steps, every tenth time a preview
+                (256 x 256 x 3 uint8, otherwise `None`), and the loss terms. What it raises ends fine-tuning and
+                reaches the caller; nothing is left then.
+            seed (`int`, *optional*, defaults to 0): Of the order and deformations of the portraits.
+
+        Raises:
+            FsthError: A portrait or option cannot be used, the loss is not finite, or memory is too small.
+        """
+        self._check_discriminator()
+        crops, landmarks, boxes = self.read_portraits(portraits, face_index, crop)
+        options = {"method": method, "steps": steps, "learning_rate": learning_rate, "content": content}
+        options |= {"callback": callback, "seed": seed}
+        return self.fine_tune_crops(crops, landmarks, boxes=boxes, **options)
+
+    def fine_tune_crops(
+        self,
+        crops: Sequence[np.ndarray],
+        landmarks: Sequence[np.ndarray],
+        *,
+        boxes: list[CropBox] | None = None,
+        method: str = "full",
+        steps: int | None = None,
+        learning_rate: float | None = None,
+        content: nn.Module | None = None,
+        callback: Callable[[int, int, np.ndarray | None, dict[str, float]], None] | None = None,
+        seed: int = 0,
+    ) -> FsthTunedPerson:
+        """The same for head crops whose landmarks are known, as in [`~FsthPipeline.embed_crops`]."""
+        self._check_discriminator()
+        crops, crop_landmarks = to_one_size(crops, landmarks)
+        inputs = self.prepare_portraits(crops, crop_landmarks)
+        networks = [settled(part, inputs[0].device) for part in (self.embedder, self.generator, self.discriminator)]
+        total = default_steps(len(crops)) if steps is None else steps
+        with self.progress_bar(total=total) as progress:
+
+            def report(step, steps, preview, terms):
+                progress.update(step - progress.n)
+                if callback is not None:
+                    preview = None if preview is None else self.image_processor.postprocess(preview[None])[0]
+                    callback(step, steps, preview, terms)
+
+            tuned = fine_tune(
+                *networks,
+                *inputs,
+                content or load_content(),
+                method=method,
+                steps=total,
+                learning_rate=learning_rate,
+                callback=report,
+                seed=seed,
+            )
+        generator = tuned.generator.to(self.generator.dtype, memory_format=torch.channels_last)
+        identity = FsthIdentity(
+            method=method,
+            weights=generator.state_dict() if tuned.lora is None else tuned.lora,
+            adain_parameters=tuned.adain_parameters,
+            crops=crops,
+            crop_landmarks=crop_landmarks,
+            boxes=boxes or [],
+            base_model=self.model_name,
+            base_revision=self.model_revision,
+            fingerprint=fingerprint(self.generator),
+            steps=tuned.best_step,
+            history=tuned.history,
+        )
+        return self._tuned_person(identity, generator, inputs)
+
+    def _check_discriminator(self) -> None:
+        if self.discriminator is None:
+            raise FsthError(
+                "Fine-tuning needs the model's discriminator, and this pipeline has none: load it without "
+                "`discriminator=None`."
+            )
+
+    # Driving
 
     def read_driving(
         self,

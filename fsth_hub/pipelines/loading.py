@@ -1,0 +1,83 @@
+"""What loading a pipeline takes besides diffusers' own: where models come from, and what cannot be loaded."""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from ..models.errors import FsthError
+from ..models.modeling_fsth import ModelSource
+
+
+BUNDLED_MODEL = Path(__file__).parents[1] / "checkpoints" / "small"
+INDEX = "model_index.json"
+
+
+def class_names(folder: Path) -> list[str]:
+    """What a folder says that its pipeline's class is: a name, and where the code was included its module's, too."""
+    try:
+        names = json.loads((folder / INDEX).read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return names if isinstance(names, list) else [names]
+
+
+def source_of(name: str | Path, folder: Path) -> ModelSource:
+    """What was loaded by this name from this folder, a repository's being its snapshot's."""
+    if folder == BUNDLED_MODEL:
+        return ModelSource("bundled", None, str(folder))
+    if Path(name).is_dir():  # its name and not its path, for identities that are made from it carry it along
+        return ModelSource(folder.resolve().name, None, str(folder))
+    return ModelSource(str(name), folder.name, str(folder))
+
+
+def check_components(
+    pipeline: str, classes: Mapping[str, type], optional: Collection[str], components: Mapping, dtype
+) -> None:
+    """
+    Refuse arguments of `from_pretrained` that are no components, and components and precisions that cannot be taken.
+
+    Args:
+        pipeline (`str`): name of the class.
+        classes (`Mapping[str, type]`): of its components, by name.
+        optional (`Collection[str]`): which of them may be `None`.
+        components (`Mapping`): what was given.
+        dtype (`torch.dtype`, `dict` or `None`): the precision of all, or by name.
+
+    Raises:
+        FsthError: A component or a precision is of the wrong kind.
+        TypeError: There is no such argument, and no component of that name.
+    """
+    for name, component in components.items():
+        if name not in classes:
+            raise TypeError(
+                f"{pipeline}.from_pretrained takes no `{name}`: neither is it an argument, nor a component "
+                f"({', '.join(classes)})."
+            )
+        if component is None and name not in optional:
+            raise FsthError(f"A pipeline cannot do without its {name}; only these may be None: {', '.join(optional)}.")
+        # what torch.compile makes of a network wraps it
+        if component is not None and not isinstance(getattr(component, "_orig_mod", component), classes[name]):
+            raise FsthError(f"`{name}` must be of the class {classes[name].__name__}, not {type(component)}.")
+    for name in (dtype.keys() if isinstance(dtype, dict) else set()) - classes.keys() - {"default"}:
+        raise FsthError(f"`dtype` names '{name}', which is no component: they are {', '.join(classes)}.")
+    dtypes = dtype.values() if isinstance(dtype, dict) else [] if dtype is None else [dtype]
+    if not all(isinstance(value, torch.dtype) for value in dtypes):
+        raise FsthError(f"`dtype` must be a torch.dtype, such as torch.bfloat16, or a dictionary, not {dtype!r}.")
+
+
+def loading_error(name: str | Path, variant: str | None, error: Exception) -> FsthError:
+    """A sentence for what stopped the loading of a pipeline."""
+    if isinstance(error, SafetensorError):
+        reason = "its weights are cut off or no safetensors."
+    elif isinstance(error, OSError):
+        weights = "model.safetensors" if variant is None else f"model.{variant}.safetensors"
+        reason = (
+            f"a network's config.json or {weights} is missing or damaged (pickled weights such as .bin and .ckpt are "
+            "never read)."
+        )
+    else:
+        reason = str(error)
+    return FsthError(f"The pipeline in {name} cannot be loaded: {reason}")

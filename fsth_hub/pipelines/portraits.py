@@ -1,0 +1,93 @@
+"""Portraits on their way to the networks: heads cut out, mattes, and networks that are ready to look at them."""
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ..landmarks import LandmarkDetector
+from ..media.matting import cut_out
+from ..models.cropping import CropBox, crop_box, crop_image, to_crop, whole_frame
+from ..models.errors import FsthError, NoFaceError
+from ..models.image_processing_fsth import Picture, list_pictures, load_image
+from ..models.modeling_fsth import FsthPreTrainedModel, is_hooked
+from .person import DEFAULT_SIZE, MAX_SIZE
+
+
+def cut_heads(
+    portraits: Picture | Sequence[Picture],
+    detector: LandmarkDetector,
+    face_index: int | Sequence[int],
+    crop: bool,
+    min_side: int,
+) -> tuple[list[np.ndarray], list[np.ndarray], list[CropBox]]:
+    """
+    Cut the heads out of portraits.
+
+    Args:
+        portraits, face_index, crop: as in [`~FsthPipeline.embed`].
+        detector ([`LandmarkDetector`]): what finds the faces.
+        min_side (`int`): Crops are as large as the heads, but no smaller than so many pixels, and 1024 at most.
+
+    Returns:
+        The crops (each S x S x 3 uint8 RGB), their landmarks (78 x 2, pixels of the crop), and the squares in the
+        portraits.
+    """
+    portraits = list_pictures(portraits)
+    if not portraits:
+        raise FsthError("Give at least one portrait.")
+    indices = [face_index] * len(portraits) if isinstance(face_index, int) else face_index
+    if len(indices) != len(portraits):
+        raise FsthError(f"There are {len(portraits)} portraits but face indices for {len(indices)}.")
+    crops, landmarks, boxes = [], [], []
+    for number, (portrait, face_index) in enumerate(zip(portraits, indices, strict=True), start=1):
+        name = Path(portrait).name if isinstance(portrait, str | os.PathLike) else f"portrait {number}"
+        image = load_image(portrait, f"Portrait {number}")
+        faces = detector.detect(image)
+        if not faces:
+            raise NoFaceError(f"No face was found in {name}; use a picture in which the face is seen clearly.")
+        if not 0 <= face_index < len(faces):
+            raise FsthError(f"Face {face_index} was asked for, but {name} shows {len(faces)}, counted from 0.")
+        points = faces[face_index].points
+        box = crop_box(points) if crop else whole_frame(*image.shape[1::-1], name)
+        side = min(max(round(box.side), min_side), MAX_SIZE)
+        crops.append(crop_image(image, box, side))
+        landmarks.append(to_crop(points, box, side))
+        boxes.append(box)
+    return crops, landmarks, boxes
+
+
+def cut_mattes(crops: Sequence[np.ndarray], landmarks: Sequence[np.ndarray], size: int) -> torch.Tensor:
+    """How much of each head crop is figure, K x 1 x size x size float32, 0 to 1."""
+    mattes = np.stack([cut_out(*pair) for pair in zip(crops, landmarks, strict=True)])[:, None]  # K x 1 x h x w
+    return F.interpolate(torch.from_numpy(mattes), (size, size), mode="bilinear", antialias=True)
+
+
+def to_one_size(crops: Sequence[np.ndarray], landmarks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Head crops of any sizes, and their landmarks, at the size of the first one, at most `DEFAULT_SIZE`."""
+    side = min(len(crops[0]), DEFAULT_SIZE)
+    resized = [Image.fromarray(crop).resize((side, side), Image.Resampling.BICUBIC) for crop in crops]
+    points = [points * (side / len(crop)) for points, crop in zip(landmarks, crops, strict=True)]
+    return np.stack(resized), np.stack(points).astype(np.float32)
+
+
+def settled(network: FsthPreTrainedModel, device: torch.device) -> FsthPreTrainedModel:
+    """A network to start from: itself, or a copy where it is offloaded or where using it would change it."""
+    moves = network.training or is_hooked(network)
+    return copy.deepcopy(network).eval().to(device) if moves else network
+
+
+def for_inference(network: FsthPreTrainedModel) -> FsthPreTrainedModel:
+    """A network itself where it is ready, or else a copy: in training mode every pass would change it, and in another
+    memory layout it would compute other last bits. One that is offloaded has to be used itself."""
+    if is_hooked(network):
+        return network.eval()
+    maps = (parameter for parameter in network.parameters() if parameter.dim() == 4)
+    if not network.training and all(map_.is_contiguous(memory_format=torch.channels_last) for map_ in maps):
+        return network
+    return network.fold_spectral_norm().to(memory_format=torch.channels_last)
