@@ -7,7 +7,7 @@ import pytest
 from browser import ARGUMENTS, CHROMIUM, DESKTOP, PHONE, ROOT, Visitor, running_app
 
 from fsth_hub.media.video import open_clip, write_clip
-from fsth_hub.provenance.credentials import inspect
+from fsth_hub.provenance.inspection import inspect
 
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")

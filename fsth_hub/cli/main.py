@@ -257,7 +257,7 @@ def inspect_file(
 
     It is read, and nothing is sent; whatever is found, the exit code is 0.
     """
-    from ..provenance.credentials import inspect
+    from ..provenance.inspection import inspect
 
     report = inspect(file)
     typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.summary())

@@ -25,7 +25,8 @@ from ..models.errors import FsthError, NoFaceError
 from ..models.facial_components import FsthComponentsOutput, FsthFacialComponents
 from ..models.image_processing_fsth import FsthImageProcessor, list_pictures, normalize
 from ..models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
-from ..provenance.credentials import OUTPUT_METADATA, Origin, add_mark, check_credentials, sign
+from ..provenance.credentials import OUTPUT_METADATA, Origin, check_credentials, sign
+from ..provenance.watermark import add_watermark as add_mark
 from .caching import Cache
 from .identity_mixin import FsthIdentityMixin
 from .person import DEFAULT_SIZE, MAX_SIZE, FsthPerson, FsthPersonMixin, Portrait
