@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from browser import ARGUMENTS, CHROMIUM, DESKTOP, PHONE, ROOT, Visitor, running_app
 
-from fsth_hub.media.video import open_clip, write_clip
+from fsth_hub.media.reading import open_clip
+from fsth_hub.media.writing import write_clip
 from fsth_hub.provenance.inspection import inspect
 
 

@@ -27,7 +27,7 @@ from fsth_hub.demo.tabs.animate_tab import CLIP_NAME, SIDE_BY_SIDE_NAME, Animato
 from fsth_hub.demo.tabs.inspect_tab import card
 from fsth_hub.demo.tabs.live_tab import Live, from_jpeg, to_jpeg, write_recording
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
-from fsth_hub.media.video import open_clip
+from fsth_hub.media.reading import open_clip
 from fsth_hub.models.cropping import CropBox
 from fsth_hub.models.errors import FsthError
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline

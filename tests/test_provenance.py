@@ -21,7 +21,8 @@ from PIL import Image
 from test_pipeline import clip, make_pipeline, picture
 from test_video import make_clip, sound_of
 
-from fsth_hub.media.video import open_clip, read_metadata, write_clip
+from fsth_hub.media.reading import open_clip, read_metadata
+from fsth_hub.media.writing import write_clip
 from fsth_hub.models.errors import FsthError, VideoError
 from fsth_hub.pipelines.identity import FsthIdentity, fingerprint
 from fsth_hub.provenance import credentials, signing_key, watermark

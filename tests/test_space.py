@@ -31,7 +31,7 @@ from PIL import Image
 from test_demo import arguments
 
 from fsth_hub.finetuning.loop import VGG19
-from fsth_hub.media.video import open_clip
+from fsth_hub.media.reading import open_clip
 
 
 ROOT = Path(__file__).parents[1]

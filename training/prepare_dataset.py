@@ -41,7 +41,7 @@ sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
 
 from fsth_hub.landmarks import DEFAULT_DETECTOR, DETECTORS, Face, describe_detectors, get_detector, track_clip
 from fsth_hub.media.matting import cut_out
-from fsth_hub.media.video import open_clip
+from fsth_hub.media.reading import open_clip
 from fsth_hub.models.cropping import crop_box, crop_image, to_crop, whole_frame
 from fsth_hub.models.errors import FsthError, NoFaceError, VideoError
 from fsth_hub.models.landmark_layout import FACE

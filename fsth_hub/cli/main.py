@@ -175,7 +175,7 @@ def animate(
         credentials=credentials,
     )
     if beside is not None:
-        from ..media.video import open_clip
+        from ..media.reading import open_clip
         from ..pipelines.side_by_side import write_side_by_side
 
         portrait = portraits[0] if identity is None else person.crops[0]
@@ -227,7 +227,8 @@ def landmarks(
     from PIL import Image
 
     from ..media.landmark_overlay import overlaid, overlaid_clip
-    from ..media.video import open_clip, write_clip
+    from ..media.reading import open_clip
+    from ..media.writing import write_clip
     from ..models.image_processing_fsth import load_image
 
     found_detector = get_detector(detector)

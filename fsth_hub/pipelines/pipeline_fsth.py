@@ -18,8 +18,10 @@ from ..landmarks import LandmarkDetector, MotionAdapter, get_detector, pick_refe
 from ..landmarks.motion import MotionMode, check_motion
 from ..landmarks.smoothing import DEFAULT_SMOOTHING, check_smoothing
 from ..media.containers import ClipFile
+from ..media.frames import FPS_RANGE, Frames
 from ..media.paste_back import PasteBack
-from ..media.video import FPS_RANGE, Clip, Frames, check_output_path, open_clip, write_clip
+from ..media.reading import Clip, open_clip
+from ..media.writing import check_output_path, write_clip
 from ..models.cropping import crop_box, to_crop, whole_frame
 from ..models.errors import FsthError, NoFaceError
 from ..models.facial_components import FsthComponentsOutput, FsthFacialComponents

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from ..media.video import read_metadata
+from ..media.reading import read_metadata
 from ..models.errors import FsthError, VideoError
 from .credentials import IDENTITY, MODEL, load_c2pa, printable
 from .signing_key import own_certificates, pem

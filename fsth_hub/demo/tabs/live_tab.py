@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from ...landmarks import Face, LandmarkSmoother, MotionAdapter
-from ...media.video import Clip, write_clip
+from ...media.reading import Clip
+from ...media.writing import write_clip
 from ...models.cropping import CropBox, crop_box, to_crop
 from ...models.errors import FsthError
 from ...provenance.credentials import OUTPUT_METADATA, Origin, sign
