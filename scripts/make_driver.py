@@ -13,7 +13,7 @@ import av
 import numpy as np
 
 from fsth_hub.landmarks.pose import Pose
-from fsth_hub.media.video import write_clip
+from fsth_hub.media.writing import write_clip
 from fsth_hub.models.landmark_layout import IRISES, JAW, LEFT_BROW, RIGHT_BROW
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 from fsth_hub.provenance.credentials import OUTPUT_METADATA

@@ -11,8 +11,9 @@ import pytest
 import torch
 from shards import NETWORKS
 from test_pipeline import make_pipeline
+from transformers import AutoConfig, AutoModel
 
-from fsth_hub import FsthError
+from fsth_hub import FsthComponentDiscriminators, FsthComponentsConfig, FsthError, FsthFacialComponents
 from fsth_hub.hub.remote_code import add_code
 from fsth_hub.pipelines.loading import BUNDLED_MODEL
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
@@ -69,18 +70,19 @@ def carrying(pipe, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("carrying") / "pipeline"
     pipe.save_pretrained(folder)
     assert not list(folder.rglob("*.py")) and "auto_map" not in (folder / "generator" / "config.json").read_text()
-    add_code(folder)
+    add_code(folder, pipe.component_classes())
     return folder
 
 
-def test_auto_classes_know_ours_once_the_package_is_imported(carrying, tmp_path):
+def test_auto_classes_know_ours_once_a_class_was_asked_for(carrying, tmp_path):
     small, module = str(BUNDLED_MODEL), "fsth_hub.models.modeling_fsth"
     program = f"""
 import fsth_hub
+from fsth_hub import FsthError
 answers["light"] = not {{"torch", "transformers"}} & set(sys.modules)
-from transformers import AutoConfig
+from fsth_hub import FsthConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
 answers["config"] = type(AutoConfig.from_pretrained({small + "/embedder"!r})).__module__
-from transformers import AutoImageProcessor, AutoModel
 kind = lambda item: [type(item).__module__, type(item).__name__]
 for name in ("embedder", "generator", "discriminator"):
     answers[name] = kind(AutoModel.from_pretrained({small + "/"!r} + name))
@@ -98,13 +100,19 @@ for trust in (True, None):
     assert answers == kinds | dict.fromkeys(["carried True", "carried None"], [module, "FsthGenerator"])
 
 
-@pytest.mark.parametrize("first", ["transformers.models.auto.modeling_auto", "fsth_hub.models.modeling_fsth"])
-def test_auto_classes_know_ours_whatever_was_imported_first(first, tmp_path):
-    program = f"""
-sys.modules.update(dict.fromkeys(("diffusers", "av", "gradio", "cv2", "pillow_heif")))  # a training machine
-import {first}
-import fsth_hub
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+@pytest.mark.parametrize("network", [FsthFacialComponents, FsthComponentDiscriminators])
+def test_auto_classes_know_the_facial_components(network, tmp_path):
+    channels = (8, 8, 8)
+    network(FsthComponentsConfig(mouth_channels=channels, eye_channels=channels)).save_pretrained(tmp_path)
+    assert type(AutoModel.from_pretrained(tmp_path)) is network
+    assert type(AutoConfig.from_pretrained(tmp_path)) is FsthComponentsConfig
+
+
+def test_a_training_machine_registers_too(tmp_path):
+    program = """
+sys.modules.update(dict.fromkeys(("diffusers", "av", "gradio", "cv2", "pillow_heif")))
+from fsth_hub import FsthConfig
+from transformers import AutoConfig, AutoModel
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 config = AutoConfig.for_model("fsth")
 answers["model"] = [network.__name__ for network in AutoModel._model_mapping[type(config)]]
@@ -187,8 +195,8 @@ def test_carried_code_needs_no_more_than_the_networks(carrying):
         "blocks.py",
         "component.py",
         "configuration_fsth.py",
+        "downloading.py",
         "errors.py",
-        "hub.py",
         "landmark_flow.py",
         "landmark_layout.py",
         "layers.py",
@@ -222,7 +230,7 @@ pipe.save_pretrained("again")
 def test_own_loader_executes_no_carried_code(pipe, carrying, tmp_path):
     folder = tmp_path / "hostile"
     pipe.save_pretrained(folder)
-    add_code(folder)
+    add_code(folder, pipe.component_classes())
     for path in folder.rglob("*.py"):
         path.write_text("raise SystemExit('executed')\n")
     own = FsthPipeline.from_pretrained(folder)
@@ -256,5 +264,5 @@ answers["size"] = AutoImageProcessor.from_pretrained("generator", trust_remote_c
 
 def test_code_is_added_only_to_a_pipeline(tmp_path):
     with pytest.raises(FsthError, match="holds no pipeline"):
-        add_code(tmp_path)
+        add_code(tmp_path, FsthPipeline.component_classes())
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ import pytest
 from browser import ARGUMENTS, CHROMIUM, PHONE, ROOT, Visitor, running_app
 from PIL import Image, ImageOps
 
-from fsth_hub.media.video import open_clip
+from fsth_hub.media.reading import open_clip
 
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from browser import ARGUMENTS, CHROMIUM, DESKTOP, PHONE, ROOT, Visitor, running_app
 
-from fsth_hub.media.video import open_clip, write_clip
-from fsth_hub.provenance.credentials import inspect
+from fsth_hub.media.reading import open_clip
+from fsth_hub.media.writing import write_clip
+from fsth_hub.provenance.inspection import inspect
 
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")

@@ -21,10 +21,11 @@ from fsth_hub.cli import loading as cli_loading
 from fsth_hub.cli import main as cli
 from fsth_hub.hub.model_card import CONSENT
 from fsth_hub.landmarks import get_detector
-from fsth_hub.media.video import open_clip, write_clip
+from fsth_hub.media.reading import open_clip
+from fsth_hub.media.writing import write_clip
 from fsth_hub.models.cropping import crop_box
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
-from fsth_hub.provenance.credentials import inspect
+from fsth_hub.provenance.inspection import inspect
 
 
 EXAMPLES = Path(cli.__file__).parents[1] / "examples"

@@ -27,12 +27,14 @@ from fsth_hub.demo.tabs.animate_tab import CLIP_NAME, SIDE_BY_SIDE_NAME, Animato
 from fsth_hub.demo.tabs.inspect_tab import card
 from fsth_hub.demo.tabs.live_tab import Live, from_jpeg, to_jpeg, write_recording
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
-from fsth_hub.media.video import open_clip
+from fsth_hub.media.reading import open_clip
 from fsth_hub.models.cropping import CropBox
 from fsth_hub.models.errors import FsthError
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 from fsth_hub.pipelines.pipeline_output import FsthReport
-from fsth_hub.provenance.credentials import Origin, OriginReport, add_mark, inspect
+from fsth_hub.provenance.credentials import Origin
+from fsth_hub.provenance.inspection import OriginReport, inspect
+from fsth_hub.provenance.watermark import add_watermark
 
 
 ROOT = Path(__file__).parents[1]
@@ -513,7 +515,7 @@ def test_live(studio, files, monkeypatch):
     first, words = live.step(picture(0), gallery, [], True)
     moved, _ = live.step(picture(20), gallery, [], True)
     assert np.array_equal(first, rest) and not np.array_equal(moved, rest) and "no face" not in words
-    assert np.array_equal(moved, add_mark(drawn[-1])) and not np.array_equal(moved, drawn[-1])
+    assert np.array_equal(moved, add_watermark(drawn[-1])) and not np.array_equal(moved, drawn[-1])
     live.reset_pose(None)
     again, words = live.step(picture(20), gallery, [], False)
     assert np.array_equal(again, rest) and "frames per second, recorded" in words

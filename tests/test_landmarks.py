@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fsth_hub.landmarks import get_detector
+from fsth_hub.landmarks import DETECTORS, DetectorEntry, describe_detectors, get_detector
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.models import landmark_drawing
 from fsth_hub.models.cropping import CropBox, crop_box, crop_image, to_crop
@@ -21,7 +21,6 @@ from fsth_hub.models.landmark_layout import (
     IRISES,
     JAW,
     LEFT_EYE,
-    MESH_TO_68,
     NOSE_BRIDGE,
     NUM_POINTS,
     RIGHT_EYE,
@@ -50,7 +49,6 @@ def colour_of(group):
 def test_every_point_has_one_place():
     groups = [indices for indices, _, _ in landmark_drawing.LINES] + [iris for _, iris, _ in landmark_drawing.IRISES]
     assert sorted(np.concatenate(groups)) == list(range(NUM_POINTS))
-    assert len(MESH_TO_68) == 68 and MESH_TO_68.max() < 468
 
 
 def test_flip_mirrors_the_drawing(points):
@@ -176,6 +174,12 @@ def test_training_side_needs_neither_opencv_nor_torch():
 def test_unknown_detector_names_the_known_ones():
     with pytest.raises(FsthError, match="'dlib'.*'mediapipe' or 'face-alignment'"):
         get_detector("dlib")
+
+
+def test_a_new_detector_is_one_entry(monkeypatch):
+    monkeypatch.setitem(DETECTORS, "counter", DetectorEntry("collections", "Counter", "counts, for a test"))
+    assert type(get_detector("counter")).__name__ == "Counter"
+    assert describe_detectors().endswith(", counter (counts, for a test)")
 
 
 def test_models_are_those_of_the_notice():

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fsth_hub.landmarks import Face, get_detector, track_clip
+from fsth_hub.landmarks.mediapipe import MESH_TO_68
 from fsth_hub.models.cropping import crop_box
 from fsth_hub.models.errors import FsthError, NoFaceError
 from fsth_hub.models.landmark_layout import (
@@ -37,6 +38,10 @@ needs_data = pytest.mark.skipif(not SHARED.exists(), reason="the shared portrait
 @pytest.fixture(scope="module")
 def detector():
     return get_detector()
+
+
+def test_every_point_has_a_vertex_of_the_mesh():
+    assert len(set(MESH_TO_68)) == 68 and MESH_TO_68.max() < 468
 
 
 def portrait(name):

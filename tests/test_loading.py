@@ -224,9 +224,9 @@ def test_saved_index_tells_nothing_of_this_machine(folder, tmp_path):
 # By the base class.
 
 
-def test_base_class_loads_it_once_the_package_is_imported(folder, tmp_path):
+def test_base_class_loads_it_once_the_pipeline_was_asked_for(folder, tmp_path):
     program = f"""
-import fsth_hub
+from fsth_hub import FsthPipeline
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained({str(folder)!r})
 print(type(pipe).__name__, pipe.model_name, pipe.generator.dtype)

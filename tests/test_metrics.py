@@ -10,7 +10,7 @@ from test_modeling import SIZE
 from fsth_hub.finetuning.feature_networks import LPIPS, load_weights
 from fsth_hub.landmarks import get_detector
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
-from fsth_hub.media.video import open_clip
+from fsth_hub.media.reading import open_clip
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.landmark_layout import FACE, INNER_LIPS, LEFT_EYE, RIGHT_EYE
 from training.evaluation.metrics import (

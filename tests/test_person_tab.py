@@ -33,7 +33,7 @@ from fsth_hub.demo.tabs.publish_form import Publisher
 from fsth_hub.finetuning.loop import PixelLoss
 from fsth_hub.finetuning.lora import LORA_CONFIG_NAME, LORA_WEIGHTS_NAME
 from fsth_hub.hub.model_card import CONSENT
-from fsth_hub.media.video import open_clip
+from fsth_hub.media.reading import open_clip
 from fsth_hub.pipelines.identity import CONFIG_NAME, WEIGHTS_NAME
 
 

@@ -16,7 +16,7 @@ from fsth_hub.device import default_dtype
 from fsth_hub.hub import client as hub
 from fsth_hub.landmarks import Face
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
-from fsth_hub.media.video import open_clip
+from fsth_hub.media.reading import open_clip
 from fsth_hub.models.cropping import crop_box, to_crop
 from fsth_hub.models.errors import FsthError, NoFaceError, VideoError
 from fsth_hub.models.image_processing_fsth import FsthImageProcessor

@@ -17,7 +17,7 @@ from test_modeling import SIZE
 from test_pipeline import NO_FACE, arrays, clip, make_pipeline, picture
 from test_video import make_clip
 
-from fsth_hub.media.video import open_clip
+from fsth_hub.media.reading import open_clip
 from fsth_hub.models.errors import FsthError, VideoError
 from fsth_hub.pipelines.side_by_side import write_side_by_side
 

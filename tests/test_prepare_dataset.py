@@ -19,7 +19,7 @@ import pytest
 from shards import ROOT, grey
 
 from fsth_hub.landmarks import get_detector, track_clip
-from fsth_hub.media.video import write_clip
+from fsth_hub.media.writing import write_clip
 from fsth_hub.models.landmark_layout import FACE
 from training import prepare_dataset
 from training.data.dataset import read_index

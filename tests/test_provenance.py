@@ -21,12 +21,14 @@ from PIL import Image
 from test_pipeline import clip, make_pipeline, picture
 from test_video import make_clip, sound_of
 
-from fsth_hub.media.video import open_clip, read_metadata, write_clip
+from fsth_hub.media.reading import open_clip, read_metadata
+from fsth_hub.media.writing import write_clip
 from fsth_hub.models.errors import FsthError, VideoError
 from fsth_hub.pipelines.identity import FsthIdentity, fingerprint
-from fsth_hub.provenance import credentials as provenance
-from fsth_hub.provenance import signing_key
-from fsth_hub.provenance.credentials import OUTPUT_METADATA, Origin, add_mark, inspect, sign
+from fsth_hub.provenance import credentials, signing_key, watermark
+from fsth_hub.provenance.credentials import OUTPUT_METADATA, Origin, sign
+from fsth_hub.provenance.inspection import inspect
+from fsth_hub.provenance.watermark import add_watermark
 
 
 ORIGIN = Origin("bundled", "ada", (("portrait", "ab" * 32), ("driving clip", None)))
@@ -42,7 +44,7 @@ def settings(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def frames(astronaut_clip) -> list[np.ndarray]:
-    return [add_mark(frame) for frame in astronaut_clip]
+    return [add_watermark(frame) for frame in astronaut_clip]
 
 
 @pytest.fixture
@@ -67,18 +69,18 @@ def plain(colour, height: int = 256, width: int = 256) -> np.ndarray:
     return np.full((height, width, 3), colour, np.uint8)
 
 
-# The visible mark.
+# The watermark.
 
 
 @pytest.mark.parametrize("colour", [BLACK, SKIN, WHITE])
 def test_mark_is_legible_in_every_frame_of_a_written_clip(tmp_path, colour):
     write_clip(tmp_path / "plain.mp4", [plain(colour)] * 30, 25)
-    write_clip(tmp_path / "marked.mp4", [add_mark(plain(colour))] * 30, 25)
+    write_clip(tmp_path / "marked.mp4", [add_watermark(plain(colour))] * 30, 25)
     without, marked = (np.stack(list(open_clip(tmp_path / name))).astype(int) for name in ("plain.mp4", "marked.mp4"))
     corner = np.abs(marked - without).max(axis=(0, 3)) > 24
     rows, columns = np.nonzero(corner)
     assert 224 < rows.min() and rows.max() < 256 and 140 < columns.min() and columns.max() < 256
-    text = provenance._badge(256, 256)[1][..., 0] / 255
+    text = watermark._badge(256, 256)[1][..., 0] / 255
     height, width = text.shape
     seen = marked.mean(axis=3)[:, 249 - height : 249, 249 - width : 249]
     # the letters stand out against their box, whatever lies below, and the mark neither fades nor flickers
@@ -90,25 +92,25 @@ def test_mark_is_legible_in_every_frame_of_a_written_clip(tmp_path, colour):
 
 def test_mark_stays_in_its_corner_and_takes_a_copy(astronaut_clip):
     frame = astronaut_clip[0].copy()
-    marked = add_mark(frame)
+    marked = add_watermark(frame)
     assert np.array_equal(frame, astronaut_clip[0]) and not np.array_equal(frame, marked)
     assert np.array_equal(marked[:224], frame[:224]) and np.array_equal(marked[:, :140], frame[:, :140])
     assert marked.dtype == np.uint8
 
 
 def test_mark_grows_with_the_frame():
-    small = np.asarray(add_mark(plain(SKIN)), float)
-    large = Image.fromarray(add_mark(plain(SKIN, 1024, 1024))).reduce(4)
+    small = np.asarray(add_watermark(plain(SKIN)), float)
+    large = Image.fromarray(add_watermark(plain(SKIN, 1024, 1024))).reduce(4)
     assert np.abs(small - np.asarray(large, float)).mean() < 1
-    wide = add_mark(plain(SKIN, 256, 768))
+    wide = add_watermark(plain(SKIN, 256, 768))
     assert np.array_equal(wide[:, -256:], small.astype(np.uint8))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 300), (300, 7), (64, 64), (255, 257), (2160, 3840)])
 def test_mark_fits_every_size(size):
     frame = plain(BLACK, *size)
-    assert add_mark(frame).shape == frame.shape
-    assert add_mark(frame).any() or min(size) < 16
+    assert add_watermark(frame).shape == frame.shape
+    assert add_watermark(frame).any() or min(size) < 16
 
 
 # Signing.
@@ -160,8 +162,8 @@ def test_manifest_follows_the_standard_and_shows_nobody(tmp_path):
     assert len(action["parameters"]["ingredients"]) == 3
     assert [each["title"] for each in manifest["ingredients"]] == ["portrait 1", "portrait 2", "driving clip"]
     assert {each["relationship"] for each in manifest["ingredients"]} == {"inputTo"}
-    assert manifest["ingredients"][0]["instance_id"] == f"sha256:{provenance._sha256(portrait)}"
-    assert manifest["ingredients"][2]["instance_id"] == f"sha256:{provenance._sha256(driver)}"
+    assert manifest["ingredients"][0]["instance_id"] == f"sha256:{credentials._sha256(portrait)}"
+    assert manifest["ingredients"][2]["instance_id"] == f"sha256:{credentials._sha256(driver)}"
     assert not re.search("thumbnail|mustermann|max", json.dumps(manifest))
     assert manifest["title"] == OUTPUT_METADATA["title"]
 
@@ -274,7 +276,7 @@ def test_a_photograph_with_credentials_is_not_called_generated(tmp_path, astrona
     manifest = ORIGIN.manifest()
     (action,) = manifest["assertions"][0]["data"]["actions"]
     action["digitalSourceType"] = "http://cv.iptc.org/newscodes/digitalsourcetype/digitalCapture"
-    with provenance._signer(c2pa) as signer, c2pa.Builder(manifest) as builder:
+    with credentials._signer(c2pa) as signer, c2pa.Builder(manifest) as builder:
         builder.sign_file(str(tmp_path / "raw.jpg"), str(path), signer)
     assert not inspect(path).ai_generated and "without saying that it is AI-generated" in inspect(path).summary()
 
@@ -290,7 +292,7 @@ def test_inspecting_asks_nobody(tmp_path, astronaut):
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     Image.fromarray(astronaut).save(tmp_path / "raw.jpg")
-    with provenance._signer(c2pa) as signer, c2pa.Builder(ORIGIN.manifest()) as builder:
+    with credentials._signer(c2pa) as signer, c2pa.Builder(ORIGIN.manifest()) as builder:
         builder.set_no_embed()
         builder.set_remote_url(f"http://127.0.0.1:{server.server_port}/manifest")
         builder.sign_file(str(tmp_path / "raw.jpg"), str(tmp_path / "remote.jpg"), signer)
@@ -436,7 +438,7 @@ def test_pipeline_marks_and_signs(tmp_path):
     pipe = make_pipeline()
     drawn = [np.asarray(frame) for frame in pipe(picture(), clip(0, 20), mark=False).frames[0]]
     output = pipe(picture(), clip(0, 20))
-    assert all(np.array_equal(add_mark(a), b) for a, b in zip(drawn, output.frames[0], strict=True))
+    assert all(np.array_equal(add_watermark(a), b) for a, b in zip(drawn, output.frames[0], strict=True))
     assert output.report.mark and output.report.credentials
     output.save(tmp_path / "saved.mp4")
     pipe(picture(), clip(0, 20), output_path=tmp_path / "streamed.mp4", mark=False)

@@ -31,7 +31,7 @@ from PIL import Image
 from test_demo import arguments
 
 from fsth_hub.finetuning.loop import VGG19
-from fsth_hub.media.video import open_clip
+from fsth_hub.media.reading import open_clip
 
 
 ROOT = Path(__file__).parents[1]
@@ -226,7 +226,7 @@ def test_runs_as_a_space(python, folder, tmp_path):
     clip = open_clip(path)
     assert len(list(clip)) == 3 and (clip.width, clip.height) == (256, 256) and clip.audio_from
     # signed by the Space's own key, which it made on its first clip
-    ask = f"from fsth_hub.provenance import inspect; print(inspect({path!r}))"
+    ask = f"from fsth_hub.provenance.inspection import inspect; print(inspect({path!r}))"
     environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     report = subprocess.run([python, "-c", ask], cwd=folder, env=environment, capture_output=True, text=True)
     assert "credentials='valid'" in report.stdout and "signed_here=True" in report.stdout, report

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsth_hub.media import video
-from fsth_hub.media.video import open_clip, write_clip
+from fsth_hub.media import reading
+from fsth_hub.media.reading import open_clip
+from fsth_hub.media.writing import write_clip
 from fsth_hub.models.errors import FsthError, VideoError
 
 
@@ -449,8 +450,8 @@ def test_reading_decodes_as_it_is_asked(tmp_path, monkeypatch):
             decoded += 1
             yield frame
 
-    decode = video.decode
-    monkeypatch.setattr(video, "decode", counted)
+    decode = reading.decode
+    monkeypatch.setattr(reading, "decode", counted)
     for asked, _ in enumerate(clip, 1):
         assert decoded <= asked + 1
     assert asked == 100

@@ -29,7 +29,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
 from fsth_hub.device import default_device, default_dtype
-from fsth_hub.media.video import open_clip, write_clip
+from fsth_hub.media.reading import open_clip
+from fsth_hub.media.writing import write_clip
 from fsth_hub.models.errors import FsthError, NoFaceError
 from fsth_hub.models.image_processing_fsth import load_image
 from fsth_hub.models.landmark_flow import portrait_flow

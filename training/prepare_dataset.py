@@ -39,9 +39,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
 
-from fsth_hub.landmarks import Face, get_detector, track_clip
+from fsth_hub.landmarks import DEFAULT_DETECTOR, DETECTORS, Face, describe_detectors, get_detector, track_clip
 from fsth_hub.media.matting import cut_out
-from fsth_hub.media.video import open_clip
+from fsth_hub.media.reading import open_clip
 from fsth_hub.models.cropping import crop_box, crop_image, to_crop, whole_frame
 from fsth_hub.models.errors import FsthError, NoFaceError, VideoError
 from fsth_hub.models.landmark_layout import FACE
@@ -83,7 +83,7 @@ def parse_args():
     parser.add_argument("--image_size", type=int, default=256, help="side of the crops in pixels")
     parser.add_argument("--frames_per_clip", type=int, default=64, help="at most so many frames, evenly spaced")
     parser.add_argument("--clips_per_shard", type=int, default=32, help="clips in one tar file, at most")
-    parser.add_argument("--detector", default="mediapipe", help="mediapipe or face-alignment")
+    parser.add_argument("--detector", default=DEFAULT_DETECTOR, choices=list(DETECTORS), help=describe_detectors())
     parser.add_argument("--no_crop", action="store_true", help="the clips are square head crops already")
     parser.add_argument("--num_workers", type=int, help="by default one for each core")
     engine_help = "processes of this machine, or of a Ray cluster whose machines share the folders and this checkout"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer.core import TyperGroup
 
+from ..landmarks import DEFAULT_DETECTOR, describe_detectors, get_detector
 from ..models.errors import FsthError, NoFaceError
 from . import loading as cli_loading
 from . import people as cli_people
@@ -92,7 +93,7 @@ def animate(
     crop: Annotated[
         bool, typer.Option("--crop/--no-crop", help="--no-crop: the inputs are square head crops already.")
     ] = True,
-    detector: DetectorOption = "mediapipe",
+    detector: DetectorOption = DEFAULT_DETECTOR,
     face: FaceOption = 0,
     driving_face: Annotated[
         int, typer.Option(min=0, metavar="N", help="The same for the first frame of the clip.")
@@ -143,7 +144,6 @@ def animate(
     if report_path is not None and not to_stdout:
         check_output(report_path, (".json",), inputs=[output])
     check_size(size)
-    from ..landmarks import get_detector
     from ..landmarks.smoothing import DEFAULT_SMOOTHING
 
     smoothing = DEFAULT_SMOOTHING if smoothing is None else smoothing
@@ -175,7 +175,7 @@ def animate(
         credentials=credentials,
     )
     if beside is not None:
-        from ..media.video import open_clip
+        from ..media.reading import open_clip
         from ..pipelines.side_by_side import write_side_by_side
 
         portrait = portraits[0] if identity is None else person.crops[0]
@@ -218,7 +218,7 @@ app.command()(cli_people.publish)
 def landmarks(
     file: Annotated[Path, typer.Argument(help="A picture or a clip.")],
     output: Annotated[Path, typer.Option(help="For a picture .png, for a clip .mp4 or .gif.")],
-    detector: DetectorOption = "mediapipe",
+    detector: DetectorOption = DEFAULT_DETECTOR,
     face: FaceOption = 0,
 ) -> None:
     """Draw the landmarks over a picture or clip: do they fit?"""
@@ -226,9 +226,9 @@ def landmarks(
     check_output(output, (".png", *CLIPS), inputs=[file])
     from PIL import Image
 
-    from ..landmarks import get_detector
     from ..media.landmark_overlay import overlaid, overlaid_clip
-    from ..media.video import open_clip, write_clip
+    from ..media.reading import open_clip
+    from ..media.writing import write_clip
     from ..models.image_processing_fsth import load_image
 
     found_detector = get_detector(detector)
@@ -257,7 +257,7 @@ def inspect_file(
 
     It is read, and nothing is sent; whatever is found, the exit code is 0.
     """
-    from ..provenance.credentials import inspect
+    from ..provenance.inspection import inspect
 
     report = inspect(file)
     typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.summary())
@@ -278,7 +278,7 @@ def info(model: ModelOption = None, device: DeviceOption = "auto", dtype: DtypeO
     if folder.is_dir():
         size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         rows["checkpoint"] = f"{size / 1e6:.1f} MB"
-    rows["detectors"] = "mediapipe (offline), face-alignment (fetches its weights on first use)"
+    rows["detectors"] = describe_detectors()
     for name, value in rows.items():
         typer.echo(f"{name:14} {value}")
 

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..landmarks import describe_detectors
+
 
 PUBLISHING = "Publishing"  # a heading in the help
 
@@ -14,7 +16,7 @@ DtypeOption = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(metavar="TYPE", help="Numbers to compute in: auto, float32, bfloat16 or float16."),
 ]
-DetectorOption = Annotated[str, typer.Option(help="mediapipe (offline) or face-alignment (fetches its weights).")]
+DetectorOption = Annotated[str, typer.Option(help=f"What finds the landmarks: {describe_detectors()}.")]
 FaceOption = Annotated[
     int, typer.Option(min=0, metavar="N", help="Which face of the picture, counted from 0, the largest.")
 ]

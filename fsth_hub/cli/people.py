@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..landmarks import DEFAULT_DETECTOR, get_detector
 from ..models.errors import FsthError
 from . import loading as cli_loading
 from .checks import check_consent, check_inputs, check_photographs, model_of, precision_of
@@ -45,7 +46,7 @@ def fine_tune(
     crop: Annotated[
         bool, typer.Option("--crop/--no-crop", help="--no-crop: the pictures are square head crops already.")
     ] = True,
-    detector: DetectorOption = "mediapipe",
+    detector: DetectorOption = DEFAULT_DETECTOR,
     face: FaceOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -70,7 +71,6 @@ def fine_tune(
     elif photographs:
         raise FsthError("--include-photograph is for publishing: give --push-to-hub too, or leave it out.")
     from ..finetuning.loop import load_content
-    from ..landmarks import get_detector
     from ..pipelines.identity import check_folder
 
     check_folder(output)

@@ -11,7 +11,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
-from ..media.video import Clip, open_clip
+from ..media.reading import Clip, open_clip
 from ..models.cropping import crop_box, crop_image, to_crop
 from ..models.errors import FsthError, NoFaceError
 from ..models.image_processing_fsth import load_image

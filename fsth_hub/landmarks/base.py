@@ -13,8 +13,8 @@ class Face:
     """One face in one picture.
 
     Args:
-        points: 78 x 2 float32, x then y, pixels of the picture, ordered as in `fsth_hub.landmark_layout`; NaN where
-            the detector knows no such point.
+        points: 78 x 2 float32, x then y, pixels of the picture, ordered as in `fsth_hub.models.landmark_layout`; NaN
+            where the detector knows no such point.
         score: How sure the detector is that this is a face, 0 to 1.
     """
 

@@ -1,6 +1,6 @@
 """The default detector: Google's MediaPipe face mesh and iris networks and YuNet, on OpenCV's DNN module.
 
-The networks lie in `models/` (see NOTICE for their origin); the mediapipe package itself is not needed.
+The networks lie in `weights/` (see NOTICE for their origin); the mediapipe package itself is not needed.
 """
 
 import threading
@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..models.landmark_layout import FACE, LEFT_EYE, LEFT_IRIS, MESH_TO_68, NUM_POINTS, RIGHT_EYE, RIGHT_IRIS
+from ..models.landmark_layout import FACE, LEFT_EYE, LEFT_IRIS, NUM_POINTS, RIGHT_EYE, RIGHT_IRIS
 from .base import Face
 
 
@@ -24,6 +24,16 @@ BOX_TO_CROP = 1.5
 SPREAD_TO_CROP = 4.5
 SPREAD_TO_FOREHEAD = 0.14
 EYE_TO_CROP = 2.3
+
+# The vertex of MediaPipe's face mesh (468 points) that stands for each iBUG point.
+MESH_TO_68 = np.array([
+    162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389,
+    71, 63, 105, 66, 107, 336, 296, 334, 293, 301,
+    168, 197, 5, 4, 75, 97, 2, 326, 305,
+    33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380,
+    61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181,
+    78, 82, 13, 312, 308, 317, 14, 87,
+])  # fmt: skip
 
 # The points of the iris network's eye contour (71 x 3) that are the six points of an eye.
 CONTOUR_TO_EYE = [0, 11, 13, 8, 5, 3]

@@ -40,16 +40,6 @@ FLIP = np.concatenate([
     [73, 76, 75, 74, 77, 68, 71, 70, 69, 72],
 ])  # fmt: skip
 
-# The vertex of MediaPipe's face mesh (468 points) that stands for each iBUG point.
-MESH_TO_68 = np.array([
-    162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389,
-    71, 63, 105, 66, 107, 336, 296, 334, 293, 301,
-    168, 197, 5, 4, 75, 97, 2, 326, 305,
-    33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380,
-    61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181,
-    78, 82, 13, 312, 308, 317, 14, 87,
-])  # fmt: skip
-
 
 def interocular(points: np.ndarray) -> np.ndarray:
     """Distance between the centres of the eyes.

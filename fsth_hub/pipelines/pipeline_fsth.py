@@ -29,8 +29,10 @@ from ..landmarks import LandmarkDetector, MotionAdapter, get_detector, pick_refe
 from ..landmarks.motion import MotionMode, check_motion
 from ..landmarks.smoothing import DEFAULT_SMOOTHING, check_smoothing
 from ..media.containers import ClipFile
+from ..media.frames import FPS_RANGE, Frames
 from ..media.paste_back import PasteBack
-from ..media.video import FPS_RANGE, Clip, Frames, check_output_path, open_clip, write_clip
+from ..media.reading import Clip, open_clip
+from ..media.writing import check_output_path, write_clip
 from ..models.cropping import CropBox, crop_box, to_crop, whole_frame
 from ..models.downloading import fetch
 from ..models.errors import FsthError, NoFaceError
@@ -45,7 +47,8 @@ from ..models.modeling_fsth import (
     is_hooked,
 )
 from ..models.source_skips import FsthSources
-from ..provenance.credentials import OUTPUT_METADATA, Origin, add_mark, check_credentials, sign
+from ..provenance.credentials import OUTPUT_METADATA, Origin, check_credentials, sign
+from ..provenance.watermark import add_watermark
 from .caching import Cache, weights_state
 from .identity import FsthIdentity, FsthTunedPerson, describe, fingerprint
 from .loading import BUNDLED_MODEL, INDEX, check_components, class_names, loading_error, source_of
@@ -914,7 +917,7 @@ class FsthPipeline(DiffusionPipeline):
             drawn = self.drive(person, driving_motion, motion, reference_frame, motion_strength, smoothing, size)
             with self.progress_bar(total=total) as progress:
                 for index, frame in enumerate(drawn if canvas is None else map(canvas, drawn)):
-                    frame = add_mark(frame) if mark else frame
+                    frame = add_watermark(frame) if mark else frame
                     if callback_on_frame_end is not None:
                         callback_on_frame_end(self, index, total, frame)
                     yield frame

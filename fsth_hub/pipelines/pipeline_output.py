@@ -11,7 +11,7 @@ from diffusers.video_processor import VideoProcessor
 from PIL import Image
 
 from ..media.containers import ClipFile
-from ..media.video import write_clip
+from ..media.writing import write_clip
 from ..models.cropping import CropBox
 from ..models.errors import FsthError
 from ..provenance.credentials import OUTPUT_METADATA, Origin, sign

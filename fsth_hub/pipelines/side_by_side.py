@@ -9,8 +9,10 @@ import numpy as np
 from PIL import Image
 
 from ..media.containers import ClipFile
+from ..media.frames import Frames
 from ..media.landmark_overlay import overlaid
-from ..media.video import Clip, Frames, open_clip, write_clip
+from ..media.reading import Clip, open_clip
+from ..media.writing import write_clip
 from ..models.cropping import crop_image
 from ..models.image_processing_fsth import Picture, load_image
 from ..provenance.credentials import OUTPUT_METADATA, sign

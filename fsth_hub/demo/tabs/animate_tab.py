@@ -14,7 +14,7 @@ import numpy as np
 
 from ...landmarks.motion import MAX_STRENGTH
 from ...landmarks.smoothing import DEFAULT_SMOOTHING, MAX_SMOOTHING
-from ...media.video import open_clip
+from ...media.reading import open_clip
 from ...models.errors import FsthError
 from ...pipelines.person import DEFAULT_SIZE
 from ...pipelines.side_by_side import write_side_by_side

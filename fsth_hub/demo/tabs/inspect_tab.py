@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ...models.errors import FsthError
-from ...provenance.credentials import OriginReport, inspect
+from ...provenance.inspection import OriginReport, inspect
 from ..errors import told_to_visitor
 
 

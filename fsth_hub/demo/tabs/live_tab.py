@@ -19,10 +19,12 @@ import numpy as np
 from PIL import Image
 
 from ...landmarks import Face, LandmarkSmoother, MotionAdapter
-from ...media.video import Clip, write_clip
+from ...media.reading import Clip
+from ...media.writing import write_clip
 from ...models.cropping import CropBox, crop_box, to_crop
 from ...models.errors import FsthError
-from ...provenance.credentials import OUTPUT_METADATA, Origin, add_mark, sign
+from ...provenance.credentials import OUTPUT_METADATA, Origin, sign
+from ...provenance.watermark import add_watermark
 from ..errors import told_to_visitor
 from ..inputs import PortraitPanel, Portraits, Seen, checked_portraits, chosen_faces
 from ..studio import HEAVY, Studio
@@ -149,7 +151,7 @@ class Live:
         points, session.looked = session.smooth(points, now - session.looked), now
         drawn = session.adapter(points) if session.adapter else session.person.landmarks
         # at the default size: the networks take nearly all of the time, and see 256 pixels whatever the size
-        return add_mark(pipe.draw_frame(session.generator, session.person, drawn))
+        return add_watermark(pipe.draw_frame(session.generator, session.person, drawn))
 
     def save(self, request: gr.Request = None) -> Iterator[dict]:
         """Write what was recorded, with the timing it had, signed, and forget it."""

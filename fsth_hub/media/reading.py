@@ -1,0 +1,224 @@
+"""Clips as streams: pictures come one at a time, so the length of a clip costs no memory."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+
+import av
+import imageio.v3 as iio
+import numpy as np
+from PIL import Image
+
+from ..checks import check_number
+from ..models.errors import VideoError
+from .containers import (
+    ClipFile,
+    audio_stream,
+    decode,
+    is_file,
+    name_of,
+    open_binary,
+    open_container,
+    rereadable,
+    start_time,
+    video_stream,
+)
+from .frames import FPS_RANGE, Frames, to_array, to_arrays
+
+
+DEFAULT_FPS = 25.0
+MAX_FPS = 32.0  # phones say 30 and mean a little more; what is faster only costs time in a face
+
+ANIMATIONS = ("GIF", "WEBP", "PNG")  # read through imageio and Pillow: FFmpeg knows no moving webp
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A moving picture, read as a stream and as often as wanted: iterating gives H x W x 3 uint8 RGB, upright.
+
+    Args:
+        fps: Constant rate at which iteration gives frames, per second.
+        width: Pixels, upright.
+        height: Pixels, upright.
+        duration: Seconds, None if the file does not say.
+        audio_from: The file that holds the clip's sound, for `write_clip`; None if it has none.
+        max_frames: Iteration ends after so many frames; None for all.
+        read: Starts again at the first picture and gives (start in s, length in s, picture). Where the frames came
+            from an iterator it does so once.
+        file: What it is read of; None where it was given as frames.
+    """
+
+    fps: float
+    width: int
+    height: int
+    duration: float | None
+    audio_from: ClipFile | None
+    max_frames: int | None
+    read: Callable[[], Iterator[tuple[float, float, np.ndarray]]] = field(repr=False)
+    file: ClipFile | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.file.name if isinstance(self.file, Path) else "the clip"
+
+    @property
+    def frame_count(self) -> int | None:
+        """How many frames iteration should give; what the file's header says, so for progress bars only."""
+        if self.duration is None:
+            return self.max_frames
+        count = max(1, round(self.duration * self.fps))
+        return count if self.max_frames is None else min(count, self.max_frames)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return islice(self._resampled(), self.max_frames)
+
+    def _resampled(self) -> Iterator[np.ndarray]:
+        """For each tick of the constant rate the last picture that had begun by then, so sound stays in step."""
+        count, end, held = 0, 0.0, None
+        for start, length, picture in self.read():
+            # A quarter of a frame's grace: rounded time stamps (mkv has milliseconds) must not double a frame.
+            while held is not None and (count + 0.25) / self.fps < start:
+                yield held
+                count += 1
+            held, end = picture, start + length
+        while held is not None and count < max(1, round(end * self.fps)):
+            yield held
+            count += 1
+
+
+def open_clip(
+    source: "ClipFile | Frames | Clip",
+    fps: float | None = None,
+    max_frames: int | None = None,
+    allow_still: bool = False,
+) -> Clip:
+    """Open a video file, or take frames, as a clip of constant frame rate.
+
+    Args:
+        source: A video (mp4, mov, webm, mkv, avi, mpg, gif, moving webp or png) as a path, bytes or a file object
+            opened in binary mode; or frames of one size: an array N x H x W x 3, a tensor N x C x H x W, or any
+            iterable of pictures as `load_image` takes them (of an iterator one is held at a time); or a clip.
+        fps: Frames per second to give; defaults to the clip's average rate, or a whole part of it that is not above
+            32. For frames, the rate at which they were taken, 25 by default.
+        max_frames: Read no more than so many frames.
+        allow_still: Take a file of a single picture too.
+
+    Returns:
+        The clip. Phone rotation is applied, a variable frame rate made constant.
+
+    Raises:
+        VideoError: The source is no clip that can be read.
+    """
+    if fps is not None:
+        check_number("fps", fps, *FPS_RANGE)
+    if max_frames is not None:
+        check_number("max_frames", max_frames, 1, whole=True)
+    if isinstance(source, Clip):
+        limits = [limit for limit in (source.max_frames, max_frames) if limit is not None]
+        return replace(source, fps=fps or source.fps, max_frames=min(limits, default=None))
+    if is_file(source):
+        return _open_file(source, fps, max_frames, allow_still)
+    return _take_frames(source, fps or DEFAULT_FPS, max_frames)
+
+
+def _take_frames(source: Frames, fps: float, max_frames: int | None) -> Clip:
+    if getattr(source, "ndim", 4) != 4:
+        raise VideoError(
+            "The frames of a clip must be an array N x H x W x 3 or a tensor N x C x H x W, not "
+            f"{tuple(source.shape)}."
+        )
+    try:
+        unread = iter(source)
+    except TypeError:
+        raise VideoError(
+            f"A clip must be a video file (path, bytes or file object) or its frames, not {type(source)}."
+        ) from None
+    once, first = unread is source, next(unread, None)
+    if first is None:
+        raise VideoError("The clip is empty: give at least one frame.")
+    height, width = to_array(first).shape[:2]
+    readings = [chain([first], unread)] if once else None
+    del first, unread  # or the first frame would be kept
+
+    def read():
+        if once and not readings:
+            raise VideoError("The clip's frames came from an iterator and have been read: give a file or a list.")
+        pictures = readings.pop() if once else source
+        for index, picture in enumerate(islice(to_arrays(pictures), max_frames)):
+            yield index / fps, 1 / fps, picture
+
+    duration = len(source) / fps if hasattr(source, "__len__") else None
+    return Clip(fps, width, height, duration, None, max_frames, read)
+
+
+def _open_file(file: ClipFile, fps: float | None, max_frames: int | None, allow_still: bool) -> Clip:
+    file, audio_from = rereadable(file), None
+    if _is_animation(file):
+        read = partial(_read_animation, file)
+        lengths = [length for _, length, _ in read()]
+        duration = sum(lengths)
+        rate = len(lengths) / duration if lengths else DEFAULT_FPS
+    else:
+        read = partial(_read_video, file)
+        with open_container(file) as container:
+            stream = video_stream(container)
+            if stream is None:
+                raise VideoError(f"{name_of(file)} has no moving picture, only sound: give a video.")
+            rate = float(stream.average_rate or DEFAULT_FPS)
+            duration = container.duration / av.time_base if container.duration else None
+            audio_from = file if audio_stream(container) is not None else None
+    first = [picture for _, _, picture in islice(read(), 2)]
+    if not first:
+        raise VideoError(f"No picture of {name_of(file)} can be decoded: the file is damaged or cut off.")
+    if len(first) == 1 and not allow_still:
+        raise VideoError(f"{name_of(file)} holds a single picture: give a video, in which the face moves.")
+    height, width = first[0].shape[:2]
+    fps = fps or rate / math.ceil(rate / MAX_FPS)
+    return Clip(fps, width, height, duration, audio_from, max_frames, read, file)
+
+
+def _is_animation(file: ClipFile) -> bool:
+    try:
+        with open_binary(file) as opened, Image.open(opened, formats=ANIMATIONS):
+            return True
+    except Exception:  # another kind of file, or a damaged one: Pillow raises nearly anything
+        return False
+
+
+def _read_video(file: ClipFile) -> Iterator[tuple[float, float, np.ndarray]]:
+    with open_container(file) as container:
+        stream = video_stream(container)
+        stream.thread_type = "AUTO"
+        zero, usual_length = start_time(container), 1 / float(stream.average_rate or DEFAULT_FPS)
+        aspect = float(stream.sample_aspect_ratio or 1)  # of a pixel: some cameras' are not square
+        size, start = None, -usual_length
+        for frame in decode(container, stream):
+            # The size may change within a file (a recorded call); the first picture's is kept.
+            size = size or {"width": round(frame.width * aspect), "height": frame.height}
+            start = start + usual_length if frame.time is None else frame.time - zero
+            length = float(frame.duration * frame.time_base) if frame.duration else usual_length
+            picture = np.rot90(frame.to_ndarray(format="rgb24", **size), frame.rotation // 90)
+            yield start, length, np.ascontiguousarray(picture)
+
+
+def _read_animation(file: ClipFile) -> Iterator[tuple[float, float, np.ndarray]]:
+    try:
+        with open_binary(file) as opened, iio.imopen(opened, "r", plugin="pillow") as animation:
+            start = 0.0
+            for index, picture in enumerate(animation.iter(mode="RGB")):
+                milliseconds = animation.metadata(index=index).get("duration", 0)
+                length = (milliseconds if milliseconds > 10 else 100) / 1000  # as browsers play it
+                yield start, length, picture
+                start += length
+    except Exception:  # a damaged file: Pillow raises nearly anything
+        return
+
+
+def read_metadata(file: ClipFile) -> dict[str, str]:
+    """The container's fields, as `write_clip` wrote them; `VideoError` for what is no clip."""
+    with open_container(file) as container:
+        return dict(container.metadata)

@@ -1,0 +1,203 @@
+"""Clips written as their frames come: an mp4 with sound, or a gif."""
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import av
+import imageio.v3 as iio
+import numpy as np
+
+from ..checks import check_number
+from ..models.errors import VideoError
+from .containers import ClipFile, audio_stream, decode, open_container, rereadable, start_time
+from .frames import FPS_RANGE, Frames, to_arrays
+
+
+CRF = "18"  # visually without loss in x264
+
+# A palette of its own for every picture: a single one for all would need all of them at hand.
+GIF_PALETTE = (
+    {
+        "split": ("split", ""),
+        "palettegen": ("palettegen", "stats_mode=single"),
+        "paletteuse": ("paletteuse", "new=1"),
+    },
+    [
+        ("video_in", "split", 0, 0),
+        ("split", "palettegen", 0, 0),
+        ("split", "paletteuse", 1, 0),
+        ("palettegen", "paletteuse", 0, 1),
+        ("paletteuse", "video_out", 0, 0),
+    ],
+)
+
+
+def check_output_path(path: str | os.PathLike) -> None:
+    """Refuse (`VideoError`) what `write_clip` could not write, before there is anything to write."""
+    with _workplace(path):
+        pass
+
+
+def write_clip(
+    path: str | os.PathLike,
+    frames: Frames,
+    fps: float,
+    audio_from: ClipFile | None = None,
+    metadata: dict[str, str] | None = None,
+    finish: Callable[[Path], object] | None = None,
+) -> int:
+    """Write frames as they come: .mp4 (H.264, with sound) or .gif. Nothing is left behind if something fails.
+
+    Args:
+        path: Where to write; what is there is replaced once the new clip is complete.
+        frames: Pictures of one size, as `load_image` takes them; of an odd size, the mp4 repeats the last row or
+            column, since H.264 needs even ones.
+        fps: Frames per second.
+        audio_from: The video whose sound to keep, from its first picture on and no longer than the frames last.
+        metadata: Container fields such as `title` and `comment` (a gif keeps the comment alone).
+        finish: Called with the complete file before it takes its place, to sign it.
+
+    Returns:
+        The number of frames written.
+
+    Raises:
+        FsthError: `fps`; [`VideoError`] where the path or a frame does not fit, there is no frame, or `audio_from`
+            cannot be read.
+    """
+    check_number("fps", fps, *FPS_RANGE)
+    with _workplace(path) as folder:
+        path = Path(path)
+        unfinished = Path(folder, path.name)
+        # FFmpeg's broadcast rates are n / 1001.
+        rate = Fraction(fps).limit_denominator(1001)
+        try:
+            count = WRITERS[path.suffix.lower()](unfinished, to_arrays(frames), rate, audio_from, metadata or {})
+        except av.FFmpegError as error:  # the disk is full, or the sound to keep is damaged
+            raise VideoError(f"Cannot write {path.name}: {error.strerror}.") from error
+        if finish is not None:
+            finish(unfinished)
+        unfinished.replace(path)
+    return count
+
+
+def _workplace(path: str | os.PathLike) -> tempfile.TemporaryDirectory:
+    """A folder beside the target: renaming out of it is atomic, and it goes away with all that it holds."""
+    if not isinstance(path, str | os.PathLike):
+        raise VideoError(f"A clip is written to a path, not {type(path)}.")
+    path = Path(path)
+    if path.suffix.lower() not in WRITERS:
+        raise VideoError(f"Cannot write {path.name}: a clip can be written as {' or '.join(WRITERS)}.")
+    if path.is_dir():
+        raise VideoError(f"Cannot write {path.name}: it is a folder; give the name of a file.")
+    try:
+        return tempfile.TemporaryDirectory(prefix=".fsth-", dir=path.absolute().parent)
+    except OSError as error:
+        raise VideoError(f"Cannot write {path.name} into {path.absolute().parent}: {error.strerror}.") from error
+
+
+def _first(pictures: Iterator[np.ndarray]) -> tuple[tuple[int, int], Iterator[np.ndarray]]:
+    """Height and width of the pictures, and all of them."""
+    first = next(pictures, None)
+    if first is None:
+        raise VideoError("There are no frames to write.")
+    return first.shape[:2], chain([first], pictures)
+
+
+def _write_mp4(path: Path, pictures: Iterator[np.ndarray], rate: Fraction, audio_from, metadata: dict) -> int:
+    with ExitStack() as stack:
+        source = None if audio_from is None else stack.enter_context(open_container(rereadable(audio_from)))
+        (height, width), pictures = _first(pictures)
+        # faststart: the index comes first, so that a browser can play while it loads.
+        out = stack.enter_context(av.open(str(path), "w", options={"movflags": "+faststart"}))
+        out.metadata.update(metadata)
+        video = out.add_stream("libx264", rate=rate, options={"crf": CRF})
+        video.width, video.height, video.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+        # Said aloud, since players guess it from the size: BT.709 in all three, "limited" range.
+        context = video.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
+        sound = iter(()) if source is None else _sound(source, out)
+
+        packet, count = next(sound, None), 0
+        for picture in pictures:
+            picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+            frame.pts, frame.time_base = count, 1 / rate
+            out.mux(video.encode(frame))
+            count += 1
+            # As much sound as there is picture: in step for players that stream, and cut where the picture ends.
+            while packet is not None and packet.pts * packet.time_base < count / rate:
+                out.mux(packet)
+                packet = next(sound, None)
+        out.mux(video.encode())
+    return count
+
+
+def _sound(source: av.container.InputContainer, out: av.container.OutputContainer) -> Iterator[av.Packet]:
+    """Add a sound track to an output not yet begun; give its packets, in order, counted from the first picture."""
+    track = audio_stream(source)
+    if track is None:
+        return
+    offset, last = round(start_time(source) / track.time_base), -math.inf
+    codec = track.codec_context.codec.canonical_name
+    # These two play in an mp4 everywhere; but the AAC of a transport stream (no extradata) has another packet format.
+    if codec == "mp3" or (codec == "aac" and track.codec_context.extradata):
+        packets = _copied_sound(source, track, out.add_stream_from_template(track), offset)
+    else:
+        packets = _encoded_sound(source, track, out.add_stream("aac", rate=48_000, layout="stereo"), offset)
+    for packet in packets:
+        if packet.dts > last:  # clips pasted together start anew; the muxer would refuse
+            last = packet.dts
+            yield packet
+
+
+def _copied_sound(source, track: av.AudioStream, stream: av.AudioStream, offset: int) -> Iterator[av.Packet]:
+    for packet in source.demux(track):
+        if packet.pts is None or packet.dts is None or packet.pts < packet.dts:  # the end, or damaged
+            continue
+        packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
+        # The packet just before the first picture stays: a decoder needs it to begin the next one cleanly.
+        if packet.pts + 2 * (packet.duration or 0) > 0:
+            packet.stream = stream
+            yield packet
+
+
+def _encoded_sound(source, track: av.AudioStream, stream: av.AudioStream, offset: int) -> Iterator[av.Packet]:
+    for frame in decode(source, track):
+        frame.pts -= offset
+        if frame.time + frame.samples / frame.sample_rate > 0:
+            yield from stream.encode(frame)
+    yield from stream.encode()
+
+
+def _write_gif(path: Path, pictures: Iterator[np.ndarray], rate: Fraction, audio_from, metadata: dict) -> int:
+    (height, width), pictures = _first(pictures)
+    with iio.imopen(path, "w", plugin="pyav") as out:
+        out.init_video_stream("gif", fps=float(rate), pixel_format="pal8")
+        # The plugin sets its filters up for 640 x 480; scale makes them take the real size.
+        out.set_video_filter([("scale", f"{width}:{height}")], GIF_PALETTE)
+        count = 0
+        for picture in pictures:
+            out.write_frame(picture)
+            count += 1
+    if "comment" in metadata:
+        _add_gif_comment(path, metadata["comment"])
+    return count
+
+
+def _add_gif_comment(path: Path, comment: str) -> None:
+    """FFmpeg's gif writer knows no comments: put the block after the header and the global colour table."""
+    data, text = path.read_bytes(), comment.encode()
+    end = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    parts = [text[at : at + 255] for at in range(0, len(text), 255)]
+    block = b"\x21\xfe" + b"".join(bytes([len(part)]) + part for part in parts) + b"\x00"
+    path.write_bytes(data[:end] + block + data[end:])
+
+
+WRITERS = {".mp4": _write_mp4, ".gif": _write_gif}
