@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from shards import NETWORKS
-from test_pipeline import make_pipeline
 
 from fsth_hub import FsthError
 from fsth_hub.hub.remote_code import add_code
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 from fsth_hub.pipelines.pretrained import BUNDLED_MODEL
+from testing_utils.networks import NETWORKS
+from testing_utils.paths import ROOT
+from testing_utils.pipelines import make_pipeline
 
 
-ROOT = Path(__file__).parents[1]
 WITHOUT_PACKAGE = "sys.modules['fsth_hub'] = None\n"
 
 # Every outcome is what `answers` holds in the end, an exception's name and message where one was raised.

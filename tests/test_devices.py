@@ -11,10 +11,8 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
-from test_modeling import tiny
-from test_pipeline import arrays, clip, make_pipeline, picture
 
-from fsth_hub.finetuning import lora as adapter
+from fsth_hub.finetuning import lora
 from fsth_hub.finetuning.loop import PixelLoss
 from fsth_hub.landmarks import get_detector
 from fsth_hub.models import modeling_fsth
@@ -22,9 +20,12 @@ from fsth_hub.models.errors import FsthError
 from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator, is_hooked
 from fsth_hub.pipelines.caching import Cache, weights_state
 from fsth_hub.provenance import credentials as provenance
+from testing_utils.networks import tiny
+from testing_utils.pipelines import clip, frames_of, make_pipeline, picture
 
 
 META = torch.device("meta")
+LORA_OF_HEAD = "base_model.model.head.lora_{}.weight"
 
 
 @pytest.fixture
@@ -32,51 +33,47 @@ def pipe():
     return make_pipeline()
 
 
-def frames(pipe, person) -> np.ndarray:
-    return arrays(pipe(person, clip(0, 20), mark=False, credentials=False).frames)
-
-
 @cache
-def tuned_once(kind):
-    return make_pipeline().fine_tune(picture(), kind=kind, steps=1, content=PixelLoss())
+def tuned_once(method):
+    return make_pipeline().fine_tune(picture(), method=method, steps=1, content=PixelLoss())
 
 
-def tuned(pipe, kind):
+def tuned(pipe, method):
     """For any pipeline of `make_pipeline`: they are all the same."""
-    identity = replace(copy.deepcopy(tuned_once(kind)), base_generator=pipe.generator)
+    identity = replace(copy.deepcopy(tuned_once(method)), base_generator=pipe.generator)
     with torch.no_grad():  # one step shows in no pixel
-        if kind == "full":
+        if method == "full":
             identity.generator.head.bias += 0.2
         else:
-            identity.adapter["head.lora_A"] += 0.5
-            identity.adapter["head.lora_B"] += 0.5
+            identity.weights[LORA_OF_HEAD.format("A")] += 0.5
+            identity.weights[LORA_OF_HEAD.format("B")] += 0.5
     return identity
 
 
-def person_of(pipe, kind):
-    return pipe.embed(picture()) if kind == "embedded" else tuned(pipe, kind)
+def person_of(pipe, method):
+    return pipe.embed(picture()) if method == "embedded" else tuned(pipe, method)
 
 
-KINDS = pytest.mark.parametrize("kind", ["embedded", "full", "adapter"])
+METHODS = pytest.mark.parametrize("method", ["embedded", "full", "lora"])
 
 
 # Devices and precisions.
 
 
-@KINDS
-def test_person_follows_the_pipelines_precision(pipe, kind):
-    person = person_of(pipe, kind)
-    single = frames(pipe, person)
-    half = frames(pipe.to(dtype=torch.bfloat16), person)
+@METHODS
+def test_person_follows_the_pipelines_precision(pipe, method):
+    person = person_of(pipe, method)
+    single = frames_of(pipe, person)
+    half = frames_of(pipe.to(dtype=torch.bfloat16), person)
     assert half.std() > 1 and 0 < np.abs(single.astype(int) - half).mean() < 2
     assert person.adain_parameters.dtype == torch.float32  # they are kept as they were
-    if kind == "embedded":
-        assert np.array_equal(frames(make_pipeline(), person), single)
+    if method == "embedded":
+        assert np.array_equal(frames_of(make_pipeline(), person), single)
 
 
-@KINDS
-def test_person_follows_the_pipelines_device(pipe, kind):
-    person = person_of(pipe, kind)
+@METHODS
+def test_person_follows_the_pipelines_device(pipe, method):
+    person = person_of(pipe, method)
     pipe.to(META)
     generator = pipe.generator_for(person)
     assert generator.device == META
@@ -100,28 +97,28 @@ def count_calls(monkeypatch, module, name) -> list:
     return calls
 
 
-@KINDS
-def test_folding_and_merging_happen_once(pipe, kind, monkeypatch):
-    person = person_of(pipe, kind)
-    frames(pipe, person)
+@METHODS
+def test_folding_and_merging_happen_once(pipe, method, monkeypatch):
+    person = person_of(pipe, method)
+    frames_of(pipe, person)
     folded = count_calls(monkeypatch, modeling_fsth.FsthPreTrainedModel, "fold_spectral_norm")
-    merged = count_calls(monkeypatch, adapter, "rank_of")
-    before = frames(pipe, person)
+    merged = count_calls(monkeypatch, lora, "rank_of")
+    before = frames_of(pipe, person)
     assert not folded and not merged
     assert pipe.generator_for(person) is pipe.generator_for(person)
 
     # what has changed is seen
-    weights = pipe.generator.head if kind == "embedded" else person.generator and person.generator.head
+    weights = pipe.generator.head if method == "embedded" else person.generator and person.generator.head
     with torch.no_grad():
         if weights is None:
-            person.adapter["head.lora_B"] -= 0.3
+            person.weights[LORA_OF_HEAD.format("B")] -= 0.3
         else:
             weights.bias -= 0.3
-    assert not np.array_equal(frames(pipe, person), before)
+    assert not np.array_equal(frames_of(pipe, person), before)
     assert pipe.generator_for(person).dtype != pipe.to(torch.bfloat16).generator_for(person).dtype
     pipe.to(torch.float32)
     pipe.generator = tiny(FsthGenerator, num_residual_blocks=2)
-    if kind == "embedded":
+    if method == "embedded":
         assert len(pipe.generator_for(person).bottleneck) == 2
 
 
@@ -129,7 +126,7 @@ def test_networks_are_left_as_they_are_given(pipe):
     networks = (pipe.embedder, pipe.generator, pipe.discriminator)
     before = [copy.deepcopy(network.state_dict()) for network in networks]
     pipe.fine_tune(picture(), steps=1, content=PixelLoss())
-    frames(pipe, picture())
+    frames_of(pipe, picture())
     for network, state in zip(networks, before, strict=True):
         assert network.training
         assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
@@ -166,10 +163,10 @@ def watch(network: torch.nn.Module) -> Recording:
 
 
 def test_all_that_networks_compute_goes_through_their_hooks(pipe):
-    expected = frames(pipe, picture())
+    expected = frames_of(pipe, picture())
     hooks = [watch(network) for network in (pipe.embedder, pipe.generator, pipe.discriminator)]
     # in their own memory layout, and so not to the last bit
-    assert (np.abs(frames(pipe, picture()).astype(int) - expected) <= 1).all()
+    assert (np.abs(frames_of(pipe, picture()).astype(int) - expected) <= 1).all()
     # embedding; projecting, encoding the portrait, and two frames; nothing
     assert [hook.runs for hook in hooks] == [1, 2 + 2, 0]
 
@@ -183,18 +180,18 @@ def offload(pipe, way):
             cpu_offload(network, torch.device("cpu"))
 
 
-@KINDS
+@METHODS
 @pytest.mark.parametrize("way", ["model", "sequential"])
-def test_offloaded_pipeline_draws_the_same(pipe, kind, way):
+def test_offloaded_pipeline_draws_the_same(pipe, method, way):
     for network in (pipe.embedder, pipe.generator, pipe.discriminator):
         network.eval()
-    person = person_of(pipe, kind)
-    expected = frames(pipe, person), frames(pipe, picture())
+    person = person_of(pipe, method)
+    expected = frames_of(pipe, person), frames_of(pipe, picture())
     offload(pipe, way)
     resting = META if way == "sequential" else torch.device("cpu")
     assert is_hooked(pipe.generator) and pipe.generator.device == resting
-    assert (np.abs(frames(pipe, person).astype(int) - expected[0]) <= 1).all()
-    assert (np.abs(frames(pipe, picture()).astype(int) - expected[1]) <= 1).all()
+    assert (np.abs(frames_of(pipe, person).astype(int) - expected[0]) <= 1).all()
+    assert (np.abs(frames_of(pipe, picture()).astype(int) - expected[1]) <= 1).all()
     assert is_hooked(pipe.generator) and pipe.generator.device == resting
 
 
@@ -206,20 +203,20 @@ def test_offloaded_pipeline_is_fine_tuned(pipe, way, tmp_path):
     assert identity.fingerprint == expected.fingerprint
     assert torch.allclose(identity.adain_parameters, expected.adain_parameters, atol=1e-4)
     identity.save_pretrained(tmp_path / "ada")
-    assert np.array_equal(frames(pipe, pipe.load_identity(tmp_path / "ada")), frames(pipe, identity))
+    assert np.array_equal(frames_of(pipe, pipe.load_identity(tmp_path / "ada")), frames_of(pipe, identity))
 
 
 def test_hooks_are_freed_after_a_clip(pipe, monkeypatch):
     freed = []
     monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: freed.append(True))
-    frames(pipe, picture())
+    frames_of(pipe, picture())
     assert freed == [True]
 
     def give_up(*_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pipe(picture(), clip(0), callback=give_up, credentials=False)
+        pipe(picture(), clip(0), callback_on_frame_end=give_up, credentials=False)
     assert freed == [True, True]
 
 
@@ -248,10 +245,10 @@ def in_threads(*functions) -> list:
 def test_threads_share_a_pipeline(pipe):
     negative = 255 - picture()
     negative[0, 0] = 20
-    people = [pipe.embed(picture()), pipe.embed(negative), tuned(pipe, "full"), tuned(pipe, "adapter")]
-    expected = [frames(make_pipeline(), people[0]), frames(make_pipeline(), people[1])]
-    expected += [frames(pipe, copy.deepcopy(person)) for person in people[2:]]
-    results = in_threads(*(lambda person=person: frames(pipe, person) for person in 2 * people))
+    people = [pipe.embed(picture()), pipe.embed(negative), tuned(pipe, "full"), tuned(pipe, "lora")]
+    expected = [frames_of(make_pipeline(), people[0]), frames_of(make_pipeline(), people[1])]
+    expected += [frames_of(pipe, copy.deepcopy(person)) for person in people[2:]]
+    results = in_threads(*(lambda person=person: frames_of(pipe, person) for person in 2 * people))
     for result, right in zip(results, 2 * expected, strict=True):
         assert np.array_equal(result, right)
 
@@ -284,26 +281,26 @@ WAYS = {"copy": copy.deepcopy, "pickle": lambda item: pickle.loads(pickle.dumps(
 
 
 @pytest.mark.parametrize("copied", WAYS.values(), ids=WAYS)
-@KINDS
-def test_copies_of_what_was_used_draw_the_same(pipe, kind, copied):
+@METHODS
+def test_copies_of_what_was_used_draw_the_same(pipe, method, copied):
     pipe.generator.source = modeling_fsth.ModelSource("ann/heads", "0123")
-    person = person_of(pipe, kind)
-    expected = frames(pipe, person)
+    person = person_of(pipe, method)
+    expected = frames_of(pipe, person)
     other, someone = copied(pipe), copied(person)
     assert type(other.generator) is FsthGenerator and other.generator is not pipe.generator
     assert (other.model_name, other.model_revision) == ("ann/heads", "0123")
     for drawing, drawn in ((pipe, someone), (other, person), (other, someone)):
-        assert np.array_equal(frames(drawing, drawn), expected)
+        assert np.array_equal(frames_of(drawing, drawn), expected)
     # they are independent
     with torch.no_grad():
         other.generator.head.bias += 1
-    assert np.array_equal(frames(pipe, person), expected)
+    assert np.array_equal(frames_of(pipe, person), expected)
 
 
 def test_nothing_that_is_kept_is_copied(pipe):
     person = pipe.embed(picture())
     sizes = [len(pickle.dumps(item)) for item in (pipe, person)]
-    frames(pipe, person)
+    frames_of(pipe, person)
     assert [len(pickle.dumps(item)) for item in (pipe, person)] == sizes
     assert replace(person)._compositors is not person._compositors
 

@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from shards import ROOT
-from test_modeling import tiny
-from test_pipeline import StubDetector, arrays, clip, make_pipeline, picture
 
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthGenerator
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
+from testing_utils.networks import tiny
+from testing_utils.paths import ROOT
+from testing_utils.pipelines import StubDetector, arrays, clip, make_pipeline, picture
 
 
 @pytest.fixture(scope="module")

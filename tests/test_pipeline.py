@@ -9,87 +9,24 @@ import pytest
 import torch
 from huggingface_hub import constants
 from PIL import Image
-from test_modeling import SIZE, tiny
-from test_video import make_clip
 
 from fsth_hub.device import default_dtype
 from fsth_hub.hub import client as hub
-from fsth_hub.landmarks import Face
-from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.media.video import open_clip
 from fsth_hub.models.cropping import crop_box, to_crop
 from fsth_hub.models.errors import FsthError, NoFaceError, VideoError
-from fsth_hub.models.image_processing_fsth import FsthImageProcessor
 from fsth_hub.models.landmark_layout import FACE, interocular
-from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from fsth_hub.models.modeling_fsth import FsthEmbedder
 from fsth_hub.pipelines import pipeline_fsth
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
-
-
-NO_FACE = 255
-
-
-class StubDetector:
-    """Sees a face wherever it is told to: a picture's first pixel says how far to the right it lies."""
-
-    def __init__(self, num_faces: int = 1):
-        self.num_faces = num_faces
-        self.detected = self.tracked = 0
-
-    def points(self, image: np.ndarray) -> np.ndarray:
-        head = Pose(np.eye(3), 0.1, np.array([30.0 + image[0, 0, 0] / 4, 34.0]))
-        return head.project(MEAN_FACE).astype(np.float32)
-
-    def detect(self, image):
-        self.detected += 1
-        num_faces = 0 if image[0, 0, 0] == NO_FACE else self.num_faces
-        return [Face(self.points(image) + 3 * index, 1.0) for index in range(num_faces)]
-
-    def track(self, image, previous):
-        self.tracked += 1
-        return None if image[0, 0, 0] == NO_FACE else Face(self.points(image), 1.0)
-
-
-class ScaledDetector(StubDetector):
-    """The same in pictures of any size."""
-
-    def points(self, image: np.ndarray) -> np.ndarray:
-        return super().points(image) * np.float32(image.shape[1] / SIZE)
-
-
-def picture(shift: int = 0, height: int = SIZE, width: int = SIZE) -> np.ndarray:
-    image = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
-    image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
-    image[0, 0] = shift
-    return image
-
-
-def clip(*shifts: int) -> list[np.ndarray]:
-    return [picture(shift) for shift in shifts]
-
-
-def make_pipeline(**kwargs) -> FsthPipeline:
-    networks = [tiny(network, **kwargs).train() for network in (FsthEmbedder, FsthGenerator, FsthDiscriminator)]
-    pipe = FsthPipeline(*networks[:2], FsthImageProcessor(size=SIZE), networks[2])
-    pipe.set_progress_bar_config(disable=True)
-    pipe.detector = StubDetector()
-    return pipe
+from testing_utils.clips import make_clip
+from testing_utils.networks import SIZE, tiny
+from testing_utils.pipelines import NO_FACE, ScaledDetector, StubDetector, arrays, clip, make_pipeline, picture
 
 
 @pytest.fixture
 def pipe():
     return make_pipeline()
-
-
-@pytest.fixture(scope="module")
-def bundled():
-    pipe = FsthPipeline.from_pretrained()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def arrays(frames) -> np.ndarray:
-    return np.stack([np.asarray(frame) for frame in frames])
 
 
 def spy_on_points(pipe, monkeypatch) -> list[np.ndarray]:

@@ -18,8 +18,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from PIL import Image
-from test_pipeline import clip, make_pipeline, picture
-from test_video import make_clip, sound_of
 
 from fsth_hub.media.video import open_clip, read_metadata, write_clip
 from fsth_hub.models.errors import FsthError, VideoError
@@ -27,6 +25,8 @@ from fsth_hub.pipelines.identity import FsthIdentity, fingerprint
 from fsth_hub.provenance import credentials as provenance
 from fsth_hub.provenance import signing_key
 from fsth_hub.provenance.credentials import OUTPUT_METADATA, Origin, add_mark, inspect, sign
+from testing_utils.clips import make_clip, sound_of
+from testing_utils.pipelines import clip, make_pipeline, picture
 
 
 ORIGIN = Origin("bundled", "ada", (("portrait", "ab" * 32), ("driving clip", None)))

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from meta_training import checkpoints, flags, log_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from shards import write_shards
-from test_facial_components import face
-from test_modeling import SIZE
 
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.facial_components import FsthComponentsConfig, FsthFacialComponents
+from testing_utils.faces import frontal_face
+from testing_utils.meta_training import checkpoints, flags, log_of
+from testing_utils.networks import SIZE
+from testing_utils.shards import write_shards
 from training import train_components
 from training.data.component_dataset import ComponentCrops, is_plausible, list_stills
 
@@ -35,7 +35,7 @@ def texture(seed: int, size: int = SIZE) -> np.ndarray:
 @pytest.fixture
 def clips(tmp_path):
     """Two people, whose faces rest while their pictures change; landmarks as in `face`, at 64 pixels."""
-    points = face(size=SIZE)[0].numpy()
+    points = frontal_face(size=SIZE)[0].numpy()
     frames = {f"{name}/1.mp4": [texture(seed + i) for i in range(10)] for seed, name in ((0, "ann"), (50, "bob"))}
     return write_shards(tmp_path / "clips", frames, points)
 
@@ -45,7 +45,7 @@ def stills(tmp_path):
     """101 stills, of which 0, 50 and 100 are held out; number 7 has landmarks that are wrong, 8 is too small."""
     folder = tmp_path / "stills"
     (folder / "crops").mkdir(parents=True)
-    points = np.repeat(face(opening=30, size=SIZE).numpy(), 101, axis=0)
+    points = np.repeat(frontal_face(opening=30, size=SIZE).numpy(), 101, axis=0)
     points[7, :48] += np.random.default_rng(0).uniform(-9, 9, (48, 2))
     with open(folder / "index.csv", "w", newline="") as file:
         writer = csv.writer(file)
