@@ -422,7 +422,8 @@ def test_info():
 
 def test_as_a_command(tmp_path):
     """Help comes without PyTorch; an error is one line, and nothing that libraries say."""
-    code = "import sys; from fsth_hub.cli.main import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
+    code = "import sys; from fsth_hub.cli.main import app; app(['--help'], standalone_mode=False); "
+    code += "print(list(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "animate" in result.stdout and "'torch'" not in result.stdout and "'numpy'" not in result.stdout
 

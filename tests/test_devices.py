@@ -4,28 +4,19 @@ import copy
 import pickle
 import threading
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
 
-from fsth_hub.finetuning import lora
 from fsth_hub.finetuning.loop import PixelLoss
 from fsth_hub.landmarks import get_detector
-from fsth_hub.models import modeling_fsth
 from fsth_hub.models.errors import FsthError
-from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator, is_hooked
 from fsth_hub.pipelines.caching import Cache, weights_state
 from fsth_hub.provenance import credentials as provenance
-from testing_utils.networks import tiny
-from testing_utils.pipelines import clip, frames_of, make_pipeline, picture
-
-
-META = torch.device("meta")
-LORA_OF_HEAD = "base_model.model.head.lora_{}.weight"
+from testing_utils.contracts import offload
+from testing_utils.pipelines import clip, frames_of, make_pipeline, picture, tuned_once
 
 
 @pytest.fixture
@@ -33,55 +24,7 @@ def pipe():
     return make_pipeline()
 
 
-@cache
-def tuned_once(method):
-    return make_pipeline().fine_tune(picture(), method=method, steps=1, content=PixelLoss())
-
-
-def tuned(pipe, method):
-    """For any pipeline of `make_pipeline`: they are all the same."""
-    identity = replace(copy.deepcopy(tuned_once(method)), base_generator=pipe.generator)
-    with torch.no_grad():  # one step shows in no pixel
-        if method == "full":
-            identity.generator.head.bias += 0.2
-        else:
-            identity.weights[LORA_OF_HEAD.format("A")] += 0.5
-            identity.weights[LORA_OF_HEAD.format("B")] += 0.5
-    return identity
-
-
-def person_of(pipe, method):
-    return pipe.embed(picture()) if method == "embedded" else tuned(pipe, method)
-
-
-METHODS = pytest.mark.parametrize("method", ["embedded", "full", "lora"])
-
-
 # Devices and precisions.
-
-
-@METHODS
-def test_person_follows_the_pipelines_precision(pipe, method):
-    person = person_of(pipe, method)
-    single = frames_of(pipe, person)
-    half = frames_of(pipe.to(dtype=torch.bfloat16), person)
-    assert half.std() > 1 and 0 < np.abs(single.astype(int) - half).mean() < 2
-    assert person.adain_parameters.dtype == torch.float32  # they are kept as they were
-    if method == "embedded":
-        assert np.array_equal(frames_of(make_pipeline(), person), single)
-
-
-@METHODS
-def test_person_follows_the_pipelines_device(pipe, method):
-    person = person_of(pipe, method)
-    pipe.to(META)
-    generator = pipe.generator_for(person)
-    assert generator.device == META
-    parameters, sources = person.inputs(generator.device, generator.dtype)
-    tensors = [parameters, *sources.to_tuple()[:-1], *sources.features]
-    assert all(tensor.device == META for tensor in tensors)
-    assert all(tensor.device == META for tensor in (*generator.parameters(), *generator.buffers()))
-    assert person.adain_parameters.device.type == "cpu"
 
 
 def test_precise_parts_stay_precise(pipe):
@@ -89,37 +32,6 @@ def test_precise_parts_stay_precise(pipe):
     precise = {name for name, value in sources.items() if name != "features" and value.dtype == torch.float32}
     assert precise == {"landmarks", "cavities", "light"}
     assert {feature.dtype for feature in sources.features} == {torch.bfloat16}
-
-
-def count_calls(monkeypatch, module, name) -> list:
-    calls, function = [], getattr(module, name)
-    monkeypatch.setattr(module, name, lambda *args: calls.append(args) or function(*args))
-    return calls
-
-
-@METHODS
-def test_folding_and_merging_happen_once(pipe, method, monkeypatch):
-    person = person_of(pipe, method)
-    frames_of(pipe, person)
-    folded = count_calls(monkeypatch, modeling_fsth.FsthPreTrainedModel, "fold_spectral_norm")
-    merged = count_calls(monkeypatch, lora, "rank_of")
-    before = frames_of(pipe, person)
-    assert not folded and not merged
-    assert pipe.generator_for(person) is pipe.generator_for(person)
-
-    # what has changed is seen
-    weights = pipe.generator.head if method == "embedded" else person.generator and person.generator.head
-    with torch.no_grad():
-        if weights is None:
-            person.weights[LORA_OF_HEAD.format("B")] -= 0.3
-        else:
-            weights.bias -= 0.3
-    assert not np.array_equal(frames_of(pipe, person), before)
-    assert pipe.generator_for(person).dtype != pipe.to(torch.bfloat16).generator_for(person).dtype
-    pipe.to(torch.float32)
-    pipe.generator = tiny(FsthGenerator, num_residual_blocks=2)
-    if method == "embedded":
-        assert len(pipe.generator_for(person).bottleneck) == 2
 
 
 def test_networks_are_left_as_they_are_given(pipe):
@@ -171,33 +83,9 @@ def test_all_that_networks_compute_goes_through_their_hooks(pipe):
     assert [hook.runs for hook in hooks] == [1, 2 + 2, 0]
 
 
-def offload(pipe, way):
-    """To the processor from the processor, as there may be no other device."""
-    if way == "model":
-        pipe.enable_model_cpu_offload(device="cpu")
-    else:  # what `enable_sequential_cpu_offload` does, but that says "cpu:0", which moves parameters for ever
-        for network in (pipe.embedder, pipe.generator, pipe.discriminator):
-            cpu_offload(network, torch.device("cpu"))
-
-
-@METHODS
-@pytest.mark.parametrize("way", ["model", "sequential"])
-def test_offloaded_pipeline_draws_the_same(pipe, method, way):
-    for network in (pipe.embedder, pipe.generator, pipe.discriminator):
-        network.eval()
-    person = person_of(pipe, method)
-    expected = frames_of(pipe, person), frames_of(pipe, picture())
-    offload(pipe, way)
-    resting = META if way == "sequential" else torch.device("cpu")
-    assert is_hooked(pipe.generator) and pipe.generator.device == resting
-    assert (np.abs(frames_of(pipe, person).astype(int) - expected[0]) <= 1).all()
-    assert (np.abs(frames_of(pipe, picture()).astype(int) - expected[1]) <= 1).all()
-    assert is_hooked(pipe.generator) and pipe.generator.device == resting
-
-
 @pytest.mark.parametrize("way", ["model", "sequential"])
 def test_offloaded_pipeline_is_fine_tuned(pipe, way, tmp_path):
-    expected = tuned_once("full")
+    expected = make_pipeline().fine_tune(picture(), steps=1, content=PixelLoss())
     offload(pipe, way)
     identity = pipe.fine_tune(picture(), steps=1, content=PixelLoss())
     assert identity.fingerprint == expected.fingerprint
@@ -245,7 +133,7 @@ def in_threads(*functions) -> list:
 def test_threads_share_a_pipeline(pipe):
     negative = 255 - picture()
     negative[0, 0] = 20
-    people = [pipe.embed(picture()), pipe.embed(negative), tuned(pipe, "full"), tuned(pipe, "lora")]
+    people = [pipe.embed(picture()), pipe.embed(negative), tuned_once(pipe, "full"), tuned_once(pipe, "lora")]
     expected = [frames_of(make_pipeline(), people[0]), frames_of(make_pipeline(), people[1])]
     expected += [frames_of(pipe, copy.deepcopy(person)) for person in people[2:]]
     results = in_threads(*(lambda person=person: frames_of(pipe, person) for person in 2 * people))
@@ -277,41 +165,12 @@ def test_threads_share_a_detector(astronaut):
 # Copies.
 
 
-WAYS = {"copy": copy.deepcopy, "pickle": lambda item: pickle.loads(pickle.dumps(item))}
-
-
-@pytest.mark.parametrize("copied", WAYS.values(), ids=WAYS)
-@METHODS
-def test_copies_of_what_was_used_draw_the_same(pipe, method, copied):
-    pipe.generator.source = modeling_fsth.ModelSource("ann/heads", "0123")
-    person = person_of(pipe, method)
-    expected = frames_of(pipe, person)
-    other, someone = copied(pipe), copied(person)
-    assert type(other.generator) is FsthGenerator and other.generator is not pipe.generator
-    assert (other.model_name, other.model_revision) == ("ann/heads", "0123")
-    for drawing, drawn in ((pipe, someone), (other, person), (other, someone)):
-        assert np.array_equal(frames_of(drawing, drawn), expected)
-    # they are independent
-    with torch.no_grad():
-        other.generator.head.bias += 1
-    assert np.array_equal(frames_of(pipe, person), expected)
-
-
 def test_nothing_that_is_kept_is_copied(pipe):
     person = pipe.embed(picture())
     sizes = [len(pickle.dumps(item)) for item in (pipe, person)]
     frames_of(pipe, person)
     assert [len(pickle.dumps(item)) for item in (pipe, person)] == sizes
     assert replace(person)._compositors is not person._compositors
-
-
-def test_pickled_networks_keep_mode_and_what_is_trained():
-    for network in (tiny(FsthEmbedder).train(), tiny(FsthGenerator).fold_spectral_norm(), tiny(FsthDiscriminator)):
-        next(network.parameters()).requires_grad_(False)
-        other = pickle.loads(pickle.dumps(network))
-        assert other.training == network.training and other.state_dict().keys() == network.state_dict().keys()
-        assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in network.parameters()]
-        assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in network.state_dict().items())
 
 
 def test_default_detector_is_copied_and_pickled(astronaut):

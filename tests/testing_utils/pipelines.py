@@ -1,9 +1,14 @@
 """Tiny pipelines, the detector that they see with, and pictures and clips in which it sees a face."""
 
+import copy
+from dataclasses import replace
+from functools import cache
+
 import numpy as np
 from PIL import Image
 
 from fsth_hub.finetuning.loop import PixelLoss
+from fsth_hub.finetuning.lora import PREFIX
 from fsth_hub.landmarks import Face
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.models.image_processing_fsth import FsthImageProcessor
@@ -83,3 +88,19 @@ def negative(image: np.ndarray) -> np.ndarray:
 def tuned(pipe: FsthPipeline, *portraits, **options) -> FsthTunedPerson:
     """Two steps of fine-tuning; they show in the frames with the fixture `steps_that_show`."""
     return pipe.fine_tune(list(portraits) or picture(), **{"steps": 2, "content": PixelLoss()} | options)
+
+
+@cache
+def _tuned_once(method: str) -> FsthTunedPerson:
+    return make_pipeline().fine_tune(picture(), method=method, steps=1, content=PixelLoss())
+
+
+def tuned_once(pipe: FsthPipeline, method: str) -> FsthTunedPerson:
+    """A copy of who was tuned the first time, and changed so that it shows, for any pipeline of `make_pipeline`."""
+    person = replace(copy.deepcopy(_tuned_once(method)), base_generator=pipe.generator)
+    if method == "full":
+        person.generator.head.bias.data += 0.2
+    else:
+        for part in "AB":
+            person.weights[f"{PREFIX}head.lora_{part}.weight"] += 0.5
+    return person
