@@ -15,7 +15,7 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from browser import ARGUMENTS, CHROMIUM, DESKTOP, PHONE, Visitor, running_app  # noqa: E402
+from testing_utils.browser import ARGUMENTS, CHROMIUM, DESKTOP, PHONE, Visitor, running_app  # noqa: E402
 
 
 EXAMPLES = ROOT / "fsth_hub" / "examples"

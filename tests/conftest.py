@@ -1,15 +1,25 @@
+from testing_utils.hub_server import ANN, run_hub  # before huggingface_hub is imported, see there
+
+
+# isort: split
 from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.data
 import torch
-from hub_server import hub, running_hub  # noqa: F401 (fixtures; before huggingface_hub, see there)
-from meta_training import train  # noqa: F401 (a fixture)
+from PIL import Image
 from safetensors.torch import save_file
-from shards import NETWORKS, NUM_FRAMES, grey, write_shards
-from test_losses import vgg_weights
-from test_modeling import tiny
+
+from fsth_hub.finetuning import loop as finetuning
+from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
+from testing_utils.clips import make_clip
+from testing_utils.feature_networks import vgg_weights
+from testing_utils.meta_training import train_tiny
+from testing_utils.networks import NETWORKS, tiny, tiny_config
+from testing_utils.pipelines import picture
+from testing_utils.shards import NUM_FRAMES, grey, write_shards
+from training import meta_train
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,3 +65,56 @@ def pretrained(tmp_path_factory) -> Path:
     for name, network in NETWORKS.items():
         tiny(network).save_pretrained(folder / name)
     return folder
+
+
+@pytest.fixture
+def train(shards, vgg, tmp_path, monkeypatch):
+    """Meta-training, the real script on tiny networks: takes its options and returns its folder."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(meta_train, "FsthConfig", tiny_config)
+
+    def train(shards=shards, **options) -> Path:
+        return train_tiny(shards, **{"output_dir": tmp_path / "run", "vgg": vgg} | options)
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def running_hub():
+    with run_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(running_hub, monkeypatch):
+    """The hub, empty, to which this process and those that it starts are logged in as ann."""
+    monkeypatch.setenv("HF_TOKEN", ANN)
+    running_hub.clear()
+    return running_hub
+
+
+@pytest.fixture(scope="session")
+def bundled() -> FsthPipeline:
+    """The bundled model with the real detector, on the processor; leave it as it is."""
+    pipe = FsthPipeline.from_pretrained()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def steps_that_show(monkeypatch):
+    """Rates at which two steps of tiny networks change a frame, and the last of them is the best."""
+    for method in finetuning.METHODS:
+        monkeypatch.setitem(finetuning.LEARNING_RATES, method, 5e-3)
+    scores = iter(range(10_000, 0, -1))
+    evaluate = finetuning.evaluate
+    monkeypatch.setattr(finetuning, "evaluate", lambda *args: (next(scores), evaluate(*args)[1]))
+
+
+@pytest.fixture
+def files(tmp_path) -> tuple[str, str]:
+    """A portrait and a clip that the tiny pipeline can read."""
+    portrait, clip = tmp_path / "anna.png", tmp_path / "driver.mp4"
+    Image.fromarray(picture(0)).save(portrait)
+    make_clip(clip, [picture(shift) for shift in (0, 4, 8, 12, 16)])
+    return str(portrait), str(clip)

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from shards import NETWORKS
-from test_pipeline import make_pipeline
 from transformers import AutoConfig, AutoModel
 
 from fsth_hub import FsthComponentDiscriminators, FsthComponentsConfig, FsthError, FsthFacialComponents
 from fsth_hub.hub.remote_code import add_code
 from fsth_hub.pipelines.loading import BUNDLED_MODEL
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
+from testing_utils.networks import NETWORKS
+from testing_utils.paths import ROOT
+from testing_utils.pipelines import make_pipeline
 
 
-ROOT = Path(__file__).parents[1]
 WITHOUT_PACKAGE = "sys.modules['fsth_hub'] = None\n"
 
 # Every outcome is what `answers` holds in the end, an exception's name and message where one was raised.

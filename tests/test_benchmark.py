@@ -4,8 +4,8 @@ import json
 import math
 
 import pytest
-from test_pipeline import make_pipeline
 
+from testing_utils.pipelines import make_pipeline
 from training import benchmark
 
 

@@ -13,8 +13,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from test_pipeline import make_pipeline
-from typer.testing import CliRunner
 
 from fsth_hub import FsthTunedPerson
 from fsth_hub.cli import loading as cli_loading
@@ -26,26 +24,9 @@ from fsth_hub.media.writing import write_clip
 from fsth_hub.models.cropping import crop_box
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 from fsth_hub.provenance.inspection import inspect
-
-
-EXAMPLES = Path(cli.__file__).parents[1] / "examples"
-PORTRAIT, DRIVER = EXAMPLES / "astronaut.jpg", EXAMPLES / "driver.mp4"
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-
-
-def assert_one_line_error(result, *words):
-    assert result.exit_code == 1
-    assert result.stdout == ""
-    assert result.stderr.startswith("fsth: error: ") and result.stderr.count("\n") == 1
-    for word in words:
-        assert word in result.stderr
-
-
-def read(path):
-    return np.stack(list(open_clip(path)))  # N x H x W x 3
+from testing_utils.command_line import assert_one_line_error, read, run
+from testing_utils.paths import DRIVER, PORTRAIT
+from testing_utils.pipelines import make_pipeline
 
 
 @pytest.fixture
@@ -442,7 +423,8 @@ def test_info():
 
 def test_as_a_command(tmp_path):
     """Help comes without PyTorch; an error is one line, and nothing that libraries say."""
-    code = "import sys; from fsth_hub.cli import app; app(['--help'], standalone_mode=False); print(list(sys.modules))"
+    code = "import sys; from fsth_hub.cli.main import app; app(['--help'], standalone_mode=False); "
+    code += "print(list(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "animate" in result.stdout and "'torch'" not in result.stdout and "'numpy'" not in result.stdout
 

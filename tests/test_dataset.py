@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from shards import LEFT_CORNER, NUM_FRAMES, RIGHT_CORNER, as_frames, grey, landmarks, write_shards
-from test_modeling import SIZE
 
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.landmark_drawing import draw_landmarks
 from fsth_hub.models.landmark_layout import FACE, IRISES
+from testing_utils.networks import SIZE
+from testing_utils.shards import LEFT_CORNER, NUM_FRAMES, RIGHT_CORNER, as_frames, grey, landmarks, write_shards
 from training.data import dataset
 from training.data.dataset import EpisodeDataset, EpisodeKey, draw_batches, read_index
 from training.prepare_dataset import add_bytes, add_clip

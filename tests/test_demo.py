@@ -15,8 +15,6 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
-from test_pipeline import NO_FACE, SIZE, make_pipeline, picture
-from test_video import make_clip
 
 from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, inputs, page
 from fsth_hub.demo.inputs import Seen, choose_face, look_at_picture, open_limited, show_faces
@@ -35,9 +33,12 @@ from fsth_hub.pipelines.pipeline_output import FsthReport
 from fsth_hub.provenance.credentials import Origin
 from fsth_hub.provenance.inspection import OriginReport, inspect
 from fsth_hub.provenance.watermark import add_watermark
+from testing_utils.demo import animate_arguments, left_over
+from testing_utils.networks import SIZE
+from testing_utils.paths import ROOT
+from testing_utils.pipelines import NO_FACE, make_pipeline, picture
 
 
-ROOT = Path(__file__).parents[1]
 # What the pipeline says of a clip, as far as the page shows it.
 REPORT = FsthReport(
     num_frames=1,
@@ -86,29 +87,6 @@ def studio():
     return studio
 
 
-@pytest.fixture
-def files(tmp_path):
-    """A portrait and a clip that the tiny pipeline can read."""
-    portrait, clip = tmp_path / "anna.png", tmp_path / "driver.mp4"
-    Image.fromarray(picture(0)).save(portrait)
-    make_clip(clip, [picture(shift) for shift in (0, 4, 8, 12, 16)])
-    return str(portrait), str(clip)
-
-
-def left_over(workplace):
-    """What handlers have not cleaned up (Gradio's client works in the same folder)."""
-    return [path for path in workplace.glob("fsth-*") if not path.name.startswith("fsth-examples")]
-
-
-def arguments(portrait=PORTRAIT, driving=DRIVER, max_frames=3):
-    return {
-        "portraits": [{"image": handle_file(portrait), "caption": None}],
-        "driving": handle_file(driving),
-        "max_frames": max_frames,
-        "api_name": "/animate",
-    }
-
-
 def test_page_keeps_to_itself():
     """Every part has a name to be found by; nothing is reported, kept or offered beyond the page's own endpoints."""
     demo = create_demo(make_pipeline())
@@ -132,7 +110,7 @@ def test_heavy_events_share_one_place():
 
 def test_animates_for_programs(client, folders):
     cache, workplace = folders
-    result, beside, preview, progress, details = client.predict(**arguments())
+    result, beside, preview, progress, details = client.predict(**animate_arguments())
     for path, width in ((result, 256), (beside, 768)):
         clip = open_clip(path)
         assert len(list(clip)) == 3 and (clip.width, clip.height) == (width, 256) and clip.audio_from
@@ -157,28 +135,28 @@ def test_says_what_is_wrong(client, folders, tmp_path):
     wall = tmp_path / "wall.png"
     Image.new("RGB", (200, 200), "grey").save(wall)
     with pytest.raises(AppError, match="No face was found in wall.png"):
-        client.predict(**arguments(portrait=wall))
+        client.predict(**animate_arguments(portrait=wall))
     with pytest.raises(AppError, match="Add at least one portrait"):
-        client.predict(**arguments() | {"portraits": None})
+        client.predict(**animate_arguments() | {"portraits": None})
     with pytest.raises(AppError, match="Add a driving clip"):
-        client.predict(**arguments() | {"driving": None})
+        client.predict(**animate_arguments() | {"driving": None})
     text = tmp_path / "notes.mp4"
     text.write_text("no video")
     with pytest.raises(AppError, match="notes.mp4 is not a video that can be read"):
-        client.predict(**arguments(driving=text))
+        client.predict(**animate_arguments(driving=text))
     with pytest.raises(AppError, match="notes.mp4 is neither a picture nor a clip"):
         client.predict(handle_file(text), api_name="/inspect")
     with pytest.raises(AppError, match="greater than maximum value 2"):
-        client.predict(**arguments() | {"motion_strength": 7})
+        client.predict(**animate_arguments() | {"motion_strength": 7})
     with pytest.raises(AppError, match="not in the list of choices"):
-        client.predict(**arguments() | {"model": "mine"})
+        client.predict(**animate_arguments() | {"model": "mine"})
     with pytest.raises(AppError, match="not in the list of choices"):
-        client.predict(**arguments() | {"size": 300})
+        client.predict(**animate_arguments() | {"size": 300})
     assert left_over(folders[1]) == []
 
 
 def test_cancelling_leaves_nothing(client, folders):
-    job = client.submit(**arguments(max_frames=None))
+    job = client.submit(**animate_arguments(max_frames=None))
     while not any(outputs[2] for outputs in job.outputs()):
         time.sleep(0.05)
         assert not job.done()
@@ -188,7 +166,7 @@ def test_cancelling_leaves_nothing(client, folders):
     while left_over(folders[1]) and time.monotonic() < end:
         time.sleep(0.1)
     assert left_over(folders[1]) == []
-    client.predict(**arguments(max_frames=2))  # and the next one gets its turn
+    client.predict(**animate_arguments(max_frames=2))  # and the next one gets its turn
 
 
 def test_other_files_stay_private(url):

@@ -4,27 +4,19 @@ import copy
 import pickle
 import threading
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
-from test_modeling import tiny
-from test_pipeline import arrays, clip, make_pipeline, picture
 
-from fsth_hub.finetuning import lora as adapter
 from fsth_hub.finetuning.loop import PixelLoss
 from fsth_hub.landmarks import get_detector
-from fsth_hub.models import modeling_fsth
 from fsth_hub.models.errors import FsthError
-from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator, is_hooked
 from fsth_hub.pipelines.caching import Cache, weights_state
 from fsth_hub.provenance import credentials as provenance
-
-
-META = torch.device("meta")
+from testing_utils.contracts import offload
+from testing_utils.pipelines import clip, frames_of, make_pipeline, picture, tuned_once
 
 
 @pytest.fixture
@@ -32,59 +24,7 @@ def pipe():
     return make_pipeline()
 
 
-def frames(pipe, person) -> np.ndarray:
-    return arrays(pipe(person, clip(0, 20), mark=False, credentials=False).frames)
-
-
-@cache
-def tuned_once(kind):
-    return make_pipeline().fine_tune(picture(), kind=kind, steps=1, content=PixelLoss())
-
-
-def tuned(pipe, kind):
-    """For any pipeline of `make_pipeline`: they are all the same."""
-    identity = replace(copy.deepcopy(tuned_once(kind)), base_generator=pipe.generator)
-    with torch.no_grad():  # one step shows in no pixel
-        if kind == "full":
-            identity.generator.head.bias += 0.2
-        else:
-            identity.adapter["head.lora_A"] += 0.5
-            identity.adapter["head.lora_B"] += 0.5
-    return identity
-
-
-def person_of(pipe, kind):
-    return pipe.embed(picture()) if kind == "embedded" else tuned(pipe, kind)
-
-
-KINDS = pytest.mark.parametrize("kind", ["embedded", "full", "adapter"])
-
-
 # Devices and precisions.
-
-
-@KINDS
-def test_person_follows_the_pipelines_precision(pipe, kind):
-    person = person_of(pipe, kind)
-    single = frames(pipe, person)
-    half = frames(pipe.to(dtype=torch.bfloat16), person)
-    assert half.std() > 1 and 0 < np.abs(single.astype(int) - half).mean() < 2
-    assert person.adain_parameters.dtype == torch.float32  # they are kept as they were
-    if kind == "embedded":
-        assert np.array_equal(frames(make_pipeline(), person), single)
-
-
-@KINDS
-def test_person_follows_the_pipelines_device(pipe, kind):
-    person = person_of(pipe, kind)
-    pipe.to(META)
-    generator = pipe.generator_for(person)
-    assert generator.device == META
-    parameters, sources = person.inputs(generator.device, generator.dtype)
-    tensors = [parameters, *sources.to_tuple()[:-1], *sources.features]
-    assert all(tensor.device == META for tensor in tensors)
-    assert all(tensor.device == META for tensor in (*generator.parameters(), *generator.buffers()))
-    assert person.adain_parameters.device.type == "cpu"
 
 
 def test_precise_parts_stay_precise(pipe):
@@ -94,42 +34,11 @@ def test_precise_parts_stay_precise(pipe):
     assert {feature.dtype for feature in sources.features} == {torch.bfloat16}
 
 
-def count_calls(monkeypatch, module, name) -> list:
-    calls, function = [], getattr(module, name)
-    monkeypatch.setattr(module, name, lambda *args: calls.append(args) or function(*args))
-    return calls
-
-
-@KINDS
-def test_folding_and_merging_happen_once(pipe, kind, monkeypatch):
-    person = person_of(pipe, kind)
-    frames(pipe, person)
-    folded = count_calls(monkeypatch, modeling_fsth.FsthPreTrainedModel, "fold_spectral_norm")
-    merged = count_calls(monkeypatch, adapter, "rank_of")
-    before = frames(pipe, person)
-    assert not folded and not merged
-    assert pipe.generator_for(person) is pipe.generator_for(person)
-
-    # what has changed is seen
-    weights = pipe.generator.head if kind == "embedded" else person.generator and person.generator.head
-    with torch.no_grad():
-        if weights is None:
-            person.adapter["head.lora_B"] -= 0.3
-        else:
-            weights.bias -= 0.3
-    assert not np.array_equal(frames(pipe, person), before)
-    assert pipe.generator_for(person).dtype != pipe.to(torch.bfloat16).generator_for(person).dtype
-    pipe.to(torch.float32)
-    pipe.generator = tiny(FsthGenerator, num_residual_blocks=2)
-    if kind == "embedded":
-        assert len(pipe.generator_for(person).bottleneck) == 2
-
-
 def test_networks_are_left_as_they_are_given(pipe):
     networks = (pipe.embedder, pipe.generator, pipe.discriminator)
     before = [copy.deepcopy(network.state_dict()) for network in networks]
     pipe.fine_tune(picture(), steps=1, content=PixelLoss())
-    frames(pipe, picture())
+    frames_of(pipe, picture())
     for network, state in zip(networks, before, strict=True):
         assert network.training
         assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
@@ -166,60 +75,36 @@ def watch(network: torch.nn.Module) -> Recording:
 
 
 def test_all_that_networks_compute_goes_through_their_hooks(pipe):
-    expected = frames(pipe, picture())
+    expected = frames_of(pipe, picture())
     hooks = [watch(network) for network in (pipe.embedder, pipe.generator, pipe.discriminator)]
     # in their own memory layout, and so not to the last bit
-    assert (np.abs(frames(pipe, picture()).astype(int) - expected) <= 1).all()
+    assert (np.abs(frames_of(pipe, picture()).astype(int) - expected) <= 1).all()
     # embedding; projecting, encoding the portrait, and two frames; nothing
     assert [hook.runs for hook in hooks] == [1, 2 + 2, 0]
 
 
-def offload(pipe, way):
-    """To the processor from the processor, as there may be no other device."""
-    if way == "model":
-        pipe.enable_model_cpu_offload(device="cpu")
-    else:  # what `enable_sequential_cpu_offload` does, but that says "cpu:0", which moves parameters for ever
-        for network in (pipe.embedder, pipe.generator, pipe.discriminator):
-            cpu_offload(network, torch.device("cpu"))
-
-
-@KINDS
-@pytest.mark.parametrize("way", ["model", "sequential"])
-def test_offloaded_pipeline_draws_the_same(pipe, kind, way):
-    for network in (pipe.embedder, pipe.generator, pipe.discriminator):
-        network.eval()
-    person = person_of(pipe, kind)
-    expected = frames(pipe, person), frames(pipe, picture())
-    offload(pipe, way)
-    resting = META if way == "sequential" else torch.device("cpu")
-    assert is_hooked(pipe.generator) and pipe.generator.device == resting
-    assert (np.abs(frames(pipe, person).astype(int) - expected[0]) <= 1).all()
-    assert (np.abs(frames(pipe, picture()).astype(int) - expected[1]) <= 1).all()
-    assert is_hooked(pipe.generator) and pipe.generator.device == resting
-
-
 @pytest.mark.parametrize("way", ["model", "sequential"])
 def test_offloaded_pipeline_is_fine_tuned(pipe, way, tmp_path):
-    expected = tuned_once("full")
+    expected = make_pipeline().fine_tune(picture(), steps=1, content=PixelLoss())
     offload(pipe, way)
     identity = pipe.fine_tune(picture(), steps=1, content=PixelLoss())
     assert identity.fingerprint == expected.fingerprint
     assert torch.allclose(identity.adain_parameters, expected.adain_parameters, atol=1e-4)
     identity.save_pretrained(tmp_path / "ada")
-    assert np.array_equal(frames(pipe, pipe.load_identity(tmp_path / "ada")), frames(pipe, identity))
+    assert np.array_equal(frames_of(pipe, pipe.load_identity(tmp_path / "ada")), frames_of(pipe, identity))
 
 
 def test_hooks_are_freed_after_a_clip(pipe, monkeypatch):
     freed = []
     monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: freed.append(True))
-    frames(pipe, picture())
+    frames_of(pipe, picture())
     assert freed == [True]
 
     def give_up(*_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pipe(picture(), clip(0), callback=give_up, credentials=False)
+        pipe(picture(), clip(0), callback_on_frame_end=give_up, credentials=False)
     assert freed == [True, True]
 
 
@@ -248,10 +133,10 @@ def in_threads(*functions) -> list:
 def test_threads_share_a_pipeline(pipe):
     negative = 255 - picture()
     negative[0, 0] = 20
-    people = [pipe.embed(picture()), pipe.embed(negative), tuned(pipe, "full"), tuned(pipe, "adapter")]
-    expected = [frames(make_pipeline(), people[0]), frames(make_pipeline(), people[1])]
-    expected += [frames(pipe, copy.deepcopy(person)) for person in people[2:]]
-    results = in_threads(*(lambda person=person: frames(pipe, person) for person in 2 * people))
+    people = [pipe.embed(picture()), pipe.embed(negative), tuned_once(pipe, "full"), tuned_once(pipe, "lora")]
+    expected = [frames_of(make_pipeline(), people[0]), frames_of(make_pipeline(), people[1])]
+    expected += [frames_of(pipe, copy.deepcopy(person)) for person in people[2:]]
+    results = in_threads(*(lambda person=person: frames_of(pipe, person) for person in 2 * people))
     for result, right in zip(results, 2 * expected, strict=True):
         assert np.array_equal(result, right)
 
@@ -280,41 +165,12 @@ def test_threads_share_a_detector(astronaut):
 # Copies.
 
 
-WAYS = {"copy": copy.deepcopy, "pickle": lambda item: pickle.loads(pickle.dumps(item))}
-
-
-@pytest.mark.parametrize("copied", WAYS.values(), ids=WAYS)
-@KINDS
-def test_copies_of_what_was_used_draw_the_same(pipe, kind, copied):
-    pipe.generator.source = modeling_fsth.ModelSource("ann/heads", "0123")
-    person = person_of(pipe, kind)
-    expected = frames(pipe, person)
-    other, someone = copied(pipe), copied(person)
-    assert type(other.generator) is FsthGenerator and other.generator is not pipe.generator
-    assert (other.model_name, other.model_revision) == ("ann/heads", "0123")
-    for drawing, drawn in ((pipe, someone), (other, person), (other, someone)):
-        assert np.array_equal(frames(drawing, drawn), expected)
-    # they are independent
-    with torch.no_grad():
-        other.generator.head.bias += 1
-    assert np.array_equal(frames(pipe, person), expected)
-
-
 def test_nothing_that_is_kept_is_copied(pipe):
     person = pipe.embed(picture())
     sizes = [len(pickle.dumps(item)) for item in (pipe, person)]
-    frames(pipe, person)
+    frames_of(pipe, person)
     assert [len(pickle.dumps(item)) for item in (pipe, person)] == sizes
     assert replace(person)._compositors is not person._compositors
-
-
-def test_pickled_networks_keep_mode_and_what_is_trained():
-    for network in (tiny(FsthEmbedder).train(), tiny(FsthGenerator).fold_spectral_norm(), tiny(FsthDiscriminator)):
-        next(network.parameters()).requires_grad_(False)
-        other = pickle.loads(pickle.dumps(network))
-        assert other.training == network.training and other.state_dict().keys() == network.state_dict().keys()
-        assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in network.parameters()]
-        assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in network.state_dict().items())
 
 
 def test_default_detector_is_copied_and_pickled(astronaut):

@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from shards import grey, landmarks, write_shards
-from test_modeling import SIZE
-from test_pipeline import NO_FACE, StubDetector, make_pipeline, picture
-from test_video import make_clip
 
 from fsth_hub.finetuning.feature_networks import LPIPS
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
+from testing_utils.clips import make_clip
+from testing_utils.networks import SIZE
+from testing_utils.pipelines import NO_FACE, StubDetector, make_pipeline, picture
+from testing_utils.shards import grey, landmarks, write_shards
 from training import evaluate
 from training.data.dataset import read_index
 from training.evaluation.reenactment import (

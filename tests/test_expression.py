@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shards import landmarks
 
 from fsth_hub.landmarks import Face
 from fsth_hub.models.landmark_layout import LEFT_EYE, OUTER_LIPS, RIGHT_EYE, interocular
+from testing_utils.shards import landmarks
 from training.data.dataset import Clip, is_held_out_still
 from training.evaluation.background import Background
 from training.evaluation.expression import (

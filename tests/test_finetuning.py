@@ -9,9 +9,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
-from shards import NETWORKS, landmarks
-from test_modeling import SIZE, random_portraits, tiny
-from test_pipeline import make_pipeline
 from torch import nn
 
 from fsth_hub.finetuning import loop as finetuning
@@ -21,6 +18,9 @@ from fsth_hub.finetuning.loop import METHODS, PixelLoss, default_steps, fine_tun
 from fsth_hub.finetuning.lora import merge
 from fsth_hub.models.errors import FsthError, FsthMemoryError
 from fsth_hub.pipelines.identity import FsthIdentity
+from testing_utils.networks import NETWORKS, SIZE, random_portraits, tiny
+from testing_utils.pipelines import make_pipeline
+from testing_utils.shards import landmarks
 from training import fine_tune as script
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from shards import ROOT
-from test_losses import vgg_weights
-from test_train_components import clips, stills  # noqa: F401 (fixtures)
 
+from testing_utils.feature_networks import vgg_weights
+from testing_utils.paths import ROOT
+from testing_utils.stills import write_face_clips, write_stills
 from training import pack
 from training.data.component_dataset import list_stills
 from training.data.dataset import read_index
@@ -27,13 +27,23 @@ def write_vgg(path: Path, in_use: int = 5) -> Path:
 
 
 @pytest.fixture
-def packed(clips, stills, tmp_path, monkeypatch):  # noqa: F811
+def clips(tmp_path):
+    return write_face_clips(tmp_path / "clips")
+
+
+@pytest.fixture
+def stills(tmp_path):
+    return write_stills(tmp_path / "stills")
+
+
+@pytest.fixture
+def packed(clips, stills, tmp_path, monkeypatch):
     monkeypatch.setattr(pack, "STILL_SIZE", 48)
     pack.main([str(clips), str(stills), str(tmp_path / "pack"), "--vgg", str(write_vgg(tmp_path / "vgg.safetensors"))])
     return tmp_path / "pack"
 
 
-def test_a_pack_holds_what_training_reads(packed, clips, stills):  # noqa: F811
+def test_a_pack_holds_what_training_reads(packed, clips, stills):
     originals, kept = read_index(clips), read_index(packed / "shards")
     assert [clip.key for clip in kept] == [clip.key for clip in originals]
     assert all(np.isfinite(clip.landmarks).any() and len(clip.frames) == len(clip.landmarks) for clip in kept)
@@ -60,7 +70,7 @@ def test_a_pack_holds_what_training_reads(packed, clips, stills):  # noqa: F811
     assert all(weight.dtype == torch.float16 for weight in vgg.values())
 
 
-def test_a_pack_is_no_larger_than_it_may_be(clips, stills, tmp_path, capsys):  # noqa: F811
+def test_a_pack_is_no_larger_than_it_may_be(clips, stills, tmp_path, capsys):
     vgg = write_vgg(tmp_path / "vgg.safetensors")
     pack.main([str(clips), str(stills), str(tmp_path / "small"), "--vgg", str(vgg), "--megabytes", "0.08"])
     report = json.loads(capsys.readouterr().out)

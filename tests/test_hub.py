@@ -16,18 +16,17 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from hub_server import ANN, ANN_READS, BOB
 from huggingface_hub import HfApi, constants
 from PIL import Image
-from shards import ROOT
-from test_identity import frames, negative, steps_that_show, tuned  # noqa: F401 (a fixture)
-from test_pipeline import make_pipeline, picture
 
 from fsth_hub import FsthGenerator, FsthPipeline, FsthTunedPerson
 from fsth_hub.hub.client import create_repository, publish
 from fsth_hub.models.downloading import fetch
 from fsth_hub.models.errors import FsthError, FsthNotFoundError
 from fsth_hub.pipelines.identity import CONFIG_NAME, WEIGHTS_NAME
+from testing_utils.hub_server import ANN, ANN_READS, BOB
+from testing_utils.paths import ROOT
+from testing_utils.pipelines import frames_of, make_pipeline, negative, picture, tuned
 
 
 TOKENS = (ANN, ANN_READS, BOB, "hf_UnknownToTheHub")
@@ -119,16 +118,16 @@ def saved(pipe, identity, tmp_path_factory) -> dict[str, dict[str, bytes]]:
 
 LOAD_AND_DRAW = """
 import sys, numpy as np, torch
-from test_pipeline import StubDetector, arrays, clip
+from testing_utils.pipelines import StubDetector, arrays, clip
 from fsth_hub import FsthPipeline
 pipe = FsthPipeline.from_pretrained("ann/base")
 pipe.set_progress_bar_config(disable=True)
 pipe.detector = StubDetector()
-np.save(sys.argv[1], arrays(pipe(pipe.load_identity("ann/ada"), clip(0, 20)).frames[0]))
+np.save(sys.argv[1], frames_of(pipe, pipe.load_identity("ann/ada")))
 """
 
 
-def test_fine_tuned_published_loaded_elsewhere_and_offline(hub, cache, tmp_path, monkeypatch, steps_that_show):  # noqa: F811
+def test_fine_tuned_published_loaded_elsewhere_and_offline(hub, cache, tmp_path, monkeypatch, steps_that_show):
     make_pipeline().push_to_hub("ann/base")
     pipe = FsthPipeline.from_pretrained("ann/base", cache_dir=tmp_path / "own")
     pipe.set_progress_bar_config(disable=True)
@@ -136,8 +135,8 @@ def test_fine_tuned_published_loaded_elsewhere_and_offline(hub, cache, tmp_path,
     identity = tuned(pipe, picture(), negative(picture(9)))
     identity.push_to_hub("ann/ada", consent=True)
     assert (identity.base_model, identity.base_revision) == ("ann/base", hub.repositories["ann/base"].sha("main"))
-    expected = frames(pipe, identity)
-    assert not np.array_equal(expected, frames(pipe, [picture(), negative(picture(9))]))
+    expected = frames_of(pipe, identity)
+    assert not np.array_equal(expected, frames_of(pipe, [picture(), negative(picture(9))]))
 
     elsewhere = os.environ | {"HF_HUB_CACHE": str(cache), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, "-c", LOAD_AND_DRAW, tmp_path / "frames.npy"]
@@ -151,7 +150,7 @@ def test_fine_tuned_published_loaded_elsewhere_and_offline(hub, cache, tmp_path,
     offline = FsthPipeline.from_pretrained("ann/base", cache_dir=cache)
     offline.set_progress_bar_config(disable=True)
     offline.detector = pipe.detector
-    assert np.array_equal(frames(offline, offline.load_identity("ann/ada", cache_dir=cache)), expected)
+    assert np.array_equal(frames_of(offline, offline.load_identity("ann/ada", cache_dir=cache)), expected)
     assert len(hub.requests) == asked
 
 
@@ -191,7 +190,7 @@ def test_identity_is_published_private_with_its_origin_and_nothing_of_this_machi
     assert config["consent"] and config["base_model"] == "unnamed" and config["base_revision"] is None
     loaded = pipe.load_identity("ann/ada", cache_dir=cache)
     assert loaded.consent == config["consent"] and identity.consent is None
-    assert np.array_equal(frames(pipe, loaded), frames(pipe, identity))
+    assert np.array_equal(frames_of(pipe, loaded), frames_of(pipe, identity))
 
 
 def test_without_consent_nothing_is_asked_of_the_hub(hub, identity):
@@ -338,7 +337,7 @@ def test_upload_that_breaks_off_changes_nothing_and_can_be_repeated(hub, pipe, i
     assert "broke off and changed nothing" in said and "do the same again" in said
     assert hub.repositories["ann/ada"].files().keys() == {".gitattributes"} and not hub.objects
     identity.push_to_hub("ann/ada", consent=True)
-    assert np.array_equal(frames(pipe, pipe.load_identity("ann/ada", cache_dir=cache)), frames(pipe, identity))
+    assert np.array_equal(frames_of(pipe, pipe.load_identity("ann/ada", cache_dir=cache)), frames_of(pipe, identity))
 
 
 def test_download_that_breaks_off_leaves_nothing_that_looks_whole(hub, pipe, saved, cache, quick_retries):

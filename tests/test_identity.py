@@ -14,46 +14,20 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from shards import ROOT
-from test_cli import DRIVER, PORTRAIT, assert_one_line_error, read, run
-from test_pipeline import ScaledDetector, arrays, clip, make_pipeline, picture
 
 from fsth_hub import FsthIdentity, FsthPipeline
 from fsth_hub.cli import loading as cli_loading
-from fsth_hub.finetuning import loop as finetuning
 from fsth_hub.finetuning.loop import METHODS, PixelLoss
 from fsth_hub.finetuning.lora import LORA_CONFIG_NAME, LORA_WEIGHTS_NAME
 from fsth_hub.models.errors import FsthError, FsthNotFoundError, NoFaceError
 from fsth_hub.pipelines import identity
-from fsth_hub.pipelines.identity import CONFIG_NAME, WEIGHTS_NAME, FsthTunedPerson, fingerprint
+from fsth_hub.pipelines.identity import CONFIG_NAME, WEIGHTS_NAME, fingerprint
+from testing_utils.command_line import assert_one_line_error, read, run
+from testing_utils.paths import DRIVER, PORTRAIT, ROOT
+from testing_utils.pipelines import ScaledDetector, arrays, clip, frames_of, make_pipeline, negative, picture, tuned
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:Portrait")
-
-
-def negative(image: np.ndarray) -> np.ndarray:
-    """Another picture with the same face: the first pixel says where it is."""
-    image = image.copy()
-    image[1:] = 255 - image[1:]
-    return image
-
-
-@pytest.fixture(autouse=True)
-def steps_that_show(monkeypatch):
-    """Rates at which two steps of tiny networks change a frame, and the last of them is the best."""
-    for method in METHODS:
-        monkeypatch.setitem(finetuning.LEARNING_RATES, method, 5e-3)
-    scores = iter(range(10_000, 0, -1))
-    evaluate = finetuning.evaluate
-    monkeypatch.setattr(finetuning, "evaluate", lambda *args: (next(scores), evaluate(*args)[1]))
-
-
-def tuned(pipe: FsthPipeline, *portraits, **options) -> FsthTunedPerson:
-    return pipe.fine_tune(list(portraits) or picture(), **{"steps": 2, "content": PixelLoss()} | options)
-
-
-def frames(pipe: FsthPipeline, person) -> np.ndarray:
-    return arrays(pipe(person, clip(0, 20)).frames[0])
+pytestmark = [pytest.mark.filterwarnings("ignore:Portrait"), pytest.mark.usefixtures("steps_that_show")]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +58,7 @@ def test_saved_identity_draws_the_same_bits(dtype, source_skips, method, tmp_pat
     files = {CONFIG_NAME, WEIGHTS_NAME} | ({LORA_CONFIG_NAME, LORA_WEIGHTS_NAME} if method == "lora" else set())
     assert {path.name for path in (tmp_path / "ada").iterdir()} == files
     loaded = pipe.load_identity(tmp_path / "ada")
-    drawn = [frames(pipe, person) for person in (made, loaded, [picture(), negative(picture(9))])]
+    drawn = [frames_of(pipe, person) for person in (made, loaded, [picture(), negative(picture(9))])]
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])  # tuning has done something
     for name in ("base_model", "fingerprint", "steps", "num_portraits", "boxes", "history", "method"):
@@ -96,19 +70,19 @@ def test_saved_identity_draws_the_same_bits(dtype, source_skips, method, tmp_pat
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_identities_share_a_pipeline(pipe, method):
-    before = frames(pipe, picture())
+    before = frames_of(pipe, picture())
     persons = [tuned(pipe, picture(), method=method), tuned(pipe, negative(picture()), method=method)]
-    first, second = (frames(pipe, person) for person in persons)
+    first, second = (frames_of(pipe, person) for person in persons)
     assert not np.array_equal(first, second)
-    assert np.array_equal(frames(pipe, persons[0]), first)
-    assert np.array_equal(frames(pipe, picture()), before)
+    assert np.array_equal(frames_of(pipe, persons[0]), first)
+    assert np.array_equal(frames_of(pipe, picture()), before)
 
 
 def test_loras_draw_at_the_same_time(pipe):
     persons = [tuned(pipe, method="lora"), tuned(pipe, negative(picture()), method="lora")]
-    alone = [frames(pipe, person) for person in persons]
+    alone = [frames_of(pipe, person) for person in persons]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda person: frames(pipe, person), persons * 3))
+        together = list(pool.map(lambda person: frames_of(pipe, person), persons * 3))
     assert all(np.array_equal(drawn, alone[index % 2]) for index, drawn in enumerate(together))
 
 
@@ -142,11 +116,11 @@ def test_identity_is_read_without_a_model(pipe, method, tmp_path):
     read.save_pretrained(tmp_path / "again")
     for file in (tmp_path / "ada").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
-    assert np.array_equal(frames(pipe, pipe.bind(read)), frames(pipe, made))
+    assert np.array_equal(frames_of(pipe, pipe.bind(read)), frames_of(pipe, made))
 
 
 def test_cards_and_identities_need_no_pipeline():
-    program = "import sys, fsth_hub.identity, fsth_hub.model_card; print([n for n in sys.modules if 'fsth_hub' in n])"
+    program = "import sys, fsth_hub.pipelines.identity, fsth_hub.hub.model_card; print([*sys.modules])"
     told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "fsth_hub.pipelines.identity" in told and "pipeline_fsth" not in told
 
@@ -156,14 +130,14 @@ def test_lora_keeps_to_the_model_that_was_tuned(pipe):
     with torch.no_grad():
         other.generator.head.bias += 0.1
     made = tuned(pipe, method="lora")
-    assert np.array_equal(frames(other, made), frames(pipe, made))
+    assert np.array_equal(frames_of(other, made), frames_of(pipe, made))
 
 
 def test_crops_are_tuned_like_portraits(pipe):
     crops, landmarks, boxes = pipe.read_portraits(picture())
     from_crops = pipe.fine_tune_crops(crops, landmarks, steps=2, content=PixelLoss())
     made = tuned(pipe)
-    assert np.array_equal(frames(pipe, from_crops), frames(pipe, made))
+    assert np.array_equal(frames_of(pipe, from_crops), frames_of(pipe, made))
     assert made.boxes == boxes and from_crops.boxes == []
     assert np.array_equal(made.crops[0], crops[0]) and np.allclose(made.landmarks, landmarks[0])
 
@@ -272,9 +246,9 @@ def test_identity_of_another_model_is_refused(saved):
 def test_precision_does_not_matter(saved):
     half = make_pipeline().to(dtype=torch.bfloat16)
     assert fingerprint(half.generator) == fingerprint(make_pipeline().generator)
-    difference = frames(half, half.load_identity(saved)).astype(int)
+    difference = frames_of(half, half.load_identity(saved)).astype(int)
     single = make_pipeline()
-    difference -= frames(single, single.load_identity(saved))
+    difference -= frames_of(single, single.load_identity(saved))
     assert np.abs(difference).mean() < 3
 
 
@@ -384,7 +358,7 @@ def test_damaged_loras_are_one_sentence(pipe, saved_lora, damage, message):
 
 def test_saving_again_replaces_and_saves_whole_or_not_at_all(pipe, saved, monkeypatch):
     other = tuned(pipe, negative(picture()))
-    before = frames(pipe, pipe.load_identity(saved))
+    before = frames_of(pipe, pipe.load_identity(saved))
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -392,9 +366,9 @@ def test_saving_again_replaces_and_saves_whole_or_not_at_all(pipe, saved, monkey
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(identity, "save_file", interrupted)
         other.save_pretrained(saved)
-    assert np.array_equal(frames(pipe, pipe.load_identity(saved)), before)
+    assert np.array_equal(frames_of(pipe, pipe.load_identity(saved)), before)
     other.save_pretrained(saved)
-    assert np.array_equal(frames(pipe, pipe.load_identity(saved)), frames(pipe, other))
+    assert np.array_equal(frames_of(pipe, pipe.load_identity(saved)), frames_of(pipe, other))
     assert [path.name for path in saved.parent.iterdir()] == ["ada"]
 
 

@@ -8,13 +8,13 @@ import pillow_heif
 import pytest
 import torch
 from PIL import Image
-from test_modeling import SIZE, tiny
 
 from fsth_hub.models.cropping import CropBox
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.image_processing_fsth import FsthImageProcessor, denormalize, load_image, normalize
 from fsth_hub.models.landmark_drawing import draw_landmarks
 from fsth_hub.models.modeling_fsth import FsthEmbedder, FsthGenerator
+from testing_utils.networks import SIZE, tiny
 
 
 RED, BLUE, GREY = (230, 20, 20), (20, 20, 230), (120, 120, 120)

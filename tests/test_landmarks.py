@@ -4,7 +4,6 @@ import hashlib
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,9 +27,9 @@ from fsth_hub.models.landmark_layout import (
     face_extent,
     interocular,
 )
+from testing_utils.paths import ROOT
 
 
-ROOT = Path(__file__).parents[1]
 FRONTAL = np.eye(3)
 
 
@@ -166,7 +165,7 @@ def test_shrinking_averages():
 def test_training_side_needs_neither_opencv_nor_torch():
     code = (
         "import sys; sys.modules.update(cv2=None, torch=None, face_alignment=None)\n"
-        "import fsth_hub.landmark_layout, fsth_hub.landmark_drawing, fsth_hub.cropping\n"
+        "from fsth_hub.models import cropping, landmark_drawing, landmark_layout\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from shards import ROOT
-from test_modeling import tiny
-from test_pipeline import StubDetector, arrays, clip, make_pipeline, picture
 
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthGenerator
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
+from testing_utils.networks import tiny
+from testing_utils.paths import ROOT
+from testing_utils.pipelines import StubDetector, arrays, clip, make_pipeline, picture
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +81,6 @@ def test_device_map_and_memory(folder, options):
 def test_what_cannot_be_is_refused(folder, options, error, message):
     with pytest.raises(error, match=message):
         FsthPipeline.from_pretrained(folder, **options)
-
-
-def test_networks_refuse_pickles_alone(folder):
-    with pytest.raises(FsthError, match="pickled weights can run code"):
-        FsthGenerator.from_pretrained(folder / "generator", use_safetensors=False)
 
 
 def test_saving_takes_what_diffusers_takes(tmp_path):

@@ -1,5 +1,4 @@
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +17,8 @@ from fsth_hub.finetuning.feature_networks import (
 )
 from fsth_hub.finetuning.losses import CONTENT_TERMS, ContentLoss, LossTerm, with_weights
 from fsth_hub.models.errors import FsthError
-
-
-WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
+from testing_utils.feature_networks import vgg_weights
+from testing_utils.paths import WEIGHTS
 
 
 def test_hinge_has_neither_sigmoid_nor_a_reward_beyond_the_margin():
@@ -52,18 +50,6 @@ def test_match_loss_trains_the_embedder_only():
     assert loss.item() == pytest.approx((1 + 2 + 0 + 2) / 4)
     loss.backward()
     assert embeddings.grad is not None and person.grad is None
-
-
-def vgg_weights(depths):
-    """Tiny VGG in torchvision's numbering: 2 channels, one convolution is followed by ReLU, a stage by pooling."""
-    weights, index, channels = {}, 0, 3
-    for depth in depths:
-        for _ in range(depth):
-            weights[f"features.{index}.weight"] = torch.randn(2, channels, 3, 3)
-            weights[f"features.{index}.bias"] = torch.randn(2)
-            index, channels = index + 2, 2
-        index += 1
-    return weights
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate import tracking
-from hub_server import ANN_READS
-from meta_training import checkpoints, log_of, weights_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from shards import NETWORKS, ROOT
-from test_modeling import SIZE, tiny_config
 
 from fsth_hub.models.errors import FsthError
+from testing_utils.hub_server import ANN_READS
+from testing_utils.meta_training import checkpoints, log_of, weights_of
+from testing_utils.networks import NETWORKS, SIZE, tiny_config
+from testing_utils.paths import ROOT
 
 
 def test_two_steps_leave_a_model_a_checkpoint_a_log_and_samples(train, shards, vgg):

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from meta_training import ON_CPU, checkpoints, flags, log_of, weights_of
 from PIL import Image
 from safetensors.torch import load_file
-from shards import NETWORKS, NUM_FRAMES, ROOT, write_shards
-from test_modeling import SIZE
 
+from testing_utils.meta_training import ON_CPU, checkpoints, flags, log_of, weights_of
+from testing_utils.networks import NETWORKS, SIZE
+from testing_utils.paths import ROOT
+from testing_utils.shards import NUM_FRAMES, write_shards
 from training import meta_train
 
 

@@ -4,8 +4,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from test_losses import WEIGHTS
-from test_modeling import SIZE
 
 from fsth_hub.finetuning.feature_networks import LPIPS, load_weights
 from fsth_hub.landmarks import get_detector
@@ -13,6 +11,8 @@ from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.media.reading import open_clip
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.landmark_layout import FACE, INNER_LIPS, LEFT_EYE, RIGHT_EYE
+from testing_utils.networks import SIZE
+from testing_utils.paths import WEIGHTS
 from training.evaluation.metrics import (
     ARCFACE_POINTS,
     IdentityNetwork,

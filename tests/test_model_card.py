@@ -10,9 +10,6 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
-from test_identity import tuned
-from test_pipeline import make_pipeline, picture
-from test_report import BUNDLED_CARD
 
 from fsth_hub.finetuning.loop import PixelLoss
 from fsth_hub.hub.model_card import CONSENT, PipelineFigures, identity_card, licence_of, write_pipeline_card
@@ -20,6 +17,8 @@ from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.models.landmark_layout import FACE, INNER_LIPS, JAW, LEFT_EYE, NOSE_BRIDGE, RIGHT_EYE
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 from fsth_hub.pipelines.preview import draw_preview, preview_landmarks
+from testing_utils.paths import BUNDLED_CARD
+from testing_utils.pipelines import make_pipeline, picture, tuned
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Portrait")

@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,51 +7,7 @@ from fsth_hub.models.blocks import NORM_EPS, instance_norm
 from fsth_hub.models.configuration_fsth import FsthConfig
 from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from fsth_hub.models.source_skips import LIKENESS_WIDTH, MAX_FUSED, landmark_likeness
-
-
-SIZE = 64
-NETWORKS = [FsthEmbedder, FsthGenerator, FsthDiscriminator]
-
-
-def tiny_config(**kwargs) -> FsthConfig:
-    tiny = {"image_size": SIZE, "base_channels": 8, "max_channels": 16, "embedding_dim": 12, "num_residual_blocks": 1}
-    return FsthConfig(**(tiny | kwargs))
-
-
-def tiny(network, **kwargs):
-    torch.manual_seed(0)
-    model = network(tiny_config(**kwargs)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # zero-started heads would hide what comes before them
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    return model
-
-
-def random_portraits(batch=2, num_portraits=3, size=SIZE):
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.rand(2, batch * num_portraits, 3, 8, 8, generator=generator) * 2 - 1
-    # as smooth as pictures are: noise fades in every pooling, and is another picture when it is warped a little
-    smooth = (F.interpolate(part, size, mode="bicubic").clamp(-1, 1) for part in noise)
-    images, drawings = (part.unflatten(0, (batch, num_portraits)) for part in smooth)
-    landmarks = torch.rand(batch, num_portraits, 78, 2, generator=generator) * size
-    landmarks[:, 0, 68:] = float("nan")  # a detector without irises
-    return images, drawings, landmarks
-
-
-def run(model, num_portraits=3, **kwargs):
-    images, drawings, landmarks = random_portraits(num_portraits=num_portraits)
-    dtype = model.dtype
-    images, drawings = images.to(dtype), drawings.to(dtype)
-    embedding = torch.linspace(-1, 1, 2 * 12).view(2, 12).to(dtype)
-    if isinstance(model, FsthEmbedder):
-        return model(images, drawings, **kwargs)
-    if isinstance(model, FsthDiscriminator):
-        return model(images[:, 0], drawings[:, 0], embedding, **kwargs)
-    adain_parameters = model.project(embedding)
-    if not model.config.source_skips:
-        return model(drawings[:, 0], adain_parameters, **kwargs)
-    sources = model.encode_sources(images, drawings, landmarks)
-    return model(drawings[:, 0], adain_parameters, landmarks[:, 1] + 2, sources, **kwargs)
+from testing_utils.networks import NETWORKS, SIZE, random_portraits, run_network, tiny, tiny_config
 
 
 @pytest.mark.parametrize(
@@ -111,77 +65,12 @@ def test_network_sizes_that_cannot_be_are_refused(size):
 def test_untrained_generator_draws_grey_and_not_noise_that_saturation_would_hide():
     torch.manual_seed(0)
     model = FsthGenerator(tiny_config(source_skips=False))
-    assert not run(model).images.any()
-    torch.optim.SGD(model.parameters(), 1.0).step(lambda: (run(model).images.mean() - 1).square().backward())
-    assert run(model).images.any()  # but it learns
+    assert not run_network(model).images.any()
+    torch.optim.SGD(model.parameters(), 1.0).step(lambda: (run_network(model).images.mean() - 1).square().backward())
+    assert run_network(model).images.any()  # but it learns
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("skips, attention", [(True, False), (False, False), (False, True)])
-def test_shapes_and_tuple(network, skips, attention):
-    model = tiny(network, source_skips=skips, self_attention=attention)
-    output = run(model)
-    first = output.to_tuple()[0]
-    expected = {FsthEmbedder: (2, 12), FsthGenerator: (2, 3, SIZE, SIZE), FsthDiscriminator: (2,)}[network]
-    assert first.shape == expected
-    assert torch.isfinite(first).all()
-    assert torch.equal(run(model, return_dict=False)[0], first)
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_save_and_load_is_bit_exact(network, tmp_path):
-    model = tiny(network).train()
-    run(model)  # a training step moves the power-iteration vectors away from what a fresh model has
-    model.eval().save_pretrained(tmp_path)
-    loaded, info = network.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    state, loaded_state = model.state_dict(), loaded.state_dict()
-    assert any("_u" in key for key in state)
-    assert state.keys() == loaded_state.keys()
-    assert all(torch.equal(state[key], loaded_state[key]) for key in state)
-    assert not any(tensor.is_meta for tensor in [*loaded.parameters(), *loaded.buffers()])
-    assert torch.equal(run(model).to_tuple()[0], run(loaded).to_tuple()[0])
-
-
-def test_a_checkpoint_without_a_weight_is_refused(tmp_path):
-    model = tiny(FsthGenerator)
-    state = model.state_dict()
-    del state["source_skips.refiner.head.weight"]
-    model.save_pretrained(tmp_path, state_dict=state)
-    with pytest.raises(ValueError, match="source_skips.refiner.head.weight"):
-        FsthGenerator.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_near_single(network, dtype):
-    model = tiny(network)
-    single = run(model).to_tuple()[0]
-    half = run(copy.deepcopy(model).to(dtype)).to_tuple()[0]
-    assert half.dtype == dtype
-    assert (single - half.float()).abs().mean() < 0.05 * single.abs().mean()
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_fusing_spectral_norm_changes_nothing(network):
-    model = tiny(network)
-    before = run(model).to_tuple()[0]
-    fused = model.fold_spectral_norm()
-    assert torch.equal(run(fused).to_tuple()[0], before)
-    assert not any("parametrizations" in key for key in fused.state_dict())
-    assert torch.equal(run(model).to_tuple()[0], before)  # the original goes on, spectral norm and all
-    assert torch.equal(run(model.fold_spectral_norm()).to_tuple()[0], before)
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_every_parameter_learns(network):
-    model = tiny(network).train()
-    sum(part.float().pow(2).sum() for part in run(model).to_tuple() if isinstance(part, torch.Tensor)).backward()
-    silent = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    assert silent == []
-
-
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", NETWORKS.values())
 def test_activations_keep_their_scale(network):
     """A network whose activations fade layer by layer does not learn in any time that people have."""
     torch.manual_seed(0)
@@ -214,7 +103,7 @@ def test_embedding_is_the_mean_over_portraits():
 def test_untrained_generator_starts_from_the_warped_portrait():
     torch.manual_seed(0)
     model = FsthGenerator(tiny_config()).eval()
-    output = run(model)
+    output = run_network(model)
     assert torch.equal(output.images, output.warped)
 
 

@@ -5,40 +5,10 @@ import pytest
 
 from fsth_hub.landmarks import MotionAdapter, pick_reference
 from fsth_hub.landmarks.motion import MAX_MOVE, MAX_TURN, MAX_ZOOM
-from fsth_hub.landmarks.pose import MEAN_FACE, Pose
+from fsth_hub.landmarks.pose import Pose
 from fsth_hub.models.errors import FsthError, NoFaceError
-from fsth_hub.models.landmark_layout import IRISES, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS, interocular
-
-
-MOUTH = ((61, 67), (62, 66), (63, 65))
-EYE = ((37, 41), (38, 40))
-
-
-def turn(yaw=0.0, pitch=0.0, roll=0.0):
-    """The rotation of a head, degrees."""
-    (cy, cp, cr), (sy, sp, sr) = np.cos(np.radians([yaw, pitch, roll])), np.sin(np.radians([yaw, pitch, roll]))
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
-    about_z = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
-    return about_z @ about_x @ about_y
-
-
-def face(width=1.0, eyes=15.0, mouth=4.0, gaze=0.0, scale=0.5, centre=(128.0, 140.0), **angles):
-    """A face like the mean one: its width, its eyes' and its mouth's opening in units of the mean face, its pose."""
-    upright = MEAN_FACE * [width, 1, 1]
-    for iris in (RIGHT_IRIS, LEFT_IRIS):
-        upright[iris, 0] += gaze
-    for eye in (RIGHT_EYE, LEFT_EYE):
-        for upper, lower in ((1, 5), (2, 4)):
-            upright[eye[upper], 1] = upright[eye[lower], 1] - eyes
-    for upper, lower in MOUTH:
-        upright[lower, 1] = upright[upper, 1] + mouth
-    return Pose(turn(**angles), scale, np.array(centre)).project(upright).astype(np.float32)
-
-
-def opening(points, pairs):
-    upper, lower = np.array(pairs).T
-    return (points[lower, 1] - points[upper, 1]).mean() / interocular(points)
+from fsth_hub.models.landmark_layout import IRISES, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS
+from testing_utils.faces import EYE, MOUTH, face, opening, turn
 
 
 PORTRAIT = face(width=0.9, eyes=8.0, mouth=2.0, yaw=-25, roll=8, scale=0.6)

@@ -5,13 +5,13 @@ import weakref
 import numpy as np
 import pytest
 from PIL import Image
-from test_motion import face
 
 from fsth_hub.media.paste_back import FEATHER, FLOW_SIZE, PasteBack
 from fsth_hub.models.cropping import CropBox, crop_image
 from fsth_hub.models.errors import FsthError
 from fsth_hub.pipelines.pipeline_output import DrivingMotion
 from fsth_hub.pipelines.side_by_side import MAX_HEIGHT, side_by_side
+from testing_utils.faces import face
 
 
 WHITE = np.full((64, 64, 3), 255, np.uint8)

@@ -1,4 +1,4 @@
-"""The Your person tab's handlers, over a hub on loopback (`hub_server.py`): made, published, saved, loaded again."""
+"""The Your person tab's handlers, over a hub on loopback: made, published, saved, loaded again."""
 
 import base64
 import io
@@ -17,11 +17,7 @@ import numpy as np
 import pytest
 import torch
 from gradio_client import Client, handle_file
-from hub_server import ANN, ANN_READS, BOB
 from PIL import Image
-from test_demo import files, left_over  # noqa: F401 (a fixture)
-from test_identity import negative, steps_that_show  # noqa: F401 (a fixture)
-from test_pipeline import NO_FACE, SIZE, arrays, clip, make_pipeline, picture
 
 from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, people
 from fsth_hub.demo.inputs import look_at_picture
@@ -35,6 +31,10 @@ from fsth_hub.finetuning.lora import LORA_CONFIG_NAME, LORA_WEIGHTS_NAME
 from fsth_hub.hub.model_card import CONSENT
 from fsth_hub.media.reading import open_clip
 from fsth_hub.pipelines.identity import CONFIG_NAME, WEIGHTS_NAME
+from testing_utils.demo import left_over
+from testing_utils.hub_server import ANN, ANN_READS, BOB
+from testing_utils.networks import SIZE
+from testing_utils.pipelines import NO_FACE, arrays, clip, make_pipeline, negative, picture
 
 
 TOKENS = (ANN, ANN_READS, BOB)
@@ -78,7 +78,7 @@ def tokens_stay_secret(hub, capfd, caplog):
 
 
 @pytest.fixture
-def portraits(files):  # noqa: F811
+def portraits(files):
     return [(files[0], None)]
 
 
@@ -143,7 +143,7 @@ def test_saved_and_loaded(tuner, anna, tmp_path):
     assert "Loaded person.zip" in details and np.array_equal(draw(tuner, ANNA), draw(tuner, EVE))
 
 
-def test_person_of_a_large_portrait(tuner, publisher, files, tmp_path, monkeypatch):  # noqa: F811
+def test_person_of_a_large_portrait(tuner, publisher, files, tmp_path, monkeypatch):
     """Learned at 64 pixels; shown in the card, kept, loaded and tried at the 150 that the portrait has."""
     photograph, pipe = tmp_path / "large.png", tuner.studio.ready.result()
     Image.fromarray(picture(0, 300, 300)).save(photograph)
@@ -264,7 +264,7 @@ def test_person_of_another_model(tuner, anna, tmp_path, monkeypatch):
     assert "The identity in person.zip was fine-tuned from another model" in said
 
 
-def test_animates_the_fine_tuned_person(tuner, anna, files, portraits, monkeypatch):  # noqa: F811
+def test_animates_the_fine_tuned_person(tuner, anna, files, portraits, monkeypatch):
     drawn, pipe = [], tuner.studio.ready.result()
     call = type(pipe).__call__
     monkeypatch.setattr(
@@ -358,7 +358,7 @@ def test_login_on_a_space(tuner, publisher, anna, hub, monkeypatch):
     assert "Loaded" in details
 
 
-def test_for_programs(tuner, files, hub, tmp_path, monkeypatch):  # noqa: F811
+def test_for_programs(tuner, files, hub, tmp_path, monkeypatch):
     """Each client's person is its own; the token's field comes back empty."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
     demo = create_demo(tuner.studio.ready.result())

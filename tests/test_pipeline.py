@@ -9,87 +9,24 @@ import pytest
 import torch
 from huggingface_hub import constants
 from PIL import Image
-from test_modeling import SIZE, tiny
-from test_video import make_clip
 
 from fsth_hub.device import default_dtype
 from fsth_hub.hub import client as hub
-from fsth_hub.landmarks import Face
-from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.media.reading import open_clip
 from fsth_hub.models.cropping import crop_box, to_crop
 from fsth_hub.models.errors import FsthError, NoFaceError, VideoError
-from fsth_hub.models.image_processing_fsth import FsthImageProcessor
 from fsth_hub.models.landmark_layout import FACE, interocular
-from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from fsth_hub.models.modeling_fsth import FsthEmbedder
 from fsth_hub.pipelines import pipeline_fsth
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
-
-
-NO_FACE = 255
-
-
-class StubDetector:
-    """Sees a face wherever it is told to: a picture's first pixel says how far to the right it lies."""
-
-    def __init__(self, num_faces: int = 1):
-        self.num_faces = num_faces
-        self.detected = self.tracked = 0
-
-    def points(self, image: np.ndarray) -> np.ndarray:
-        head = Pose(np.eye(3), 0.1, np.array([30.0 + image[0, 0, 0] / 4, 34.0]))
-        return head.project(MEAN_FACE).astype(np.float32)
-
-    def detect(self, image):
-        self.detected += 1
-        num_faces = 0 if image[0, 0, 0] == NO_FACE else self.num_faces
-        return [Face(self.points(image) + 3 * index, 1.0) for index in range(num_faces)]
-
-    def track(self, image, previous):
-        self.tracked += 1
-        return None if image[0, 0, 0] == NO_FACE else Face(self.points(image), 1.0)
-
-
-class ScaledDetector(StubDetector):
-    """The same in pictures of any size."""
-
-    def points(self, image: np.ndarray) -> np.ndarray:
-        return super().points(image) * np.float32(image.shape[1] / SIZE)
-
-
-def picture(shift: int = 0, height: int = SIZE, width: int = SIZE) -> np.ndarray:
-    image = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
-    image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
-    image[0, 0] = shift
-    return image
-
-
-def clip(*shifts: int) -> list[np.ndarray]:
-    return [picture(shift) for shift in shifts]
-
-
-def make_pipeline(**kwargs) -> FsthPipeline:
-    networks = [tiny(network, **kwargs).train() for network in (FsthEmbedder, FsthGenerator, FsthDiscriminator)]
-    pipe = FsthPipeline(*networks[:2], FsthImageProcessor(size=SIZE), networks[2])
-    pipe.set_progress_bar_config(disable=True)
-    pipe.detector = StubDetector()
-    return pipe
+from testing_utils.clips import make_clip
+from testing_utils.networks import SIZE, tiny
+from testing_utils.pipelines import NO_FACE, ScaledDetector, StubDetector, arrays, clip, make_pipeline, picture
 
 
 @pytest.fixture
 def pipe():
     return make_pipeline()
-
-
-@pytest.fixture(scope="module")
-def bundled():
-    pipe = FsthPipeline.from_pretrained()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def arrays(frames) -> np.ndarray:
-    return np.stack([np.asarray(frame) for frame in frames])
 
 
 def spy_on_points(pipe, monkeypatch) -> list[np.ndarray]:
@@ -129,18 +66,6 @@ def test_bundled_model_draws_the_face_where_the_driver_leads_it(bundled, astrona
 
 
 # Saving and loading.
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_saved_pipeline_draws_the_same_bits(pipe, tmp_path, dtype):
-    pipe.to(dtype=dtype).save_pretrained(tmp_path)
-    loaded = FsthPipeline.from_pretrained(tmp_path, dtype=dtype)
-    loaded.set_progress_bar_config(disable=True)
-    loaded.detector = StubDetector()
-    assert loaded.size == SIZE and loaded.image_processor.side == SIZE
-    frames = [arrays(p(picture(), clip(0, 20, 40)).frames[0]) for p in (pipe, loaded)]
-    assert np.array_equal(*frames)
-    assert frames[0].std() > 1
 
 
 def test_pickled_weights_are_not_read(pipe, tmp_path):
@@ -308,20 +233,6 @@ def test_a_person_with_a_generator_of_their_own_is_drawn_by_it(pipe):
     drawn = [arrays(pipe(one, clip(0, 20)).frames[0]) for one in (person, tuned)]
     assert not np.array_equal(*drawn)
     assert np.array_equal(drawn[1], arrays(other(person, clip(0, 20)).frames[0]))
-
-
-def test_two_runs_are_equal_and_nothing_in_the_networks_moves(pipe):
-    state = {name: tensor.clone() for name, tensor in pipe.generator.state_dict().items()}
-    runs = [arrays(pipe(picture(), clip(0, 20, 40)).frames[0]) for _ in range(2)]
-    assert np.array_equal(*runs)
-    assert not np.array_equal(runs[0][0], runs[0][2])
-    assert all(torch.equal(tensor, state[name]) for name, tensor in pipe.generator.state_dict().items())
-
-
-def test_half_precision_is_near_single(pipe):
-    single = arrays(pipe(picture(), clip(0, 20, 40)).frames[0]).astype(float)
-    half = arrays(pipe.to(dtype=torch.bfloat16)(picture(), clip(0, 20, 40)).frames[0])
-    assert np.abs(single - half).mean() < 2 < single.std()
 
 
 def test_paper_networks_draw_too():

@@ -13,13 +13,13 @@ import torch
 from diffusers.utils import export_to_video, export_utils
 from diffusers.video_processor import VideoProcessor
 from PIL import Image
-from test_modeling import SIZE
-from test_pipeline import NO_FACE, arrays, clip, make_pipeline, picture
-from test_video import make_clip
 
 from fsth_hub.media.reading import open_clip
 from fsth_hub.models.errors import FsthError, VideoError
 from fsth_hub.pipelines.side_by_side import write_side_by_side
+from testing_utils.clips import make_clip
+from testing_utils.networks import SIZE
+from testing_utils.pipelines import NO_FACE, arrays, clip, make_pipeline, picture
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from shards import ROOT, grey
 
 from fsth_hub.landmarks import get_detector, track_clip
 from fsth_hub.media.writing import write_clip
 from fsth_hub.models.landmark_layout import FACE
+from testing_utils.paths import ROOT
+from testing_utils.shards import grey
 from training import prepare_dataset
 from training.data.dataset import read_index
 from training.prepare_dataset import Frames, Skipped, add_clip, process_clip, read_manifest, try_clip, write_shard

@@ -18,8 +18,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from PIL import Image
-from test_pipeline import clip, make_pipeline, picture
-from test_video import make_clip, sound_of
 
 from fsth_hub.media.reading import open_clip, read_metadata
 from fsth_hub.media.writing import write_clip
@@ -29,6 +27,8 @@ from fsth_hub.provenance import credentials, signing_key, watermark
 from fsth_hub.provenance.credentials import OUTPUT_METADATA, Origin, sign
 from fsth_hub.provenance.inspection import inspect
 from fsth_hub.provenance.watermark import add_watermark
+from testing_utils.clips import make_clip, sound_of
+from testing_utils.pipelines import clip, make_pipeline, picture
 
 
 ORIGIN = Origin("bundled", "ada", (("portrait", "ab" * 32), ("driving clip", None)))

@@ -1,14 +1,13 @@
 """Tables of an evaluation: numbers of a few invented people."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-import fsth_hub
 from fsth_hub.models.errors import FsthError
+from testing_utils.paths import BUNDLED_CARD
 from training.evaluation.report import (
     BEGIN,
     END,
@@ -20,9 +19,6 @@ from training.evaluation.report import (
     write_between_markers,
     write_model_index,
 )
-
-
-BUNDLED_CARD = Path(fsth_hub.__file__).parent / "checkpoints" / "small" / "README.md"
 
 
 def measured(lpips: float, akd: float | None = 2.0, **seconds) -> dict:

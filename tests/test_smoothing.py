@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from test_motion import EYE, face, opening
 
 from fsth_hub.landmarks import LandmarkSmoother, smooth_clip
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.landmark_layout import FACE, IRISES, interocular
+from testing_utils.faces import EYE, face, opening
 
 
 FPS = 25

@@ -23,15 +23,15 @@ import httpx
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from hub_server import ANN_READS, ENDPOINT
 from huggingface_hub import SpaceCard
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
-from test_demo import arguments
 
 from fsth_hub.finetuning.loop import VGG19
 from fsth_hub.media.reading import open_clip
+from testing_utils.demo import animate_arguments
+from testing_utils.hub_server import ANN_READS, ENDPOINT
 
 
 ROOT = Path(__file__).parents[1]
@@ -219,7 +219,7 @@ def running_space(python: Path, folder: Path, home: Path, script: str = "app.py"
 def test_runs_as_a_space(python, folder, tmp_path):
     with running_space(python, folder, tmp_path) as url:
         client = Client(url, verbose=False, download_files=tmp_path / "downloads")
-        result, *_ = client.predict(**arguments())
+        result, *_ = client.predict(**animate_arguments())
         assert client.config["space_id"] is None  # or the page would ask other hosts for a header
         assert list(tmp_path.glob("fsth-space-*/uploads/*/*"))  # on the disk that is forgotten
     path = result["video"] if isinstance(result, dict) else result
@@ -279,10 +279,10 @@ def test_draws_in_zero_gpu_s_process(python, folder, tmp_path):
     with running_space(python, folder, tmp_path, str(tmp_path / "without_gpu.py"), **variables) as url:
         client = Client(url, verbose=False, download_files=tmp_path / "downloads", headers={"x-ip-token": visitor})
         for frames in (3, 4):  # the second in the process that is there already
-            outputs = client.submit(**arguments(max_frames=frames))
+            outputs = client.submit(**animate_arguments(max_frames=frames))
             result, _, _, details = outputs.result(120)
             assert f"{frames} frames" in details and any(preview for _, preview, *_ in outputs.outputs())
-        job = client.submit(**arguments(max_frames=None))
+        job = client.submit(**animate_arguments(max_frames=None))
         while not any(outputs[1] for outputs in job.outputs()):
             time.sleep(0.05)
         job.cancel()
@@ -290,8 +290,8 @@ def test_draws_in_zero_gpu_s_process(python, folder, tmp_path):
 
         Image.new("RGB", (200, 200), "grey").save(wall)
         with pytest.raises(AppError, match="No face was found in wall.png"):
-            client.predict(**arguments(portrait=wall))
-        assert "5 frames" in client.predict(**arguments(max_frames=5))[3]
+            client.predict(**animate_arguments(portrait=wall))
+        assert "5 frames" in client.predict(**animate_arguments(max_frames=5))[3]
     server.shutdown()
     schedules = [query for path, query in ZeroGpu.asked if path == "/schedule"]
     assert len(schedules) == 5 and all(query.get("token") == visitor for query in schedules)

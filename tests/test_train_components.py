@@ -1,6 +1,5 @@
 """Training of the facial components: the crops it learns from, and the script."""
 
-import csv
 import json
 from functools import partial
 
@@ -8,15 +7,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from meta_training import checkpoints, flags, log_of
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from shards import write_shards
-from test_facial_components import face
-from test_modeling import SIZE
 
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.facial_components import FsthComponentsConfig, FsthFacialComponents
+from testing_utils.meta_training import checkpoints, flags, log_of
+from testing_utils.stills import write_face_clips, write_stills
 from training import train_components
 from training.data.component_dataset import ComponentCrops, is_plausible, list_stills
 
@@ -27,34 +23,14 @@ TINY = {
 }  # fmt: skip
 
 
-def texture(seed: int, size: int = SIZE) -> np.ndarray:
-    noise = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), np.uint8)
-    return np.asarray(Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC))
-
-
 @pytest.fixture
 def clips(tmp_path):
-    """Two people, whose faces rest while their pictures change; landmarks as in `face`, at 64 pixels."""
-    points = face(size=SIZE)[0].numpy()
-    frames = {f"{name}/1.mp4": [texture(seed + i) for i in range(10)] for seed, name in ((0, "ann"), (50, "bob"))}
-    return write_shards(tmp_path / "clips", frames, points)
+    return write_face_clips(tmp_path / "clips")
 
 
 @pytest.fixture
 def stills(tmp_path):
-    """101 stills, of which 0, 50 and 100 are held out; number 7 has landmarks that are wrong, 8 is too small."""
-    folder = tmp_path / "stills"
-    (folder / "crops").mkdir(parents=True)
-    points = np.repeat(face(opening=30, size=SIZE).numpy(), 101, axis=0)
-    points[7, :48] += np.random.default_rng(0).uniform(-9, 9, (48, 2))
-    with open(folder / "index.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "source", "crop_side_px_in_original"])
-        for number in range(101):
-            Image.fromarray(texture(number)).save(folder / "crops" / f"{number:05d}.jpg", quality=95)
-            writer.writerow([f"{number:05d}.jpg", "made", 100 if number == 8 else 500])
-    np.savez(folder / "landmarks.npz", points=points)
-    return folder
+    return write_stills(tmp_path / "stills")
 
 
 def test_stills_that_are_held_out_wrong_or_small_are_not_trained_on(stills):

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
-from shards import landmarks, write_shards
-from test_modeling import SIZE
 
 from fsth_hub.models.landmark_flow import face_flow
 from fsth_hub.models.landmark_layout import FACE
 from fsth_hub.models.modeling_fsth import FsthGenerator
+from testing_utils.networks import SIZE
+from testing_utils.shards import landmarks, write_shards
 from training import train_flow
 from training.train_flow import main, measure_residual_flow
 

@@ -1,4 +1,4 @@
-"""Headless Chromium against the real app, for `test_browser.py`."""
+"""Headless Chromium against the real app."""
 
 import os
 import shutil
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import httpx
 
+from testing_utils.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = [
     "--no-sandbox",

@@ -12,10 +12,10 @@ import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import pytest
 import uvicorn
 import yaml
 from starlette.applications import Starlette
@@ -281,6 +281,10 @@ class Hub:
     def disconnect(request: Request):
         request.receive.__self__.transport.abort()  # uvicorn's own
 
+    def clear(self) -> None:
+        for state in (self.repositories, self.objects, self.requests):
+            state.clear()
+
 
 def describe(path: str, content: bytes) -> dict:
     blob = {"oid": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), "size": len(content)}
@@ -289,8 +293,8 @@ def describe(path: str, content: bytes) -> dict:
     return blob
 
 
-@pytest.fixture(scope="session")
-def running_hub():
+@contextmanager
+def run_hub() -> Iterator[Hub]:
     hub = Hub()
     server = uvicorn.Server(uvicorn.Config(hub.app, http="h11", lifespan="off", log_level="critical"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [SOCKET]})
@@ -298,12 +302,3 @@ def running_hub():
     yield hub
     server.should_exit = True
     thread.join()
-
-
-@pytest.fixture
-def hub(running_hub, monkeypatch):
-    """The hub, empty, to which this process and those that it starts are logged in as ann."""
-    monkeypatch.setenv("HF_TOKEN", ANN)
-    for state in (running_hub.repositories, running_hub.objects, running_hub.requests):
-        state.clear()
-    return running_hub

@@ -4,34 +4,24 @@ import json
 import os
 from pathlib import Path
 
-import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from test_modeling import SIZE, tiny_config
 
+from testing_utils.networks import SIZE
 from training import meta_train
 
 
 ON_CPU = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture
-def train(shards, vgg, tmp_path, monkeypatch):
-    """Runs the script with these options, on tiny networks, and returns its folder."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(meta_train, "FsthConfig", tiny_config)
-    output_dir = tmp_path / "run"
-
-    def train(shards=shards, **options) -> Path:
-        AcceleratorState._reset_state(reset_partial_state=True)  # a process has one accelerator, a script one process
-        defaults = {"output_dir": output_dir, "vgg": vgg, "image_size": SIZE, "batch_size": 2, "num_sources": 2}
-        defaults |= {"num_workers": 0, "max_steps": 2, "log_every": 1, "mixed_precision": "no", "warmup_steps": 0}
-        arguments = [str(shards)]
-        meta_train.main(arguments + flags(defaults | options))
-        return (defaults | options)["output_dir"]
-
-    return train
+def train_tiny(shards: Path, **options) -> Path:
+    """Runs the script with these options on top of short ones, and returns its folder."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one accelerator, a script one process
+    defaults = {"image_size": SIZE, "batch_size": 2, "num_sources": 2, "num_workers": 0, "max_steps": 2}
+    defaults |= {"log_every": 1, "mixed_precision": "no", "warmup_steps": 0}
+    meta_train.main([str(shards), *flags(defaults | options)])
+    return options["output_dir"]
 
 
 def flags(options: dict) -> list[str]:

@@ -1,18 +1,15 @@
-"""Small shards to train and evaluate on, and the networks that go with them."""
+"""Small shards to train and evaluate on."""
 
 import tarfile
 from pathlib import Path
 
 import numpy as np
-from test_modeling import SIZE
 
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
-from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from testing_utils.networks import SIZE
 from training.prepare_dataset import Frames, add_clip, encode
 
 
-ROOT = Path(__file__).parents[1]
-NETWORKS = {"embedder": FsthEmbedder, "generator": FsthGenerator, "discriminator": FsthDiscriminator}
 NUM_FRAMES = 6
 RIGHT_CORNER, LEFT_CORNER = 36, 45  # outer corners of the eyes: mirror images of each other
 

@@ -1,68 +1,16 @@
-"""What visitors do, in a real browser against the real app with the bundled model.
+"""What visitors do, in a real browser against the real app with the bundled model."""
 
-Needs Chromium (`apt-get install chromium`) and Playwright, which is in the `dev` extra.
-"""
-
-import io
 import re
 import time
 from pathlib import Path
 
 import httpx
 import pytest
-from browser import ARGUMENTS, CHROMIUM, PHONE, ROOT, Visitor, running_app
 from PIL import Image, ImageOps
 
 from fsth_hub.media.reading import open_clip
-
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-if not CHROMIUM:
-    pytest.skip("there is no Chromium on this machine (apt-get install chromium)", allow_module_level=True)
-
-PORTRAIT, DRIVER = ROOT / "fsth_hub/examples/astronaut.jpg", ROOT / "fsth_hub/examples/driver.mp4"
-
-
-@pytest.fixture(scope="module")
-def app_folder(tmp_path_factory):
-    """Where the app has its log, its uploads, and folders for clips that are being made."""
-    return tmp_path_factory.mktemp("app")
-
-
-@pytest.fixture(scope="module")
-def url(app_folder):
-    with running_app(app_folder) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    camera = tmp_path_factory.mktemp("camera") / "camera.mjpeg"
-    camera.write_bytes(b"".join(map(jpeg, list(open_clip(DRIVER))[::4])))
-    arguments = [*ARGUMENTS, f"--use-file-for-fake-video-capture={camera}"]
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=arguments)
-        yield browser
-        browser.close()
-
-
-def jpeg(frame) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(frame).resize((320, 320)).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
-
-
-@pytest.fixture
-def visit(browser, url):
-    visitors = []
-
-    def visit(**options) -> Visitor:
-        visitors.append(Visitor(browser, url, **options))
-        return visitors[-1]
-
-    yield visit
-    for visitor in visitors:
-        visitor.close()
+from testing_utils.browser import PHONE
+from testing_utils.paths import DRIVER, PORTRAIT
 
 
 @pytest.fixture(scope="module")

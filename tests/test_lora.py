@@ -7,11 +7,11 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from test_modeling import run, tiny
 from torch import nn
 
 from fsth_hub.finetuning.lora import RANK, add_lora, get_lora, load_lora, lora_parameters, merge, save_lora, start_lora
 from fsth_hub.models.modeling_fsth import FsthGenerator
+from testing_utils.networks import run_network, tiny
 
 
 def trained(generator: FsthGenerator, rank: int = RANK) -> FsthGenerator:
@@ -44,7 +44,7 @@ def test_untrained_it_draws_as_the_generator_does():
     generator = tiny(FsthGenerator)
     tuned = add_lora(generator)
     start_lora(tuned, torch.Generator().manual_seed(0))
-    assert torch.allclose(run(tuned).images, run(generator).images, atol=1e-5)
+    assert torch.allclose(run_network(tuned).images, run_network(generator).images, atol=1e-5)
     plain = generator.fold_spectral_norm().state_dict()
     merged = merge(generator, get_lora(tuned)).state_dict()
     assert all(torch.equal(tensor, plain[name]) for name, tensor in merged.items())
@@ -70,8 +70,8 @@ def test_merged_weights_draw_what_was_trained(rank):
     # plain: a frame costs what it did
     assert merged.state_dict().keys() == generator.fold_spectral_norm().state_dict().keys()
     assert not any(parameter.requires_grad for parameter in merged.parameters()) and not merged.training
-    assert torch.allclose(run(merged).images, run(tuned).images, atol=1e-4)
-    assert (run(merged).images - run(generator).images).abs().mean() > 0.01
+    assert torch.allclose(run_network(merged).images, run_network(tuned).images, atol=1e-4)
+    assert (run_network(merged).images - run_network(generator).images).abs().mean() > 0.01
     assert all(torch.equal(tensor, before[name]) for name, tensor in generator.state_dict().items())
 
 
@@ -92,9 +92,9 @@ def test_peft_itself_loads_what_is_saved(tmp_path, source_skips):
         warnings.simplefilter("error", UserWarning)  # of keys that are missing or left over
         loaded = PeftModel.from_pretrained(tiny(FsthGenerator, source_skips=source_skips), tmp_path)
     assert loaded.peft_config["default"].base_model_name_or_path == "ann/base"
-    expected = run(merge(generator, lora)).images
-    assert torch.allclose(run(loaded).images, expected, atol=1e-4)
-    assert (expected - run(generator).images).abs().mean() > 0.01
+    expected = run_network(merge(generator, lora)).images
+    assert torch.allclose(run_network(loaded).images, expected, atol=1e-4)
+    assert (expected - run_network(generator).images).abs().mean() > 0.01
 
 
 def test_what_peft_itself_saves_is_read(tmp_path):

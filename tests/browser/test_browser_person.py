@@ -3,28 +3,13 @@
 import zipfile
 
 import pytest
-from browser import ARGUMENTS, CHROMIUM, Visitor, running_app
-from hub_server import ANN
-from test_browser import DRIVER, PORTRAIT, files, visit  # noqa: F401 (fixtures)
+
+from testing_utils.browser import Visitor
+from testing_utils.hub_server import ANN
+from testing_utils.paths import DRIVER, PORTRAIT
 
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-if not CHROMIUM:
-    pytest.skip("there is no Chromium on this machine (apt-get install chromium)", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    with running_app(tmp_path_factory.mktemp("app")) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=ARGUMENTS)
-        yield browser
-        browser.close()
+expect = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed").expect
 
 
 def open_tab(visitor: Visitor, steps: int):
@@ -36,7 +21,7 @@ def open_tab(visitor: Visitor, steps: int):
     return page
 
 
-def test_from_portrait_to_published_person(visit, url, hub, tmp_path):  # noqa: F811
+def test_from_portrait_to_published_person(visit, url, hub, tmp_path):
     visitor = visit()
     visitor.add_portraits(PORTRAIT)
     visitor.add_clip(DRIVER)
@@ -83,7 +68,7 @@ def test_from_portrait_to_published_person(visit, url, hub, tmp_path):  # noqa: 
     other.locator("#publish").get_by_role("button", name="Publish to the hub").click()
     other.locator("#consent input").check()
     other.locator("#load-file").click()  # another person, who needs a consent of their own
-    sync_api.expect(other.locator("#consent input")).not_to_be_checked(timeout=30_000)
+    expect(other.locator("#consent input")).not_to_be_checked(timeout=30_000)
     other.locator("#try-person:enabled").click()
     other.locator("#person-preview img").wait_for(timeout=30_000)
     other.locator("#person-cancel").click()

@@ -4,28 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import ARGUMENTS, CHROMIUM, DESKTOP, PHONE, ROOT, Visitor, running_app
 
 from fsth_hub.media.reading import open_clip
 from fsth_hub.media.writing import write_clip
 from fsth_hub.provenance.inspection import inspect
-
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-if not CHROMIUM:
-    pytest.skip("there is no Chromium on this machine (apt-get install chromium)", allow_module_level=True)
-
-PORTRAIT = ROOT / "fsth_hub/examples/astronaut.jpg"
+from testing_utils.browser import DESKTOP, PHONE, Visitor
+from testing_utils.paths import PORTRAIT
 
 
 @pytest.fixture(scope="module")
-def visitor(tmp_path_factory):
-    with running_app(tmp_path_factory.mktemp("app")) as url, sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=ARGUMENTS)
-        visitor = Visitor(browser, url, accept_downloads=True)
-        yield visitor
-        assert visitor.foreign_requests(url) == []
-        browser.close()
+def visitor(browser, url):
+    visitor = Visitor(browser, url, accept_downloads=True)
+    yield visitor
+    assert visitor.foreign_requests(url) == []
+    visitor.close()
 
 
 @pytest.fixture(scope="module")
