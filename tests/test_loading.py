@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from shards import ROOT
-from test_facial_components import tiny_components
 from test_modeling import tiny
 from test_pipeline import StubDetector, arrays, clip, make_pipeline, picture
 
@@ -236,11 +235,3 @@ print(type(pipe).__name__, pipe.model_name, pipe.generator.dtype)
 
 def test_base_class_draws_the_same(folder):
     assert (draw(DiffusionPipeline.from_pretrained(folder)) == draw(FsthPipeline.from_pretrained(folder))).all()
-
-
-def test_facial_components_are_saved_and_loaded_with_a_pipeline(folder, tmp_path):
-    components = tiny_components()
-    FsthPipeline.from_pretrained(folder, facial_components=components).save_pretrained(tmp_path)
-    loaded = FsthPipeline.from_pretrained(tmp_path).facial_components
-    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in components.state_dict().items())
-    assert FsthPipeline.from_pretrained(tmp_path, facial_components=None).facial_components is None
