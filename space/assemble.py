@@ -37,6 +37,7 @@ FILES = {
     "packages.txt": "space/packages.txt",
     "thumbnail.jpg": "docs/astronaut.jpg",
     "LICENSE": "LICENSE",
+    "LICENSE-WEIGHTS": "LICENSE-WEIGHTS",
     "NOTICE": "NOTICE",
     "fsth_hub": "fsth_hub",
 }

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fsth_hub import FsthPipeline
 from fsth_hub.models.aligned_crops import (
     PARTS,
     align,
@@ -147,6 +148,14 @@ def test_components_are_saved_and_loaded(tmp_path):
     assert type(loaded.config) is FsthComponentsConfig and loaded.config.mouth_size == 32
     state = components.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_components_are_saved_and_loaded_with_a_pipeline(tmp_path):
+    components = tiny_components()
+    FsthPipeline.from_pretrained(facial_components=components, discriminator=None).save_pretrained(tmp_path)
+    loaded = FsthPipeline.from_pretrained(tmp_path).facial_components
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in components.state_dict().items())
+    assert FsthPipeline.from_pretrained(tmp_path, facial_components=None).facial_components is None
 
 
 def test_discriminators_score_patches_and_know_their_condition():

@@ -84,7 +84,7 @@ def parse_args(argv=None):
     parser.add_argument("--max_portraits", type=int, help="no more than so many pictures of each --portraits")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--write", type=Path, action="append", default=[], help="cards with markers for the tables")
+    parser.add_argument("--write", type=Path, action="append", default=[], help="a file with markers for the tables")
     parser.add_argument("--render_only", action="store_true", help="tables and grids of OUTPUT_DIR/evaluation.json")
     args = parser.parse_args(argv)
     if not args.render_only:

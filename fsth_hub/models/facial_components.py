@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import PreTrainedConfig
+
+# the latter for diffusers, which finds out how to load a component by its base class in the component's own module
+from transformers import PreTrainedConfig, PreTrainedModel  # noqa: F401
 from transformers.utils import ModelOutput
 
 from .aligned_crops import PARTS, align, blend_mask, part_masks, sample_crops, similarity, to_aligned
