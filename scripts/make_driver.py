@@ -102,7 +102,7 @@ def main() -> None:
     pipe = FsthPipeline.from_pretrained()
     person = pipe.embed(EXAMPLES / "astronaut.jpg")
     generator = pipe.generator_for()
-    frames = (pipe.draw_frame(generator, person, points) for points in pipe.progress_bar(motion(person.landmarks)))
+    frames = (pipe.generate_frame(generator, person, points) for points in pipe.progress_bar(motion(person.landmarks)))
     with tempfile.TemporaryDirectory() as folder:
         hum = Path(folder, "hum.m4a")
         write_hum(hum)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fsth_hub import FsthPipeline
 from fsth_hub.landmarks import MotionAdapter, pick_reference
-from fsth_hub.models.landmark_drawing import draw_landmarks
+from fsth_hub.models.landmark_drawing import rasterize_landmarks
 
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ def main():
     driving = pipe.read_driving(EXAMPLES / "driver.mp4")
     reference = driving.landmarks[pick_reference(person.landmarks, driving.landmarks)]
     adapt = MotionAdapter(person.landmarks, reference)
-    drawings = [draw_landmarks(adapt(points) * (size / pipe.size), size) for points in driving.landmarks]
+    drawings = [rasterize_landmarks(adapt(points) * (size / pipe.size), size) for points in driving.landmarks]
     frames = list(pipe.drive(person, driving, size=size))
     portrait = np.asarray(Image.fromarray(person.crops[0]).resize((size, size), Image.Resampling.LANCZOS))
     rows = [np.concatenate([portrait, *(frames[index] for index in FRAMES)], axis=1)]

@@ -83,13 +83,13 @@ def test_own_first_frame_drives_to_the_same_clip(tmp_path):
 def test_animate_takes_the_pipelines_options(tmp_path, model):
     """Without motion and mark the frames are alike; side by side is the photograph, the driver and the result."""
     output, beside = tmp_path / "out.mp4", tmp_path / "beside.mp4"
-    options = ["--motion-strength", 0, "--smoothing", 0.2, "--paste-back", "--no-mark", "--no-credentials"]
+    options = ["--motion-strength", 0, "--smoothing", 0.2, "--paste-back", "--no-watermark", "--no-credentials"]
     options += ["--side-by-side", beside, "--model", model, "--frames", 3, "--device", "cpu", "--json", "-"]
     result = run("animate", PORTRAIT, "--driving", DRIVER, "--output", output, *options)
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert [report[name] for name in ("motion_strength", "smoothing", "paste_back")] == [0, 0.2, True]
-    assert not report["mark"] and not report["credentials"] and report["side_by_side"] == str(beside)
+    assert not report["watermark"] and not report["credentials"] and report["side_by_side"] == str(beside)
     frames, wide = read(output).astype(int), read(beside).astype(int)
     assert frames.shape == (3, 512, 512, 3) and np.abs(frames - frames[0]).mean() < 1
     assert wide.shape == (3, 512, 3 * 512, 3) and open_clip(beside).audio_from
@@ -119,7 +119,7 @@ def test_size_is_what_was_asked_for_or_what_the_portrait_has(tmp_path, model):
     """The astronaut's head is 220 pixels wide; the tiny model sees 64."""
     output, beside = tmp_path / "out.mp4", tmp_path / "beside.mp4"
     options = ["--side-by-side", beside, "--model", model, "--frames", 2, "--device", "cpu", "--json", "-"]
-    options += ["--motion-strength", 0, "--no-mark", "--no-credentials"]
+    options += ["--motion-strength", 0, "--no-watermark", "--no-credentials"]
 
     def animate(*arguments):
         result = run("animate", PORTRAIT, "--driving", DRIVER, "--output", output, *arguments, *options)
@@ -227,7 +227,7 @@ def test_interrupt_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(FsthPipeline, "draw_frame", interrupted)
+    monkeypatch.setattr(FsthPipeline, "generate_frame", interrupted)
     result = run("animate", PORTRAIT, "--driving", DRIVER, "--output", tmp_path / "out.mp4", "--frames", 2)
     assert result.exit_code == 130
     assert list(tmp_path.iterdir()) == []

@@ -233,7 +233,7 @@ def test_at_their_size_it_is_what_the_networks_draw(pipe, person, generator, dty
 
 def test_background_of_a_photograph_stays_the_same(pipe, person, generator):
     points = person.landmarks
-    frames = [pipe.draw_frame(generator, person, points) for points in (points, nodding(points))]
+    frames = [pipe.generate_frame(generator, person, points) for points in (points, nodding(points))]
     background = cv2.dilate((person.sources.mattes[0, 0, 0].numpy() > 0).astype(np.uint8), np.ones((31, 31))) == 0
     assert background.mean() > 0.15 and np.array_equal(frames[0][background], frames[1][background])
     assert np.array_equal(frames[0][background], person.crops[0][background])
@@ -244,7 +244,9 @@ def test_frames_of_a_large_portrait_are_larger_and_the_same(pipe, astronaut, gen
     large = np.asarray(Image.fromarray(astronaut).resize((1400, 1400), Image.Resampling.BICUBIC))
     person = pipe.embed(large)
     assert 512 < person.max_size < 700
-    frames = {size: pipe.draw_frame(generator, person, nodding(person.landmarks), size) for size in (None, 256, 320)}
+    frames = {
+        size: pipe.generate_frame(generator, person, nodding(person.landmarks), size) for size in (None, 256, 320)
+    }
     assert {size: len(frame) for size, frame in frames.items()} == {None: 512, 256: 256, 320: 320}
     for size in (256, 320):
         reduced = np.asarray(Image.fromarray(frames[None]).resize((size, size), Image.Resampling.BICUBIC))

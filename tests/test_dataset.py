@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from fsth_hub.models.errors import FsthError
-from fsth_hub.models.landmark_drawing import draw_landmarks
+from fsth_hub.models.landmark_drawing import rasterize_landmarks
 from fsth_hub.models.landmark_layout import FACE, IRISES
 from testing_utils.networks import SIZE
 from testing_utils.shards import LEFT_CORNER, NUM_FRAMES, RIGHT_CORNER, as_frames, grey, landmarks, write_shards
 from training.data import dataset
-from training.data.dataset import EpisodeDataset, EpisodeKey, draw_batches, read_index
+from training.data.dataset import EpisodeDataset, EpisodeKey, read_index, sample_batches
 from training.prepare_dataset import add_bytes, add_clip
 
 
@@ -57,7 +57,7 @@ def test_episode_shapes_and_types(shards, augment):
     for name, channels in {"images": 3, "landmark_images": 3, "mattes": 1}.items():
         assert episode[name].shape == (3, channels, SIZE, SIZE) and episode[name].dtype == torch.uint8
     assert episode["landmarks"].shape == (3, 78, 2) and episode["landmarks"].dtype == torch.float32
-    drawing = draw_landmarks(episode["landmarks"][0].numpy(), SIZE)
+    drawing = rasterize_landmarks(episode["landmarks"][0].numpy(), SIZE)
     assert np.array_equal(episode["landmark_images"][0].permute(1, 2, 0).numpy(), drawing)
 
 
@@ -172,7 +172,7 @@ def test_same_key_same_episode(shards, far_sources):
 def draw(clips, first_step=1, num_processes=1, rank=0, **options) -> list[list[EpisodeKey]]:
     args = {"seed": 0, "max_steps": 6, "adversarial_start": 1, "discriminator_steps": 2, "num_sources": 4}
     args |= {"vary_sources": True, "gradient_accumulation_steps": 1, "batch_size": 4} | options
-    return list(draw_batches(clips, Namespace(**args), first_step, num_processes, rank))
+    return list(sample_batches(clips, Namespace(**args), first_step, num_processes, rank))
 
 
 def test_resumed_run_draws_what_the_unbroken_one_does(shards):

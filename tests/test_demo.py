@@ -49,7 +49,7 @@ REPORT = FsthReport(
     driving_box=CropBox(0, 0, 400),
     frames_without_face=(),
     sound=False,
-    mark=True,
+    watermark=True,
     credentials=True,
     seconds={},
 )
@@ -125,7 +125,7 @@ def test_programs_of_before_still_work(client):
     """They may give arguments by position: a new one comes last."""
     parameters = client.view_api(return_format="dict")["named_endpoints"]["/animate"]["parameters"]
     assert [parameter["parameter_name"] for parameter in parameters] == [
-        "portraits", "driving", "motion", "max_frames", "model", "motion_strength", "smoothing", "paste_back", "mark",
+        "portraits", "driving", "motion", "max_frames", "model", "motion_strength", "smoothing", "paste_back", "watermark",
         "person", "size",
     ]  # fmt: skip
     assert parameters[-1]["parameter_default"] == 512
@@ -342,7 +342,7 @@ def test_options_reach_the_pipeline(studio, files, monkeypatch):
     def options_of(*options):
         with pytest.raises(gr.Error, match="enough"):
             list(Animator(studio).animate([(portrait, None)], clip, [], [], *options))
-        names = ("motion", "motion_strength", "smoothing", "paste_back", "mark", "size")
+        names = ("motion", "motion_strength", "smoothing", "paste_back", "watermark", "size")
         return [calls[-1].get(name) for name in names]
 
     assert options_of() == ["relative", 1, 0.05, False, True, None]
@@ -429,9 +429,11 @@ def test_example_is_drawn_once(studio, monkeypatch):
     assert visit() == visit(model=studio.model_names[0]) and len(calls) == 1
     # other settings are drawn as they are, every time; own files too
     for count in (2, 3):
-        drawn, texts, words = visit(mark=False)
-        assert drawn == count and "mark=False" in texts[0] and SIDE_BY_SIDE_NAME in texts[1] and "without" in words
-    assert "mark=True" in visit()[1][0] and len(calls) == 3
+        drawn, texts, words = visit(watermark=False)
+        assert (
+            drawn == count and "watermark=False" in texts[0] and SIDE_BY_SIDE_NAME in texts[1] and "without" in words
+        )
+    assert "watermark=True" in visit()[1][0] and len(calls) == 3
     for _ in range(2):
         visit(ROOT / "docs/astronaut.jpg")
     assert len(calls) == 5
@@ -486,8 +488,8 @@ def test_unknown_failures_are_told_kindly(studio, files, monkeypatch, capsys):
 def test_live(studio, files, monkeypatch):
     """Causal: before a face is seen the portrait rests; the first face is the reference; a reset takes a new one."""
     live, gallery, pipe = Live(studio), [(files[0], None)], studio.ready.result()
-    drawn, draw_frame = [], pipe.draw_frame
-    monkeypatch.setattr(pipe, "draw_frame", lambda *args: drawn.append(draw_frame(*args)) or drawn[-1])
+    drawn, generate_frame = [], pipe.generate_frame
+    monkeypatch.setattr(pipe, "generate_frame", lambda *args: drawn.append(generate_frame(*args)) or drawn[-1])
     rest, words = live.step(picture(NO_FACE), gallery, [], False)
     assert "no face is seen" in words
     first, words = live.step(picture(0), gallery, [], True)
@@ -538,8 +540,8 @@ def test_live_frames_can_be_saved_once(studio, files):
 def test_live_is_smoothed(studio, files, monkeypatch):
     """A face that trembles, and then one that has gone and comes back elsewhere."""
     live, gallery, pipe = Live(studio), [(files[0], None)], studio.ready.result()
-    drawn, draw_frame = [], pipe.draw_frame
-    monkeypatch.setattr(pipe, "draw_frame", lambda *args: drawn.append(args[2]) or draw_frame(*args))
+    drawn, generate_frame = [], pipe.generate_frame
+    monkeypatch.setattr(pipe, "generate_frame", lambda *args: drawn.append(args[2]) or generate_frame(*args))
     clock = SimpleNamespace(monotonic=itertools.count(step=0.01).__next__)  # asked twice a frame
     monkeypatch.setattr(live_tab, "time", clock)
     for shift in (0, *(0, 1) * 5, NO_FACE, 20):

@@ -12,7 +12,7 @@ from PIL import Image
 from fsth_hub.models.cropping import CropBox
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.image_processing_fsth import FsthImageProcessor, denormalize, load_image, normalize
-from fsth_hub.models.landmark_drawing import draw_landmarks
+from fsth_hub.models.landmark_drawing import rasterize_landmarks
 from fsth_hub.models.modeling_fsth import FsthEmbedder, FsthGenerator
 from testing_utils.networks import SIZE, tiny
 
@@ -268,7 +268,7 @@ def test_landmarks_are_drawn_and_follow_the_size(points):
     np.testing.assert_allclose(features.landmarks[0, 1], (points + 1) * scale, atol=1e-4)
     drawings = features.landmark_images[0]
     assert drawings.shape == (2, 3, 64, 64) and drawings.dtype == torch.float32
-    expected = draw_landmarks(points * scale, 64)
+    expected = rasterize_landmarks(points * scale, 64)
     assert expected.max() > 100
     np.testing.assert_array_equal(processor.postprocess(drawings)[0], expected)
     np.testing.assert_array_equal(processor.draw(features.landmarks[0].numpy()), drawings)

@@ -13,7 +13,7 @@ from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.models import landmark_drawing
 from fsth_hub.models.cropping import CropBox, crop_box, crop_image, to_crop
 from fsth_hub.models.errors import FsthError, NoFaceError
-from fsth_hub.models.landmark_drawing import draw_landmarks
+from fsth_hub.models.landmark_drawing import rasterize_landmarks
 from fsth_hub.models.landmark_layout import (
     FLIP,
     INNER_LIPS,
@@ -59,14 +59,14 @@ def test_flip_mirrors_the_drawing(points):
 
     points[:, 0] += 0.2 * points[:, 1]  # no longer symmetric
     mirrored[:, 0] = 256 - points[:, 0]
-    drawn, of_mirrored = draw_landmarks(points, 256), draw_landmarks(mirrored[FLIP], 256)[:, ::-1]
+    drawn, of_mirrored = rasterize_landmarks(points, 256), rasterize_landmarks(mirrored[FLIP], 256)[:, ::-1]
     lit = drawn.max(axis=2) > 0
     difference = (drawn.max(axis=2).astype(int) - of_mirrored.max(axis=2)).clip(0)
     assert difference.sum() < 0.05 * drawn.max(axis=2)[lit].sum()
 
 
 def test_drawing_has_the_colours_at_the_points(points):
-    drawn = draw_landmarks(points, 256)
+    drawn = rasterize_landmarks(points, 256)
     assert drawn.shape == (256, 256, 3) and drawn.dtype == np.uint8
     for group, index in ((JAW, 8), (NOSE_BRIDGE, 28), (RIGHT_EYE, 36), (LEFT_EYE, 45), (INNER_LIPS, 66)):
         x, y = points[index]
@@ -82,20 +82,20 @@ def test_line_is_as_wide_as_it_should_be(points):
     points[:] = np.nan
     points[JAW] = np.stack([np.linspace(50, 200, 17), np.full(17, 100)], axis=1)
     for size, width in ((128, 1), (256, 2)):
-        column = draw_landmarks(points * size / 256, size)[:, size // 2, 0]
+        column = rasterize_landmarks(points * size / 256, size)[:, size // 2, 0]
         assert column.sum() / 255 == pytest.approx(width, abs=0.3)
 
 
 def test_drawing_moves_with_less_than_a_pixel(points):
-    still, moved = draw_landmarks(points, 128), draw_landmarks(points + np.float32(0.3), 128)
+    still, moved = rasterize_landmarks(points, 128), rasterize_landmarks(points + np.float32(0.3), 128)
     assert (still != moved).any()
 
 
 def test_unknown_points_are_not_drawn(points):
-    assert not draw_landmarks(np.full((NUM_POINTS, 2), np.nan), 64).any()
+    assert not rasterize_landmarks(np.full((NUM_POINTS, 2), np.nan), 64).any()
     without_irises = points.copy()
     without_irises[IRISES] = np.nan
-    drawn = draw_landmarks(without_irises, 256)
+    drawn = rasterize_landmarks(without_irises, 256)
     x, y = points[RIGHT_IRIS[0]]
     assert not drawn[int(y), int(x)].any()
     assert drawn[int(points[8, 1]), int(points[8, 0])].all()
@@ -104,14 +104,14 @@ def test_unknown_points_are_not_drawn(points):
 def test_closed_eye_shows_no_iris(points):
     x, y = points[RIGHT_IRIS[0]]
     around = np.s_[int(y) - 8 : int(y) + 8, int(x) - 8 : int(x) + 8, 1]
-    assert (draw_landmarks(points, 256)[around] > 200).sum() > 20
+    assert (rasterize_landmarks(points, 256)[around] > 200).sum() > 20
     points[[37, 38]] = points[[41, 40]] = points[[41, 40]] + [0, 5]  # the lids meet in an arc below the iris
-    assert not (draw_landmarks(points, 256)[around] > 200).any()
+    assert not (rasterize_landmarks(points, 256)[around] > 200).any()
 
 
 def test_points_beyond_the_border_do_no_harm(points):
-    assert draw_landmarks(points + np.float32(150), 256).any()
-    assert not draw_landmarks(points + np.float32(5000), 256).any()
+    assert rasterize_landmarks(points + np.float32(150), 256).any()
+    assert not rasterize_landmarks(points + np.float32(5000), 256).any()
 
 
 def test_sizes_of_a_face(points):

@@ -159,7 +159,7 @@ from training import meta_train
 
 rank = os.environ["RANK"]
 torch.optim.Adam = partial(torch.optim.Adam, eps=1.0)
-draw, end = meta_train.draw_batches, meta_train.Accelerator.end_training
+draw, end = meta_train.sample_batches, meta_train.Accelerator.end_training
 
 def drawing(*args):
     for keys in draw(*args):
@@ -174,7 +174,7 @@ def ending(accelerator):
     save_file({key: value.contiguous() for key, value in (learner | discriminator).items()}, f"{rank}.safetensors")
     end(accelerator)
 
-meta_train.draw_batches, meta_train.Accelerator.end_training = drawing, ending
+meta_train.sample_batches, meta_train.Accelerator.end_training = drawing, ending
 meta_train.main(sys.argv[1:])
 """
 

@@ -16,7 +16,7 @@ from fsth_hub.hub.model_card import CONSENT, PipelineFigures, identity_card, lic
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.models.landmark_layout import FACE, INNER_LIPS, JAW, LEFT_EYE, NOSE_BRIDGE, RIGHT_EYE
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
-from fsth_hub.pipelines.preview import draw_preview, preview_landmarks
+from fsth_hub.pipelines.preview import generate_preview, preview_landmarks
 from testing_utils.paths import BUNDLED_CARD
 from testing_utils.pipelines import make_pipeline, picture, tuned
 
@@ -160,14 +160,14 @@ def test_preview_moves_head_and_mouth():
 
 def test_preview_is_generated(identity, pipe, tmp_path):
     """Frames of the identity's own generator, the first in the portrait's pose; none is a photograph."""
-    strip = np.asarray(draw_preview(identity, identity.generator))
+    strip = np.asarray(generate_preview(identity, identity.generator))
     assert strip.shape == (pipe.size, 4 * pipe.size, 3)
     frames = np.split(strip, 4, axis=1)
-    assert np.array_equal(frames[0], pipe.draw_frame(pipe.generator_for(identity), identity, identity.landmarks))
+    assert np.array_equal(frames[0], pipe.generate_frame(pipe.generator_for(identity), identity, identity.landmarks))
     assert len({frame.tobytes() for frame in frames}) == 4
     with torch.no_grad():
         other = pipe.embed(picture())
-    assert not np.array_equal(frames[0], pipe.draw_frame(pipe.generator_for(), other, identity.landmarks))
+    assert not np.array_equal(frames[0], pipe.generate_frame(pipe.generator_for(), other, identity.landmarks))
     identity.write_card(tmp_path, "ann/portrait")
     with Image.open(tmp_path / "preview.jpg") as saved:
         assert saved.size == (4 * pipe.size, pipe.size) and b"AI-generated" in saved.info["comment"]
@@ -184,11 +184,11 @@ def test_preview_and_card_are_of_the_crops_own_size(pipe, tmp_path):
     with Image.open(tmp_path / "preview.jpg") as saved:
         assert saved.size == (4 * 150, 150)
     assert "Crops of the head, 151 x 151 pixels" in (tmp_path / "README.md").read_text()
-    first = np.asarray(draw_preview(identity, identity.generator))[:, :150]
-    assert np.array_equal(first, pipe.draw_frame(pipe.generator_for(identity), identity, identity.landmarks, 150))
+    first = np.asarray(generate_preview(identity, identity.generator))[:, :150]
+    assert np.array_equal(first, pipe.generate_frame(pipe.generator_for(identity), identity, identity.landmarks, 150))
     without = make_pipeline(source_skips=False)  # which draws one size alone
     identity = without.fine_tune_crops([crops], [points], **options)
-    assert draw_preview(identity, identity.generator).size == (4 * without.size, without.size)
+    assert generate_preview(identity, identity.generator).size == (4 * without.size, without.size)
 
 
 # Pipelines.

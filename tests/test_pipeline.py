@@ -31,8 +31,8 @@ def pipe():
 
 def spy_on_points(pipe, monkeypatch) -> list[np.ndarray]:
     """The landmarks of every frame that is drawn."""
-    points, draw_frame = [], pipe.draw_frame
-    monkeypatch.setattr(pipe, "draw_frame", lambda *args: points.append(args[2]) or draw_frame(*args))
+    points, generate_frame = [], pipe.generate_frame
+    monkeypatch.setattr(pipe, "generate_frame", lambda *args: points.append(args[2]) or generate_frame(*args))
     return points
 
 
@@ -301,7 +301,7 @@ def test_pasted_back_head_moves_in_its_photograph(pipe, tmp_path, kind):
     pipe(portraits, clip(0, 20), paste_back=True, output_path=result)
     (frame, _) = open_clip(result)
     assert frame.shape == (150, 120, 3)
-    frames = arrays(pipe(portraits, clip(0, 20), paste_back=True, mark=False).frames[0])
+    frames = arrays(pipe(portraits, clip(0, 20), paste_back=True, watermark=False).frames[0])
     box = pipe.embed(photograph).boxes[0]
     outside = np.ones((150, 120), bool)
     outside[: int(box.top + box.side) + 1, max(0, int(box.left)) : int(box.left + box.side) + 1] = False
@@ -378,18 +378,18 @@ def test_bad_driving_is_one_sentence_and_writes_nothing(pipe, driving, options, 
 def test_frames_are_as_large_as_is_wanted_and_the_portrait_is(pipe, side, size, expected):
     pipe.detector = ScaledDetector()
     person = pipe.embed(picture(height=side, width=side), crop=False)
-    output = pipe(person, clip(0), size=size, crop=False, mark=False)
+    output = pipe(person, clip(0), size=size, crop=False, watermark=False)
     assert output.frames[0][0].size == (expected, expected)
     assert output.report.size == expected
     assert output.report.max_size == max(SIZE, min(side, 1024)) // 2 * 2
-    drawn = pipe.draw_frame(pipe.generator, person, person.landmarks, size)
+    drawn = pipe.generate_frame(pipe.generator, person, person.landmarks, size)
     assert drawn.shape == (expected, expected, 3)
 
 
 def test_frames_of_all_sizes_are_the_same_picture(pipe):
     pipe.detector = ScaledDetector()
     person = pipe.embed(picture(height=512, width=512), crop=False)
-    large, small = (pipe.draw_frame(pipe.generator, person, person.landmarks + 1, size) for size in (512, 256))
+    large, small = (pipe.generate_frame(pipe.generator, person, person.landmarks + 1, size) for size in (512, 256))
     reduced = np.asarray(Image.fromarray(large).resize((256, 256), Image.Resampling.BICUBIC))
     assert np.abs(reduced.astype(int) - small).mean() < 1.5 < small.std()
 

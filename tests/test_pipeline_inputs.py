@@ -85,7 +85,7 @@ def test_callback_gets_what_is_returned(pipe):
         *({"face_index": value} for value in ("0", -1, 0.0, [0, -1], None)),
         *({"driving_face_index": value} for value in ("0", -1, 0.0, None)),
         *({"reference_frame": value} for value in ("0", -1, 0.0)),
-        *({name: "no"} for name in ("crop", "paste_back", "mark", "credentials", "return_dict")),
+        *({name: "no"} for name in ("crop", "paste_back", "watermark", "credentials", "return_dict")),
         *({"motion": value} for value in ("sideways", None, ["relative"])),
         *({"output_type": value} for value in ("latent", None, 3)),
         *({"callback_on_frame_end": value} for value in ("print", 3)),

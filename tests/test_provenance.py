@@ -436,12 +436,12 @@ def test_keys_that_cannot_be_used(tmp_path, monkeypatch):
 
 def test_pipeline_marks_and_signs(tmp_path):
     pipe = make_pipeline()
-    drawn = [np.asarray(frame) for frame in pipe(picture(), clip(0, 20), mark=False).frames[0]]
+    drawn = [np.asarray(frame) for frame in pipe(picture(), clip(0, 20), watermark=False).frames[0]]
     output = pipe(picture(), clip(0, 20))
     assert all(np.array_equal(add_watermark(a), b) for a, b in zip(drawn, output.frames[0], strict=True))
-    assert output.report.mark and output.report.credentials
+    assert output.report.watermark and output.report.credentials
     output.save(tmp_path / "saved.mp4")
-    pipe(picture(), clip(0, 20), output_path=tmp_path / "streamed.mp4", mark=False)
+    pipe(picture(), clip(0, 20), output_path=tmp_path / "streamed.mp4", watermark=False)
     for name in ("saved.mp4", "streamed.mp4"):
         report = inspect(tmp_path / name)
         assert (report.credentials, report.model) == ("valid", "unnamed")
@@ -453,7 +453,7 @@ def test_credentials_can_be_switched_off(tmp_path, settings):
     pipe(picture(), clip(0, 20), output_path=tmp_path / "a.mp4", credentials=False)
     output = pipe(picture(), clip(0, 20), credentials=False)
     output.save(tmp_path / "b.mp4")
-    assert output.report.mark and not output.report.credentials
+    assert output.report.watermark and not output.report.credentials
     for name in ("a.mp4", "b.mp4"):
         report = inspect(tmp_path / name)
         assert report.credentials == "none" and report.ai_generated

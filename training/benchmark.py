@@ -177,7 +177,7 @@ def composing_times(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> di
 def drawing_time(pipe: FsthPipeline, generator, person, landmarks: list[np.ndarray], repeats: int) -> float:
     def draw():
         for points in landmarks:
-            pipe.draw_frame(generator, person, points, pipe.size)
+            pipe.generate_frame(generator, person, points, pipe.size)
 
     return 1000 * best_seconds(draw, repeats, pipe.device) / len(landmarks)
 
@@ -188,7 +188,7 @@ def compile_times(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> dict
     compiled = torch.compile(plain)
     started = time.perf_counter()
     try:
-        pipe.draw_frame(compiled, person, landmarks[0])
+        pipe.generate_frame(compiled, person, landmarks[0])
     except Exception as error:  # no C++ compiler, or a device that it does not know
         return {"problem": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     seconds = time.perf_counter() - started
@@ -200,7 +200,7 @@ def compile_times(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> dict
 def encoding_time(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> float:
     """Milliseconds a frame, written as H.264."""
     generator, person = pipe.generator_for(), pipe.embed(args.portrait)
-    frames = [pipe.draw_frame(generator, person, points) for points in landmarks]
+    frames = [pipe.generate_frame(generator, person, points) for points in landmarks]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clip.mp4")
         seconds = best_seconds(lambda: write_clip(path, frames, 25), args.repeats, torch.device("cpu"))

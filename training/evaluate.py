@@ -33,7 +33,7 @@ from fsth_hub.finetuning.loop import METHODS
 from fsth_hub.finetuning.losses import ContentLoss
 from fsth_hub.landmarks import get_detector
 from fsth_hub.models.errors import FsthError
-from fsth_hub.models.landmark_drawing import draw_landmarks
+from fsth_hub.models.landmark_drawing import rasterize_landmarks
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 from training.data.dataset import Clip, read_index
 from training.evaluation.metrics import IdentityNetwork
@@ -324,7 +324,7 @@ def measure_tasks(
 
 def save_pictures(folder: Path, name: str, task, shots: int, method: str, portrait: np.ndarray, drawn):
     """Some frames of a method, and what belongs beside them in a grid."""
-    drawings = {index: draw_landmarks(task.targets[index], len(portrait)) for index in task.shown}
+    drawings = {index: rasterize_landmarks(task.targets[index], len(portrait)) for index in task.shown}
     columns = {"portrait": [portrait] * len(drawn), "landmarks": drawings, method: drawn}
     if task.real:
         columns[task.real_title] = task.real

@@ -40,7 +40,7 @@ from fsth_hub.models.errors import FsthError
 from fsth_hub.models.image_processing_fsth import normalize, to_pixels
 from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from training.checkpoints import last_checkpoint, load_checkpoint, rewind_log, save_checkpoint, save_networks
-from training.data.dataset import EpisodeDataset, EpisodeKey, draw_batches, read_index
+from training.data.dataset import EpisodeDataset, EpisodeKey, read_index, sample_batches
 from training.options import parse_args, weights_of
 
 
@@ -158,7 +158,7 @@ def validate(learner: MetaLearner, content: ContentLoss, batches) -> tuple[dict[
     return totals, np.concatenate(columns[:2])
 
 
-def draw_window(args, step: int) -> tuple[int, int, int] | None:
+def sample_window(args, step: int) -> tuple[int, int, int] | None:
     """Where to compare frames in this step; the same on every process and after resuming."""
     if not args.window:
         return None
@@ -242,7 +242,7 @@ def main(argv=None):
 
     loader = DataLoader(
         dataset,
-        batch_sampler=draw_batches(
+        batch_sampler=sample_batches(
             dataset.clips, args, step + 1, accelerator.num_processes, accelerator.process_index
         ),
         num_workers=args.num_workers,
@@ -272,7 +272,7 @@ def main(argv=None):
         step_started = time.monotonic()
         adversarial = step > args.adversarial_start
         terms, drawn = defaultdict(float), []
-        window = draw_window(args, step)
+        window = sample_window(args, step)
 
         # generator: its gradients must not leak into the discriminator
         bare_discriminator.requires_grad_(False)

@@ -134,7 +134,7 @@ class FlowLearner(nn.Module):
         return tuple(((f - batch["residual"]).norm(dim=-1) * share).sum() for f in (flow, torch.zeros_like(flow)))
 
 
-def draw_pairs(clips: list[Clip], args, num_processes: int) -> list[list[EpisodeKey]]:
+def sample_pairs(clips: list[Clip], args, num_processes: int) -> list[list[EpisodeKey]]:
     """Batches of pairs of frames; people equally often, however many clips there are of them."""
     clips_of = Counter(clip.identity for clip in clips)
     shares = np.array([1 / clips_of[clip.identity] / len(clips_of) for clip in clips])
@@ -164,7 +164,7 @@ def main(argv=None):
 
     episodes = EpisodeDataset(read_index(args.shards), args.image_size, 1)
     side = generator.config.working_size // 4  # of the refiner's maps
-    batches = draw_pairs(episodes.clips, args, accelerator.num_processes)
+    batches = sample_pairs(episodes.clips, args, accelerator.num_processes)
     loader = DataLoader(FlowDataset(episodes, side), batch_sampler=batches, num_workers=args.num_workers)
     validation = []
     if args.validation_shards:

@@ -1,6 +1,6 @@
 """What the commands of `fsth` look at first: loading and tuning take long, so what can be known to fail fails before.
 
-PyTorch is imported by those that need it, as in cli.py.
+PyTorch is imported by those that need it, as in main.py.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""How the commands of `fsth` load a model. PyTorch is imported as in cli.py."""
+"""How the commands of `fsth` load a model. PyTorch is imported as in main.py."""
 
 from typing import TYPE_CHECKING
 

@@ -110,8 +110,11 @@ def animate(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    mark: Annotated[
-        bool, typer.Option("--mark/--no-mark", help='Draw "AI-generated" into the corner.', rich_help_panel=OUTPUT)
+    watermark: Annotated[
+        bool,
+        typer.Option(
+            "--watermark/--no-watermark", help='Draw "AI-generated" into the corner.', rich_help_panel=OUTPUT
+        ),
     ] = True,
     credentials: Annotated[
         bool,
@@ -171,7 +174,7 @@ def animate(
         driving_face_index=driving_face,
         num_frames=frames,
         output_path=output,
-        mark=mark,
+        watermark=watermark,
         credentials=credentials,
     )
     if beside is not None:
@@ -271,16 +274,15 @@ def info(model: ModelOption = None, device: DeviceOption = "auto", dtype: DtypeO
 
     rows = versions()
     rows |= {"device": pipe.device, "dtype": str(pipe.dtype).removeprefix("torch."), "model": model or BUNDLED_MODEL}
-    for name in ("embedder", "generator", "discriminator"):
-        count = sum(parameter.numel() for parameter in getattr(pipe, name).parameters())
-        rows[name] = f"{count / 1e6:.2f} M parameters"
+    networks = {name: part for name, part in pipe.components.items() if hasattr(part, "num_parameters")}
+    rows |= {name: f"{network.num_parameters() / 1e6:.2f} M parameters" for name, network in networks.items()}
     folder = Path(model or BUNDLED_MODEL)
     if folder.is_dir():
         size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         rows["checkpoint"] = f"{size / 1e6:.1f} MB"
     rows["detectors"] = describe_detectors()
     for name, value in rows.items():
-        typer.echo(f"{name:14} {value}")
+        typer.echo(f"{name:18} {value}")
 
 
 def show_progress(frames: Iterable["np.ndarray"], count: int | None) -> Iterator["np.ndarray"]:

@@ -1,4 +1,4 @@
-"""The commands of `fsth` about people: fine-tune the model to one, publish them. PyTorch is imported as in cli.py."""
+"""The commands of `fsth` about people: fine-tune the model to one, publish them. PyTorch is imported as in main.py."""
 
 import shlex
 from pathlib import Path

@@ -15,7 +15,7 @@ from ..media.reading import Clip, open_clip
 from ..models.cropping import crop_box, crop_image, to_crop
 from ..models.errors import FsthError, NoFaceError
 from ..models.image_processing_fsth import load_image
-from ..models.landmark_drawing import draw_landmarks
+from ..models.landmark_drawing import rasterize_landmarks
 from .studio import Studio
 
 
@@ -93,7 +93,7 @@ def _existing(path: str) -> str:
 def _crop(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     box = crop_box(points)
     crop = crop_image(image, box, CROP_SIZE)
-    lines = draw_landmarks(to_crop(points, box, CROP_SIZE), CROP_SIZE)
+    lines = rasterize_landmarks(to_crop(points, box, CROP_SIZE), CROP_SIZE)
     opaque = lines.max(axis=2, keepdims=True) / 255  # the lines' soft edges are those of a drawing on black
     return (crop * (1 - opaque) + lines).clip(0, 255).astype(np.uint8)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..models.image_processing_fsth import normalize
-from ..models.landmark_drawing import draw_landmarks
+from ..models.landmark_drawing import rasterize_landmarks
 from ..models.landmark_flow import pixel_grid
 from ..models.landmark_layout import FACE
 
@@ -38,7 +38,7 @@ class Episodes:
 
 def rasterize(landmarks: torch.Tensor, size: int) -> torch.Tensor:
     """Landmark drawings of B x 78 x 2 points in pixels: B x 3 x size x size in [-1, 1]."""
-    drawings = [torch.from_numpy(draw_landmarks(points, size).copy()) for points in landmarks.cpu().numpy()]
+    drawings = [torch.from_numpy(rasterize_landmarks(points, size).copy()) for points in landmarks.cpu().numpy()]
     return normalize(torch.stack(drawings).permute(0, 3, 1, 2).to(landmarks.device))
 
 

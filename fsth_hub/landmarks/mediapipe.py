@@ -19,7 +19,7 @@ IRIS_SIZE = 64
 
 # Side of the mesh's crop, in sizes of YuNet's box: that on which the network was trained. The same crop in terms of
 # the 68 points: its side, and how far its middle lies above their mean, both in their spread (root mean square
-# distance from the mean, which trembles far less than a bounding box, and so does the next frame's crop).
+# distance from the mean, which jitters far less than a bounding box, and so does the next frame's crop).
 BOX_TO_CROP = 1.5
 SPREAD_TO_CROP = 4.5
 SPREAD_TO_FOREHEAD = 0.14
@@ -152,7 +152,7 @@ def _apply(region: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def _blob(image: np.ndarray, region: np.ndarray, size: int) -> np.ndarray:
     """A region of the picture as a network's input: 1 x 3 x size x size, 0 to 1."""
-    # Cut out finely and average, for a network trembles when it sees only every third pixel of a large face.
+    # Cut out finely and average, for a network jitters when it sees only every third pixel of a large face.
     fine = size * max(1, int(np.ceil(np.linalg.norm(region[:, 0]) / size)))
     # warpAffine counts from the middle of the first pixel, we from its corner.
     matrix = region.copy()

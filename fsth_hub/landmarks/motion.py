@@ -28,7 +28,7 @@ LOWER = np.array([41, 40, 47, 46, 67, 66, 65])
 # of that opening: the upper lids, the inner lower lip, and the outer lower lip with it.
 CLOSING = ((37, 0, -1.0), (38, 1, -1.0), (43, 2, -1.0), (44, 3, -1.0), (67, 4, 1.0), (66, 5, 1.0), (65, 6, 1.0),
            (59, 4, 0.5), (58, 4, 1.0), (57, 5, 1.0), (56, 6, 1.0), (55, 6, 0.5))  # fmt: skip
-MAX_CLOSING_GAIN = 3.0  # an opening hardly open in the reference frame would blow its tremble up
+MAX_CLOSING_GAIN = 3.0  # an opening hardly open in the reference frame would blow its jitter up
 
 # How far a head can be taken from its portrait's pose before too much is seen that the portrait does not show: turned
 # in radians, moved in distances between the eyes, and as the logarithm of its size.

@@ -1,9 +1,9 @@
-"""Landmarks without their detector's tremble.
+"""Landmarks without their detector's jitter.
 
 A One Euro filter (Casiez et al., CHI 2012; MediaPipe smooths its own landmarks with it): a low-pass filter whose
 cutoff rises with speed, so that what rests is quiet and what moves is not held back. The head and the face's
 expression are filtered apart, for the skull moves slowly where lids, irises and lips are quick, and most of the
-tremble is the head's: a blink survives what the head needs.
+jitter is the head's: a blink survives what the head needs.
 """
 
 from collections.abc import Sequence

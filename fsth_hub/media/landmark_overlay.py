@@ -9,7 +9,7 @@ from PIL import Image
 from ..landmarks import LandmarkDetector, track_clip
 from ..models.cropping import crop_box, to_crop
 from ..models.errors import NoFaceError
-from ..models.landmark_drawing import draw_landmarks
+from ..models.landmark_drawing import rasterize_landmarks
 
 
 OPACITY = 0.75  # the eye's own iris must show through the drawn one
@@ -41,7 +41,7 @@ def overlaid(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     """
     box = crop_box(points)
     side = min(round(box.side), MAX_DRAWING)
-    drawing = draw_landmarks(to_crop(points, box, side), side)
+    drawing = rasterize_landmarks(to_crop(points, box, side), side)
     size = (round(box.side), round(box.side))
     colours = Image.fromarray(drawing).resize(size)
     opacity = Image.fromarray((drawing.max(axis=2) * OPACITY).astype(np.uint8)).resize(size)

@@ -20,7 +20,7 @@ from transformers.utils import TensorType
 
 from .cropping import CropBox, crop_box, crop_image, to_crop
 from .errors import FsthError
-from .landmark_drawing import draw_landmarks
+from .landmark_drawing import rasterize_landmarks
 from .landmark_layout import NUM_POINTS
 
 
@@ -334,4 +334,4 @@ class FsthImageProcessor(PilBackend):
 
     def _drawings(self, points: np.ndarray, side: int) -> np.ndarray:
         """N x 3 x side x side float32, 0 to 255, of points N x 78 x 2."""
-        return np.stack([np.moveaxis(draw_landmarks(p, side), -1, 0) for p in points]).astype(np.float32)
+        return np.stack([np.moveaxis(rasterize_landmarks(p, side), -1, 0) for p in points]).astype(np.float32)

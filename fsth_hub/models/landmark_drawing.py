@@ -38,7 +38,7 @@ LINE_WIDTH = 2 / 256  # of the drawing's side
 SUPERSAMPLING = 4  # the lines of a face that moves by less than a pixel must move too
 
 
-def draw_landmarks(points: np.ndarray, size: int) -> np.ndarray:
+def rasterize_landmarks(points: np.ndarray, size: int) -> np.ndarray:
     """Draw landmarks as coloured lines on black (paper, section 3).
 
     Args:

@@ -41,7 +41,7 @@ class FsthIdentity:
 
     Args:
         method (`str`): `"full"` or `"lora"`.
-        weights (`dict[str, torch.Tensor]`): of the generator, or its low-rank updates, see `adapter.py`.
+        weights (`dict[str, torch.Tensor]`): of the generator, or its low-rank updates, see `finetuning/lora.py`.
         adain_parameters (`torch.Tensor` of shape `(1, num_parameters)`): the person's own, tuned.
         crops (`np.ndarray` of shape `(T, size, size, 3)`): the portraits' head crops, uint8 RGB.
         crop_landmarks (`np.ndarray` of shape `(T, 78, 2)`): their landmarks, pixels of the crops.
@@ -243,9 +243,9 @@ class FsthTunedPerson(FsthIdentity, FsthPerson):
 
     def preview(self) -> Image.Image:
         """Four generated frames side by side."""
-        from .preview import draw_preview
+        from .preview import generate_preview
 
-        return draw_preview(self, self.tuned_generator())
+        return generate_preview(self, self.tuned_generator())
 
     def card(self, repo_id: str) -> ModelCard:
         """The card for a repository without photographs."""

@@ -410,7 +410,7 @@ class FsthPipeline(DiffusionPipeline):
 
     def generator_for(self, person: FsthPerson | None = None) -> FsthGenerator:
         """
-        What draws a person, for [`~FsthPipeline.draw_frame`]: on the pipeline's device and in its precision, with
+        What draws a person, for [`~FsthPipeline.generate_frame`]: on the pipeline's device and in its precision, with
         spectral norm folded and a LoRA merged. It is kept, and made anew once weights, device or precision change.
 
         Args:
@@ -656,7 +656,7 @@ class FsthPipeline(DiffusionPipeline):
         size: int | None = None,
     ) -> Iterator[np.ndarray]:
         """
-        Draw the person frame by frame as the driver moves; each frame is size x size x 3 uint8 RGB, without a mark.
+        Draw the person frame by frame as the driver moves; each frame is size x size x 3 uint8 RGB, without a watermark.
 
         Args:
             person ([`FsthPerson`]): of [`~FsthPipeline.embed`] or [`~FsthPipeline.fine_tune`].
@@ -669,7 +669,7 @@ class FsthPipeline(DiffusionPipeline):
             motion_strength (`float`, *optional*, defaults to 1):
                 How much of the driver's change to take over, 0 (the portrait stays still) to 2; relative motion only.
             smoothing (`float`, *optional*, defaults to 0.05):
-                Seconds, 0 to 1, over which the detector's tremble is averaged out while the driver's head rests; 0
+                Seconds, 0 to 1, over which the detector's jitter is averaged out while the driver's head rests; 0
                 takes the landmarks as they were found. What moves is smoothed less, and nothing lags.
             size (`int`, *optional*): as in [`~FsthPipeline.output_size`].
         """
@@ -683,7 +683,7 @@ class FsthPipeline(DiffusionPipeline):
         generator = self.generator_for(person)
         try:
             for points in landmarks:
-                yield self.draw_frame(generator, person, adapt(points), size)
+                yield self.generate_frame(generator, person, adapt(points), size)
         finally:
             self.maybe_free_model_hooks()
 
@@ -717,7 +717,7 @@ class FsthPipeline(DiffusionPipeline):
             )
 
     @torch.no_grad()
-    def draw_frame(
+    def generate_frame(
         self, generator: FsthGenerator, person: FsthPerson, points: np.ndarray, size: int | None = None
     ) -> np.ndarray:
         """
@@ -823,7 +823,7 @@ class FsthPipeline(DiffusionPipeline):
         paste_back: bool = False,
         output_path: str | os.PathLike | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
-        mark: bool = True,
+        watermark: bool = True,
         credentials: bool = True,
         callback_on_frame_end: Callable[["FsthPipeline", int, int, np.ndarray], None] | None = None,
         return_dict: bool = True,
@@ -847,7 +847,7 @@ class FsthPipeline(DiffusionPipeline):
                 Stream the clip into this .mp4 or .gif instead of keeping its frames, whatever its length.
             output_type (`str`, *optional*, defaults to `"pil"`):
                 The kind of frames that are returned: `"pil"`, `"np"` or `"pt"`; see [`FsthPipelineOutput`].
-            mark (`bool`, *optional*, defaults to `True`): Draw "AI-generated" into a corner of every frame.
+            watermark (`bool`, *optional*, defaults to `True`): Draw "AI-generated" into a corner of every frame.
             credentials (`bool`, *optional*, defaults to `True`):
                 Sign the written clip with Content Credentials ([`sign`]), where c2pa-python is installed.
             callback_on_frame_end (`Callable`, *optional*):
@@ -878,7 +878,7 @@ class FsthPipeline(DiffusionPipeline):
             output_type,
             callback_on_frame_end,
             crop=crop,
-            mark=mark,
+            watermark=watermark,
             credentials=credentials,
             return_dict=return_dict,
         )
@@ -917,7 +917,7 @@ class FsthPipeline(DiffusionPipeline):
             drawn = self.drive(person, driving_motion, motion, reference_frame, motion_strength, smoothing, size)
             with self.progress_bar(total=total) as progress:
                 for index, frame in enumerate(drawn if canvas is None else map(canvas, drawn)):
-                    frame = add_watermark(frame) if mark else frame
+                    frame = add_watermark(frame) if watermark else frame
                     if callback_on_frame_end is not None:
                         callback_on_frame_end(self, index, total, frame)
                     yield frame
@@ -942,7 +942,7 @@ class FsthPipeline(DiffusionPipeline):
             driving_box=driving_motion.box,
             frames_without_face=tuple(driving_motion.missing),
             sound=audio_from is not None,
-            mark=mark,
+            watermark=watermark,
             credentials=signed,
             seconds=seconds,
         )

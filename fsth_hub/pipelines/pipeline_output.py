@@ -55,7 +55,7 @@ class FsthReport:
         driving_box: The same of the driving clip.
         frames_without_face: The frames in which the driver's face was not found; the last pose is held there.
         sound: Whether the driving clip has sound.
-        mark: Whether the frames carry the visible mark.
+        watermark: Whether the frames carry the visible watermark.
         credentials: Whether the file is signed, or will be when it is saved.
         seconds: What each stage took: "embed", "landmarks", "frames".
     """
@@ -68,7 +68,7 @@ class FsthReport:
     driving_box: CropBox
     frames_without_face: tuple[int, ...]
     sound: bool
-    mark: bool
+    watermark: bool
     credentials: bool
     seconds: dict[str, float]
 

@@ -41,7 +41,7 @@ def preview_landmarks(points: np.ndarray) -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def draw_preview(person: FsthPerson, generator: FsthGenerator) -> Image.Image:
+def generate_preview(person: FsthPerson, generator: FsthGenerator) -> Image.Image:
     """
     Four frames side by side that the generator draws of a person, as large as the first portrait has them; no
     photograph is among them.

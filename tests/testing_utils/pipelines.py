@@ -75,7 +75,7 @@ def arrays(frames) -> np.ndarray:
 
 def frames_of(pipe: FsthPipeline, person) -> np.ndarray:
     """Two frames of a person or of portraits, 2 x H x W x 3 uint8, as they are before a mark is put on them."""
-    return arrays(pipe(person, clip(0, 20), mark=False, credentials=False).frames[0])
+    return arrays(pipe(person, clip(0, 20), watermark=False, credentials=False).frames[0])
 
 
 def negative(image: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 
 from fsth_hub.models.cropping import CropBox, crop_image, to_crop
 from fsth_hub.models.errors import FsthError
-from fsth_hub.models.landmark_drawing import draw_landmarks
+from fsth_hub.models.landmark_drawing import rasterize_landmarks
 from fsth_hub.models.landmark_layout import FLIP, INNER_LIPS, IRISES, LEFT_EYE, RIGHT_EYE
 
 
@@ -101,7 +101,7 @@ class EpisodeKey(NamedTuple):
     seed: tuple[int, ...]  # of everything that is drawn at random
 
 
-def draw_batches(
+def sample_batches(
     clips: list[Clip], args, first_step: int, num_processes: int, rank: int
 ) -> Iterator[list[EpisodeKey]]:
     """
@@ -182,7 +182,7 @@ class EpisodeDataset(Dataset):
         )
         return {
             "images": to_tensor(images),
-            "landmark_images": to_tensor([draw_landmarks(points, self.image_size) for points in landmarks]),
+            "landmark_images": to_tensor([rasterize_landmarks(points, self.image_size) for points in landmarks]),
             "mattes": to_tensor([matte[..., None] for matte in mattes]),
             "landmarks": torch.from_numpy(np.stack(landmarks)),
             "clip": index,

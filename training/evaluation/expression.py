@@ -15,7 +15,7 @@ from fsth_hub.models.landmark_layout import LEFT_EYE, OUTER_LIPS, RIGHT_EYE, int
 NUM_EXTREMES = 6  # frames with the most closed eyes, and as many with the most open mouth
 MIN_FRAMES = 3
 MIN_CLOSED, CLOSED_SHARE = 3, 0.15  # the frames that count as blinks
-# Standard deviations of what is asked for below which a slope would be one of the detector's tremble.
+# Standard deviations of what is asked for below which a slope would be one of the detector's jitter.
 MIN_DEVIATION = {"mouth": 0.02, "eyes": 0.01}
 
 # Squares around a part: their sides in distances between the eyes, and in pixels once they are enlarged.

@@ -238,7 +238,7 @@ def warped_portrait(crops: list[np.ndarray], landmarks: np.ndarray) -> tuple[Dra
 def feed_forward(pipe: FsthPipeline, fused: FsthGenerator):
     def prepare(crops, landmarks) -> tuple[Draw, dict]:
         person, seconds = timed(pipe.embed_crops, crops, landmarks)
-        return lambda points: pipe.draw_frame(fused, person, points), {"seconds": {"embed": seconds}}
+        return lambda points: pipe.generate_frame(fused, person, points), {"seconds": {"embed": seconds}}
 
     return prepare
 
@@ -249,7 +249,7 @@ def fine_tuned(pipe: FsthPipeline, method: str, content: ContentLoss, steps: int
         person, seconds = timed(pipe.fine_tune_crops, crops, landmarks, **options)
         fused = pipe.generator_for(person)
         costs = {"seconds": {"fine_tune": seconds}, "megabytes": saved_megabytes(person)}
-        return lambda points: pipe.draw_frame(fused, person, points), costs
+        return lambda points: pipe.generate_frame(fused, person, points), costs
 
     return prepare
 

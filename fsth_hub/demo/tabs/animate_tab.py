@@ -59,11 +59,11 @@ class Settings:
     motion_strength: float = 1.0
     smoothing: float = DEFAULT_SMOOTHING
     paste_back: bool = False
-    mark: bool = True
+    watermark: bool = True
     size: int = DEFAULT_SIZE
 
     def pipeline_arguments(self) -> dict:
-        names = ["motion", "smoothing", "paste_back", "mark"]
+        names = ["motion", "smoothing", "paste_back", "watermark"]
         names += ["motion_strength"] * (self.motion == "relative")  # the pipeline has none for absolute motion
         # the default is the pipeline's to fill in: it is another one for what is pasted back, and there are models
         # that draw one size alone
@@ -114,14 +114,14 @@ class Animator:
         motion_strength: float = 1.0,
         smoothing: float = DEFAULT_SMOOTHING,
         paste_back: bool = False,
-        mark: bool = True,
+        watermark: bool = True,
         person: str = PORTRAITS,
         size: int = DEFAULT_SIZE,
         request: gr.Request = None,
     ) -> Iterator[tuple]:
         """Draw the clip; gives (result, side by side, preview, progress, settings), the first two at the end."""
         model = model or self.studio.model_names[0]
-        settings = Settings(motion, max_frames, model, motion_strength, smoothing, paste_back, mark, size)
+        settings = Settings(motion, max_frames, model, motion_strength, smoothing, paste_back, watermark, size)
         with told_to_visitor(), tempfile.TemporaryDirectory(prefix="fsth-") as folder:
             own = self.studio.people.get(request) if person == FINE_TUNED else None
             paths = [] if own else checked_portraits(portraits)
@@ -217,7 +217,7 @@ def describe(settings: Settings, report: "FsthReport", own: Kept | None = None) 
         parts[-1] += f" of strength {settings.motion_strength:g}"
     parts += [f"smoothing {settings.smoothing:g} s"] + ["pasted back into the photograph"] * settings.paste_back
     parts += [f"model {own.model if own and own.model else settings.model}"]
-    parts += ["with" if settings.mark else "without"]
+    parts += ["with" if settings.watermark else "without"]
     parts[-1] += " a visible mark, " + ("signed" if report.credentials else "not signed")
     held = f" In {missing} frames the driver's face was not found; the last pose is held there." if missing else ""
     return ", ".join(parts) + f". The same inputs and settings give the same pictures.{held}"
@@ -351,11 +351,11 @@ def _options(studio: Studio) -> list[gr.components.Component]:
             info="The first portrait comes to life as a whole picture.",
             elem_id="paste-back",
         )
-        mark = gr.Checkbox(
+        watermark = gr.Checkbox(
             True,
             label='Visible "AI-generated" mark',
             info="In the lower right corner. The file says so too, with the mark or without.",
-            elem_id="mark",
+            elem_id="watermark",
         )
         size = gr.Radio(
             [(f"{side} x {side}", side) for side in SIZES],
@@ -387,4 +387,4 @@ def _options(studio: Studio) -> list[gr.components.Component]:
         api_visibility="private",
         show_progress="hidden",
     )
-    return [motion, max_frames, model, strength, smoothing, paste_back, mark, size]
+    return [motion, max_frames, model, strength, smoothing, paste_back, watermark, size]

@@ -48,7 +48,7 @@ class LiveSession:
         key: The portraits' files and chosen faces that `person` was made of.
         person, generator: What draws; None before the first frame.
         origin: What a recording's Content Credentials tell.
-        smooth: Quietens the detector's tremble; it knows the camera's last landmarks.
+        smooth: Quietens the detector's jitter; it knows the camera's last landmarks.
         adapter: Turns the camera's landmarks into the portrait's; None before a face was seen.
         box: The crop, pixels of the camera's picture, fixed since the first face.
         face: The face of the last frame; None where it was lost.
@@ -151,7 +151,7 @@ class Live:
         points, session.looked = session.smooth(points, now - session.looked), now
         drawn = session.adapter(points) if session.adapter else session.person.landmarks
         # at the default size: the networks take nearly all of the time, and see 256 pixels whatever the size
-        return add_watermark(pipe.draw_frame(session.generator, session.person, drawn))
+        return add_watermark(pipe.generate_frame(session.generator, session.person, drawn))
 
     def save(self, request: gr.Request = None) -> Iterator[dict]:
         """Write what was recorded, with the timing it had, signed, and forget it."""
