@@ -125,8 +125,8 @@ def test_programs_of_before_still_work(client):
     """They may give arguments by position: a new one comes last."""
     parameters = client.view_api(return_format="dict")["named_endpoints"]["/animate"]["parameters"]
     assert [parameter["parameter_name"] for parameter in parameters] == [
-        "portraits", "driving", "motion", "max_frames", "model", "motion_strength", "smoothing", "paste_back", "watermark",
-        "person", "size",
+        "portraits", "driving", "motion", "max_frames", "model", "motion_strength", "smoothing", "paste_back",
+        "watermark", "person", "size",
     ]  # fmt: skip
     assert parameters[-1]["parameter_default"] == 512
 

@@ -656,7 +656,7 @@ class FsthPipeline(DiffusionPipeline):
         size: int | None = None,
     ) -> Iterator[np.ndarray]:
         """
-        Draw the person frame by frame as the driver moves; each frame is size x size x 3 uint8 RGB, without a watermark.
+        Generate the person frame by frame as the driver moves: each size x size x 3 uint8 RGB, without a watermark.
 
         Args:
             person ([`FsthPerson`]): of [`~FsthPipeline.embed`] or [`~FsthPipeline.fine_tune`].
