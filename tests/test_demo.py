@@ -20,7 +20,7 @@ from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, inputs, page
 from fsth_hub.demo.inputs import Seen, choose_face, look_at_picture, open_limited, show_faces
 from fsth_hub.demo.jobs import Countdown, JobStopped, Worker
 from fsth_hub.demo.studio import DRIVER, PORTRAIT, Studio
-from fsth_hub.demo.tabs import live_tab
+from fsth_hub.demo.tabs import Page, live_tab
 from fsth_hub.demo.tabs.animate_tab import CLIP_NAME, SIDE_BY_SIDE_NAME, Animator, Settings, describe
 from fsth_hub.demo.tabs.inspect_tab import card
 from fsth_hub.demo.tabs.live_tab import Live, from_jpeg, to_jpeg, write_recording
@@ -97,6 +97,20 @@ def test_page_keeps_to_itself():
     assert public == {"animate", "cancel", "inspect"} | person | {"load_person", "load_person_file"}
     assert not demo.analytics_enabled and sum(demo.delete_cache) < 3600
     assert not LAUNCH_OPTIONS["run_history"] and not LAUNCH_OPTIONS["mcp_server"]
+
+
+def test_a_new_tab_is_one_function(monkeypatch):
+    given = []
+
+    def new_tab(shared: Page) -> None:
+        given.append(shared)
+        page.gr.Markdown("New", elem_id="new")
+
+    monkeypatch.setitem(page.TABS, "new", ("New", new_tab))
+    demo = create_demo(make_pipeline())
+    demo.studio.ready.result()
+    assert [*given[0].tabs] == ["animate", "person", "live", "check", "new"] and given[0].studio is demo.studio
+    assert given[0].tabs["new"].children[0].elem_id == "new" and given[0].animation is not None
 
 
 def test_heavy_events_share_one_place():

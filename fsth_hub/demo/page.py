@@ -4,13 +4,21 @@ import gradio as gr
 
 from .inputs import MAX_SECONDS, portrait_panel
 from .studio import Studio
+from .tabs import Page
 from .tabs.animate_tab import animate_tab
 from .tabs.inspect_tab import inspect_tab
-from .tabs.live_tab import live_tab
+from .tabs.live_tab import LIVE, live_tab
 from .tabs.person_tab import person_tab
 from .uploads import keep_cleaning
 
 
+# By id: a tab's label, and the function that builds and wires it; in the page's order.
+TABS = {
+    "animate": ("Animate", animate_tab),
+    "person": ("Your person", person_tab),
+    LIVE: ("Live", live_tab),
+    "check": ("Check a file", inspect_tab),
+}
 QUEUE_SIZE = 16
 DELETE_CACHE = (600, 2400)  # every ten minutes, what is older than forty: all uploads are gone within the hour
 INTRODUCTION = """
@@ -47,16 +55,11 @@ def create_demo(*models) -> gr.Blocks:
             with gr.Column(scale=1, min_width=300, elem_id="portrait-column"):
                 portraits = portrait_panel(studio)
             with gr.Column(scale=2, min_width=300), gr.Tabs(elem_id="tabs"):
-                # A tab: a function that builds and wires it, given the studio and the portraits.
-                with gr.Tab("Animate", id="animate") as animate:
-                    animation = animate_tab(studio, portraits)
-                with gr.Tab("Your person", id="person") as person:
-                    person_tab(studio, portraits, animation, demo)
-                live = gr.Tab("Live", id="live")
-                with gr.Tab("Check a file", id="check") as check:
-                    inspect_tab()
-                with live:  # last, since its camera stops where the visitor turns to another tab
-                    live_tab(studio, portraits, demo, [animate, person, check])
+                tabs = {name: gr.Tab(label, id=name) for name, (label, _) in TABS.items()}
+                page = Page(studio, portraits, demo, tabs)
+                for name, (_, build) in TABS.items():
+                    with tabs[name]:
+                        build(page)
         gr.Markdown(RESPONSIBLE_USE, elem_id="responsible-use")
         demo.unload(studio.stop)
     keep_cleaning(demo)

@@ -21,7 +21,6 @@ from ...pipelines.side_by_side import write_side_by_side
 from ..errors import told_to_visitor
 from ..inputs import (
     MAX_SECONDS,
-    PortraitPanel,
     Portraits,
     Seen,
     checked_portraits,
@@ -36,6 +35,7 @@ from ..inputs import (
 from ..jobs import Countdown, Job, JobStopped, progress_bar
 from ..people import Kept
 from ..studio import DRIVER, HEAVY, PORTRAIT, Studio
+from . import AnimatePanel, Page
 
 
 if TYPE_CHECKING:
@@ -239,17 +239,9 @@ def stage(name: str) -> tuple[dict, ...]:
     )
 
 
-@dataclass(frozen=True)
-class AnimatePanel:
-    """What the tab shares: its clip, the session's `list[Seen]` of it, and the choice of who is animated."""
-
-    driving: gr.Video
-    driving_seen: gr.State
-    person: gr.Radio
-
-
-def animate_tab(studio: Studio, portraits: PortraitPanel) -> AnimatePanel:
-    """Build the tab and wire it."""
+def animate_tab(page: Page) -> None:
+    """Build the tab and wire it; the page gets what it shares."""
+    studio, portraits = page.studio, page.portraits
     animator = Animator(studio)
     with gr.Row():
         with gr.Column(min_width=300, elem_id="driving-column"):
@@ -313,7 +305,7 @@ def animate_tab(studio: Studio, portraits: PortraitPanel) -> AnimatePanel:
     for ended_early in (animation.failure, cancelled.then):
         ended_early(lambda: (*stage("idle"), ""), None, [*stages, progress], **private)
     portraits.gallery.change(lambda: PORTRAITS, None, person, **private)  # new portraits are meant to be used
-    return AnimatePanel(driving, seen, person)
+    page.animation = AnimatePanel(driving, seen, person)
 
 
 def _options(studio: Studio) -> list[gr.components.Component]:

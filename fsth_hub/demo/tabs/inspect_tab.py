@@ -10,6 +10,7 @@ import gradio as gr
 from ...models.errors import FsthError
 from ...provenance.inspection import OriginReport, inspect
 from ..errors import told_to_visitor
+from . import Page
 
 
 # A sign, which does not lean on colour, and a heading for each thing that a file can turn out to be.
@@ -102,7 +103,7 @@ def date(created: str | None) -> str | None:
         return created
 
 
-def inspect_tab() -> None:
+def inspect_tab(page: Page) -> None:
     """Build the tab and wire it."""
     gr.Markdown(
         "Add a picture or clip to see what it says of its origin: whether it was generated, with what, when, and "

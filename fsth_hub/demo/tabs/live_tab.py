@@ -26,10 +26,12 @@ from ...models.errors import FsthError
 from ...provenance.credentials import OUTPUT_METADATA, Origin, sign
 from ...provenance.watermark import add_watermark
 from ..errors import told_to_visitor
-from ..inputs import PortraitPanel, Portraits, Seen, checked_portraits, chosen_faces
+from ..inputs import Portraits, Seen, checked_portraits, chosen_faces
 from ..studio import HEAVY, Studio
+from . import Page
 
 
+LIVE = "live"  # the tab's id
 TIME_LIMIT = 120  # seconds for one visitor; then the next one's turn comes
 # Seconds between two pictures of the camera: as many as two cores draw, for each costs the browser time of the same
 # cores. What comes while a frame is drawn is dropped, but for the last.
@@ -193,9 +195,9 @@ def write_recording(path: Path, recording: list[tuple[float, bytes]], origin: Or
 STOP_CAMERA = "() => {document.querySelector('#camera video')?.srcObject?.getTracks().forEach(track => track.stop())}"
 
 
-def live_tab(studio: Studio, portraits: PortraitPanel, demo: gr.Blocks, other_tabs: list[gr.Tab]) -> None:
+def live_tab(page: Page) -> None:
     """Build the tab and wire it; the camera stops where the visitor turns to another tab."""
-    live = Live(studio)
+    live, portraits = Live(page.studio), page.portraits
     with gr.Row():
         with gr.Column(min_width=300):
             camera = gr.Image(
@@ -232,6 +234,7 @@ def live_tab(studio: Studio, portraits: PortraitPanel, demo: gr.Blocks, other_ta
     )
     reset.click(live.reset_pose, None, None, queue=False, **private)
     save.click(live.save, None, clip, **private)
-    for tab in other_tabs:
-        tab.select(None, None, None, js=STOP_CAMERA, cancels=stream, api_visibility="private")
-    demo.unload(live.forget)
+    for name, tab in page.tabs.items():
+        if name != LIVE:
+            tab.select(None, None, None, js=STOP_CAMERA, cancels=stream, api_visibility="private")
+    page.blocks.unload(live.forget)

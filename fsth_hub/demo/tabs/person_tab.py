@@ -14,11 +14,12 @@ from ...finetuning.loop import METHODS, PixelLoss, default_steps
 from ...models.errors import FsthError, FsthWarning
 from ...pipelines.identity import FsthIdentity
 from ..errors import told_to_visitor
-from ..inputs import PortraitPanel, Portraits, Seen, checked_portraits, chosen_faces, note
+from ..inputs import Portraits, Seen, checked_portraits, chosen_faces, note
 from ..jobs import Countdown, Job, JobStopped, progress_bar
 from ..people import Kept, download, session_of, unpack, write_file
 from ..studio import DRIVER, HEAVY, Studio
-from .animate_tab import FINE_TUNED, PORTRAITS, AnimatePanel, Animator
+from . import Page
+from .animate_tab import FINE_TUNED, PORTRAITS, Animator
 from .publish_form import Publisher, on_space, publish_form, token_field
 
 
@@ -186,8 +187,9 @@ def describe(identity) -> str:
     return f"Fine-tuned on {portraits}, {weights}, step {identity.steps} kept."
 
 
-def person_tab(studio: Studio, portraits: PortraitPanel, animation: AnimatePanel, demo: gr.Blocks) -> None:
+def person_tab(page: Page) -> None:
     """Build the tab and wire it."""
+    studio, portraits, animation = page.studio, page.portraits, page.animation
     tuner, publisher = Tuner(studio), Publisher(studio)
     with gr.Row():
         with gr.Column(min_width=300, elem_id="person-settings"):
@@ -277,7 +279,7 @@ def person_tab(studio: Studio, portraits: PortraitPanel, animation: AnimatePanel
     cancelled.then(stage("idle"), None, stages, **private).then(
         lambda: ("", "Cancelled."), None, [progress, details], **private
     )
-    demo.unload(tuner.leave)
+    page.blocks.unload(tuner.leave)
 
 
 def _options(studio: Studio) -> list[gr.components.Component]:
