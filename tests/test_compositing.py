@@ -6,7 +6,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fsth_hub import FsthPipeline
 from fsth_hub.media import compositing
 from fsth_hub.media.compositing import MAX_LAYERS, Compositor
 from fsth_hub.models.aligned_crops import blend_mask
@@ -195,10 +194,8 @@ def test_few_layers_are_kept(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    pipe = FsthPipeline.from_pretrained()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def pipe(bundled):
+    return bundled
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,6 @@ from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.media.reading import open_clip
 from fsth_hub.models.cropping import CropBox
 from fsth_hub.models.errors import FsthError
-from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 from fsth_hub.pipelines.pipeline_output import FsthReport
 from fsth_hub.provenance.credentials import Origin
 from fsth_hub.provenance.inspection import OriginReport, inspect
@@ -66,8 +65,8 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def url(folders):
-    demo = create_demo(FsthPipeline.from_pretrained())
+def url(bundled, folders):
+    demo = create_demo(bundled)
     url = demo.launch(prevent_thread_lock=True, quiet=True, **LAUNCH_OPTIONS)[1]
     yield url
     demo.close()

@@ -194,8 +194,7 @@ def test_preview_and_card_are_of_the_crops_own_size(pipe, tmp_path):
 # Pipelines.
 
 
-def test_a_pipeline_keeps_the_card_it_came_with(tmp_path):
-    bundled = FsthPipeline.from_pretrained()
+def test_a_pipeline_keeps_the_card_it_came_with(bundled, tmp_path):
     write_pipeline_card(figures_of(bundled), tmp_path, "ann/model", bundled.model_source.folder)
     assert (tmp_path / "README.md").read_bytes() == BUNDLED_CARD.read_bytes()
 

@@ -127,15 +127,6 @@ class PersonContract:
         assert np.array_equal(frames_of(pipe, person), frames) and not np.array_equal(*frames)
         assert all(network.training for network in networks) and all(map(equal_states, networks, before))
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_saved_and_loaded_pipeline_draws_the_same_bits(self, pipe, tmp_path, dtype):
-        pipe.to(dtype=dtype).save_pretrained(tmp_path)
-        loaded = FsthPipeline.from_pretrained(tmp_path, dtype=dtype, detector=StubDetector())
-        loaded.set_progress_bar_config(disable=True)
-        assert loaded.size == pipe.size and loaded.image_processor.side == pipe.image_processor.side
-        frames = [frames_of(one, self.make(one)) for one in (pipe, loaded)]
-        assert np.array_equal(*frames) and frames[0].std() > 1
-
     def test_follows_the_pipelines_precision(self, pipe):
         person = self.make(pipe)
         single = frames_of(pipe, person)
@@ -195,6 +186,39 @@ class PersonContract:
         with torch.no_grad():  # they are independent
             other.generator.head.bias += 1
         assert np.array_equal(frames_of(pipe, person), expected)
+
+
+class PipelineContract(PersonContract):
+    """
+    What a pipeline promises, to whom it embeds.
+
+    Attributes:
+        config (`dict`): of its networks, what is not the default of `tiny_config`.
+    """
+
+    def make(self, pipe):
+        return pipe.embed(picture())
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_saved_and_loaded_it_draws_the_same_bits(self, pipe, tmp_path, dtype):
+        pipe.to(dtype=dtype).save_pretrained(tmp_path)
+        loaded = FsthPipeline.from_pretrained(tmp_path, dtype=dtype, detector=StubDetector())
+        loaded.set_progress_bar_config(disable=True)
+        assert loaded.size == pipe.size and loaded.image_processor.side == pipe.image_processor.side
+        frames = [frames_of(one, self.make(one)) for one in (pipe, loaded)]
+        assert np.array_equal(*frames) and frames[0].std() > 1
+
+    def test_any_pipeline_of_the_model_draws_them(self, pipe):
+        person = self.make(pipe)
+        frames = frames_of(pipe, person)
+        pipe.to(dtype=torch.bfloat16)
+        assert np.array_equal(frames_of(make_pipeline(**self.config), person), frames)
+
+    def test_another_generator_is_seen(self, pipe):
+        person = self.make(pipe)
+        assert len(pipe.generator_for(person).bottleneck) == 1
+        pipe.generator = tiny(FsthGenerator, num_residual_blocks=2, **self.config)
+        assert len(pipe.generator_for(person).bottleneck) == 2
 
 
 def offload(pipe: FsthPipeline, way: str) -> None:
