@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from fsth_hub import FsthPipeline
 from fsth_hub.models.aligned_crops import (
@@ -187,3 +188,15 @@ def test_similarity_prefers_the_same_shape():
     ]
     assert similarity(shapes[2], shapes[1], part) > similarity(shapes[2], shapes[0], part)
     assert similarity(shapes[1], shapes[1], part) == 0
+
+
+def test_there_may_be_one_network_alone(tmp_path):
+    config = FsthComponentsConfig(**{**tiny_components().config.to_diff_dict(), "networks": ["mouth"]})
+    FsthFacialComponents(config).save_pretrained(tmp_path)
+    components = FsthFacialComponents.from_pretrained(tmp_path)
+    assert not hasattr(components, "eye")
+    landmarks, frames = frontal_face(), torch.rand(1, 3, SIZE, SIZE) * 2 - 1
+    output = components(frames, landmarks, components.encode_portraits([frames[0]], [landmarks[0]]))
+    assert set(output.residuals) == set(output.alignments) == {"mouth"}
+    with pytest.raises(StrictDataclassClassValidationError, match="not \\['nose'\\]"):
+        FsthComponentsConfig(networks=["nose"])

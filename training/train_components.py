@@ -165,7 +165,6 @@ def main(argv=None):
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     device, rank = accelerator.device, accelerator.process_index
     batch_sizes = {"mouth": args.mouth_batch_size, "eye": args.eye_batch_size}
-    trained = [network for network in NETWORKS if batch_sizes[network]]
 
     # networks
     set_seed(args.seed)
@@ -177,6 +176,7 @@ def main(argv=None):
     else:
         components = FsthFacialComponents(FsthComponentsConfig())
         discriminators = FsthComponentDiscriminators(components.config)
+    trained = [network for network in components.config.networks if batch_sizes[network]]
     learner = ComponentLearner(components).to(device, memory_format=torch.channels_last)
     discriminators = discriminators.to(device, memory_format=torch.channels_last)
     average = AveragedModel(learner, multi_avg_fn=moving_average(args.ema_decay)).requires_grad_(False).eval()

@@ -32,6 +32,7 @@ class FsthComponentsConfig(PreTrainedConfig):
     Configuration of [`FsthFacialComponents`] and [`FsthComponentDiscriminators`].
 
     Args:
+        networks (`list[str]`, *optional*): which there are, of `"mouth"` and `"eye"`; by default both.
         mouth_size, eye_size (`int`, *optional*, default to 96 and 64): side of the aligned crops, a multiple of 8.
         mouth_channels, eye_channels (`list[int]`, *optional*): at 1/2, 1/4 and 1/8 of the crop; multiples of 8.
         num_middle_blocks (`int`, *optional*, defaults to 3): convolutions at the lowest resolution.
@@ -40,12 +41,21 @@ class FsthComponentsConfig(PreTrainedConfig):
 
     model_type = "fsth_components"
 
+    networks: list[str] | tuple[str, ...] = ("mouth", "eye")
     mouth_size: int = 96
     eye_size: int = 64
     mouth_channels: list[int] | tuple[int, ...] = (48, 96, 160)
     eye_channels: list[int] | tuple[int, ...] = (32, 64, 128)
     num_middle_blocks: int = 3
     discriminator_channels: int = 48
+
+    def validate_networks(self):
+        unknown = sorted(set(self.networks) - {part.network for part in PARTS.values()})
+        if unknown or not self.networks:
+            raise ValueError(f"networks must name 'mouth', 'eye' or both, not {list(self.networks)}.")
+
+    def channels_of(self, network: str) -> list[int] | tuple[int, ...]:
+        return self.mouth_channels if network == "mouth" else self.eye_channels
 
     def size_of(self, network: str) -> int:
         return self.mouth_size if network == "mouth" else self.eye_size
@@ -69,7 +79,8 @@ class FsthComponentsOutput(ModelOutput):
     """
     Args:
         residuals (`dict` of `torch.Tensor` of shape `(batch, 3, size, size)`):
-            By part, what to add to the crop, [-1, 1] being the range of a picture, blended out towards the border.
+            By part, of those that there is a network for, what to add to the crop, [-1, 1] being the range of a
+            picture, blended out towards the border.
         alignments (`dict` of `torch.Tensor` of shape `(batch, 2, 3)`): where the crops lie, see [`align`].
     """
 
@@ -113,8 +124,9 @@ class FsthFacialComponents(FsthPreTrainedModel):
 
     def __init__(self, config: FsthComponentsConfig):
         super().__init__(config)
-        self.mouth = ComponentGenerator(config.mouth_channels, config.num_middle_blocks)
-        self.eye = ComponentGenerator(config.eye_channels, config.num_middle_blocks)
+        for network in config.networks:  # `mouth`, `eye`
+            generator = ComponentGenerator(config.channels_of(network), config.num_middle_blocks)
+            self.add_module(network, generator)
         self.post_init()
 
     def generate(self, network: str, warped, portraits, masks, portrait_masks) -> torch.Tensor:
@@ -161,7 +173,7 @@ class FsthFacialComponents(FsthPreTrainedModel):
             sources ([`ComponentSources`]): of [`~FsthFacialComponents.encode_portraits`].
         """
         residuals, alignments = {}, {}
-        for network in ("mouth", "eye"):
+        for network in self.config.networks:
             size = self.config.size_of(network)
             inputs = []
             names = [name for name, part in PARTS.items() if part.network == network]
@@ -207,8 +219,8 @@ class FsthComponentDiscriminators(FsthPreTrainedModel):
 
     def __init__(self, config: FsthComponentsConfig):
         super().__init__(config)
-        self.mouth = ComponentDiscriminator(config.discriminator_channels)
-        self.eye = ComponentDiscriminator(config.discriminator_channels)
+        for network in config.networks:
+            self.add_module(network, ComponentDiscriminator(config.discriminator_channels))
         self.post_init()
 
     def forward(self, network: str, crops, warped, masks) -> tuple[torch.Tensor, list[torch.Tensor]]:
