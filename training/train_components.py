@@ -65,7 +65,8 @@ def parse_args(argv=None):
     add("--max_minutes", type=float, default=math.inf, help="save and stop after so long")
     add("--mouth_batch_size", type=int, default=16, help="mouths per process and step; 0 leaves them as they are")
     add("--eye_batch_size", type=int, default=12, help="eyes per process and step; 0 leaves them as they are")
-    add("--still_share", type=float, default=0.4, help="of the examples that are stills")
+    add("--mouth_still_share", type=float, default=0.4, help="of the mouths that are stills")
+    add("--eye_still_share", type=float, default=0.15, help="of the eyes that are stills, which hardly ever are shut")
     add("--learning_rate", type=float, default=4e-4, help="of generators and discriminators")
     add(
         "--fall",
@@ -176,6 +177,7 @@ def main(argv=None):
     else:
         components = FsthFacialComponents(FsthComponentsConfig())
         discriminators = FsthComponentDiscriminators(components.config)
+    still_shares = {"mouth": args.mouth_still_share, "eye": args.eye_still_share}
     trained = [network for network in components.config.networks if batch_sizes[network]]
     learner = ComponentLearner(components).to(device, memory_format=torch.channels_last)
     discriminators = discriminators.to(device, memory_format=torch.channels_last)
@@ -221,7 +223,7 @@ def main(argv=None):
         terms, discriminator_terms, drawn = {}, [], {}
         for network in trained:
             rng = np.random.default_rng([args.seed, step, rank, NETWORKS.index(network)])
-            batch = crops[network].batch(rng, batch_sizes[network], args.still_share)
+            batch = crops[network].batch(rng, batch_sizes[network], still_shares[network])
             window = math.ceil(sizes[network] * WINDOW / 16) * 16
             corner = tuple(rng.integers(sizes[network] - window + 1, size=2).tolist())
             with accelerator.autocast():

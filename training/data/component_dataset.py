@@ -39,7 +39,9 @@ MIN_CLIP_FRAMES = 9
 MIN_STILL_SIDE = 200  # pixels that a head has in its original, below which it is not sharp
 MAX_ASYMMETRY = 0.25  # of a still's landmarks, above which they are wrong or the face is in profile
 
-OPEN_SHARE = 0.5  # of the targets that come from the quarter of a clip most open (mouth) or most shut (eye)
+# Of the targets, those that are taken from the part of a clip in which mouths are most open or eyes most shut, and how
+# large that part is: a blink takes few frames of a clip.
+EXTREME_SHARE, EXTREME_PART = 0.5, {"mouth": 1 / 4, "eye": 1 / 12}
 FAR_SHARE = 0.7  # of the portraits that come from the half of the clip least like the target
 OTHER_SHARE = 0.5  # of the examples in which another portrait's crop is seen, the most like of a few
 OTHER_PORTRAITS = 6
@@ -130,9 +132,10 @@ class ComponentCrops:
         return {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
 
     def _favour(self, rng, candidates, openings):
-        if rng.random() < OPEN_SHARE:
-            order = np.argsort(-openings if self.part.network == "mouth" else openings, kind="stable")
-            candidates = candidates[order[: max(4, len(order) // 4)]]
+        if rng.random() < EXTREME_SHARE:
+            network = self.part.network
+            order = np.argsort(-openings if network == "mouth" else openings, kind="stable")
+            candidates = candidates[order[: max(3, int(len(order) * EXTREME_PART[network]))]]
         return rng.choice(candidates)
 
     def _far(self, rng, clip, target):
