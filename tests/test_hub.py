@@ -120,7 +120,7 @@ def saved(pipe, identity, tmp_path_factory) -> dict[str, dict[str, bytes]]:
 
 LOAD_AND_DRAW = """
 import sys, numpy as np, torch
-from testing_utils.pipelines import StubDetector, arrays, clip
+from testing_utils.pipelines import StubDetector, frames_of
 from fsth_hub import FsthPipeline
 pipe = FsthPipeline.from_pretrained("ann/base")
 pipe.set_progress_bar_config(disable=True)
