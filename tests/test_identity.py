@@ -184,7 +184,7 @@ def test_bad_portraits_are_refused_before_tuning(pipe):
 
 @pytest.fixture
 def any_size(monkeypatch, pipe):
-    monkeypatch.setattr(pipe, "_detector", ScaledDetector())
+    monkeypatch.setattr(pipe, "detector", ScaledDetector())
 
 
 def large(shift: int = 0, side: int = 512) -> np.ndarray:

@@ -162,8 +162,17 @@ def test_pipeline_without_discriminator_is_published_with_its_code(hub, tmp_path
 class WithOneMore(FsthPipeline):
     _optional_components = [*FsthPipeline._optional_components, "critic"]
 
-    def __init__(self, embedder, generator, image_processor, discriminator=None, detector=None, critic=None):
-        super().__init__(embedder, generator, image_processor, discriminator, detector)
+    def __init__(
+        self,
+        embedder,
+        generator,
+        image_processor,
+        discriminator=None,
+        facial_components=None,
+        detector=None,
+        critic=None,
+    ):
+        super().__init__(embedder, generator, image_processor, discriminator, facial_components, detector)
         self.register_modules(critic=critic)
 
     __init__.__annotations__ = FsthPipeline.__init__.__annotations__ | {"critic": FsthDiscriminator | None}
