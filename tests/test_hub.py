@@ -29,6 +29,8 @@ from testing_utils.paths import ROOT
 from testing_utils.pipelines import frames_of, make_pipeline, negative, picture, tuned
 
 
+pytestmark = pytest.mark.usefixtures("steps_that_show")
+
 TOKENS = (ANN, ANN_READS, BOB, "hf_UnknownToTheHub")
 IDENTITY_FILES = {".gitattributes", "README.md", CONFIG_NAME, WEIGHTS_NAME}
 
@@ -118,7 +120,7 @@ def saved(pipe, identity, tmp_path_factory) -> dict[str, dict[str, bytes]]:
 
 LOAD_AND_DRAW = """
 import sys, numpy as np, torch
-from testing_utils.pipelines import StubDetector, arrays, clip
+from testing_utils.pipelines import StubDetector, frames_of
 from fsth_hub import FsthPipeline
 pipe = FsthPipeline.from_pretrained("ann/base")
 pipe.set_progress_bar_config(disable=True)
@@ -127,7 +129,7 @@ np.save(sys.argv[1], frames_of(pipe, pipe.load_identity("ann/ada")))
 """
 
 
-def test_fine_tuned_published_loaded_elsewhere_and_offline(hub, cache, tmp_path, monkeypatch, steps_that_show):
+def test_fine_tuned_published_loaded_elsewhere_and_offline(hub, cache, tmp_path, monkeypatch):
     make_pipeline().push_to_hub("ann/base")
     pipe = FsthPipeline.from_pretrained("ann/base", cache_dir=tmp_path / "own")
     pipe.set_progress_bar_config(disable=True)

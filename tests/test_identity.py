@@ -97,7 +97,7 @@ def test_lora_is_small_in_memory_and_on_disk(pipe, saved, tmp_path):
 
 def test_identity_of_lora_is_a_folder_of_peft(pipe, saved_lora):
     made = pipe.load_identity(saved_lora)
-    generator = PeftModel.from_pretrained(copy.deepcopy(pipe.generator), saved_lora)
+    generator = PeftModel.from_pretrained(copy.deepcopy(pipe.generator).eval(), saved_lora)
     points = made.landmarks
     frame, other = (
         pipe.generate_frame(g, made, points).astype(int) for g in (made.tuned_generator(), generator.get_base_model())
@@ -187,7 +187,7 @@ def test_bad_portraits_are_refused_before_tuning(pipe):
 
 @pytest.fixture
 def any_size(monkeypatch, pipe):
-    monkeypatch.setattr(pipe, "_detector", ScaledDetector())
+    monkeypatch.setattr(pipe, "detector", ScaledDetector())
 
 
 def large(shift: int = 0, side: int = 512) -> np.ndarray:

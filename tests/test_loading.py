@@ -163,9 +163,15 @@ class WithOneMore(FsthPipeline):
     _optional_components = [*FsthPipeline._optional_components, "critic"]
 
     def __init__(
-        self, embedder, generator, image_processor,
-        discriminator=None, facial_components=None, detector=None, critic=None,
-    ):  # fmt: skip
+        self,
+        embedder,
+        generator,
+        image_processor,
+        discriminator=None,
+        facial_components=None,
+        detector=None,
+        critic=None,
+    ):
         super().__init__(embedder, generator, image_processor, discriminator, facial_components, detector)
         self.register_modules(critic=critic)
 

@@ -11,8 +11,8 @@ from huggingface_hub import constants
 from PIL import Image
 
 from fsth_hub.device import default_dtype
-from fsth_hub.hub import client as hub
 from fsth_hub.media.reading import open_clip
+from fsth_hub.models import downloading
 from fsth_hub.models.cropping import crop_box, to_crop
 from fsth_hub.models.errors import FsthError, NoFaceError, VideoError
 from fsth_hub.models.landmark_layout import FACE, interocular
@@ -44,7 +44,7 @@ def test_bundled_model_loads_without_network(monkeypatch):
         raise AssertionError("the bundled model must not reach for the network")
 
     monkeypatch.setattr(socket.socket, "connect", no_network)
-    monkeypatch.setattr(hub, "snapshot_download", no_network)
+    monkeypatch.setattr(downloading, "snapshot_download", no_network)
     pipe = FsthPipeline.from_pretrained()
     assert pipe.generator.dtype == pipe.embedder.dtype == torch.float32 and pipe.device.type == "cpu"
     assert not any(network.training for network in (pipe.embedder, pipe.generator, pipe.discriminator))
