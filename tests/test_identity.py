@@ -104,7 +104,7 @@ def test_identity_of_lora_is_a_folder_of_peft(pipe, saved_lora):
     )
     assert (
         np.abs(frame - other).max() <= 1
-        and np.abs(frame - pipe.generate_frame(pipe.generator, made, points)).max() > 1
+        and np.abs(frame - pipe.generate_frame(pipe.generator_for(), made, points)).max() > 1
     )
 
 
