@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,13 @@ def test_a_pack_is_no_larger_than_it_may_be(clips, stills, tmp_path, capsys):
 
 
 def dry_run(stage: str, packed: Path, out: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"BATCH": "1", "WORKERS": "0", "ACCELERATE_USE_CPU": "true", "ADVERSARIAL_START": "0"}
+    environment = os.environ | {
+        "PYTHON": sys.executable,
+        "BATCH": "1",
+        "WORKERS": "0",
+        "ACCELERATE_USE_CPU": "true",
+        "ADVERSARIAL_START": "0",
+    }
     start = ROOT / "fsth_hub" / "checkpoints" / "small"
     command = ["bash", ROOT / "training" / "gpu.sh", stage, packed, start, out, "0"]
     return subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)

@@ -10,7 +10,7 @@
 #   cat OUT/model.tar.* | tar x
 set -euo pipefail
 [ $# -eq 5 ] || { sed -n '2,11s/^# \?//p' "$0" >&2; exit 2; }
-stage=$1 pack=$(realpath "$2") start=$(realpath "$3") out=$4 minutes=$5
+python=${PYTHON:-python} stage=$1 pack=$(realpath "$2") start=$(realpath "$3") out=$4 minutes=$5
 mkdir -p "$out"
 out=$(realpath "$out")
 cd "$(dirname "$0")/.."
@@ -22,7 +22,7 @@ components)
     batch=${BATCH:-192}
     resume=()
     [ -d "$start/component_discriminators" ] && resume=(--pretrained "$start")
-    python training/train_components.py "$pack/shards" --stills "$pack/stills" --vgg "$pack/vgg.safetensors" \
+    "$python" training/train_components.py "$pack/shards" --stills "$pack/stills" --vgg "$pack/vgg.safetensors" \
         --output_dir "$run" --mouth_batch_size "$batch" --eye_batch_size "$batch" --max_steps 1000000 \
         --adversarial_start "${ADVERSARIAL_START:-300}" --save_every "${SAVE_EVERY:-500}" --log_every 20 \
         --max_minutes "$minutes" "${resume[@]}"
@@ -31,7 +31,7 @@ whole | adversarial)
     batch=${BATCH:-24}
     terms=(--adversarial_start 100000000)
     [ "$stage" = adversarial ] && terms=(--adversarial_start 0 --feature_matching_weight 10 --match_weight 0)
-    python training/meta_train.py "$pack/shards" --pretrained "$start" --vgg "$pack/vgg.safetensors" \
+    "$python" training/meta_train.py "$pack/shards" --pretrained "$start" --vgg "$pack/vgg.safetensors" \
         --output_dir "$run" --batch_size "$batch" --vary_sources --num_sources 2 --far_sources --beta1 0.9 \
         --generator_lr 2e-4 --warmup_steps 50 --ema_decay 0.998 --vgg_weight 0.05 --lpips_weight 200 \
         --parts_weight 0.4 --num_workers "${WORKERS:-14}" --max_steps 1000000 --save_every "${SAVE_EVERY:-500}" \
