@@ -8,7 +8,7 @@ from PIL import Image
 from fsth_hub.landmarks import Face
 from fsth_hub.models.landmark_layout import LEFT_EYE, OUTER_LIPS, RIGHT_EYE, interocular
 from testing_utils.shards import landmarks
-from training.data.dataset import Clip, is_held_out_still
+from training.data.dataset import ClipRecord, is_held_out_still
 from training.evaluation.background import Background
 from training.evaluation.expression import (
     EXPRESSION_KEYS,
@@ -158,11 +158,11 @@ class Seer:
         return [Face((self.asked[number - 1] + face()) / 2, 1.0)]
 
 
-def clip_of(identity: str) -> Clip:
+def clip_of(identity: str) -> ClipRecord:
     """Eyes that blink once in either half and a mouth that opens at the end of each."""
     openings = [(0.3, 0.0)] * 8 + [(0.05, 0.0)] * 3 + [(0.3, 0.1), (0.3, 0.2), (0.3, 0.3), (0.3, 0.4)]
     points = np.stack([face(*pair) for pair in openings * 2])
-    clip = Clip(identity, identity, None, [(0, 0)] * len(points), points, [])
+    clip = ClipRecord(identity, identity, None, [(0, 0)] * len(points), points, [])
     clip.image = lambda index: Image.new("RGB", (SIZE, SIZE))
     return clip
 

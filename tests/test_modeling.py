@@ -6,7 +6,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from fsth_hub.models.blocks import NORM_EPS, instance_norm
 from fsth_hub.models.configuration_fsth import FsthConfig
 from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
-from fsth_hub.models.source_skips import LIKENESS_WIDTH, MAX_FUSED, landmark_likeness
+from fsth_hub.models.source_skips import MAX_FUSED, SIMILARITY_WIDTH, landmark_similarity
 from testing_utils.networks import NETWORKS, SIZE, random_portraits, run_network, tiny, tiny_config
 
 
@@ -167,12 +167,12 @@ def test_instance_norm_is_pytorchs(memory_format):
     assert torch.allclose(instance_norm(x, scale, shift), expected, atol=1e-4)
 
 
-def test_likeness_is_the_mean_distance_of_known_points():
+def test_similarity_is_the_mean_distance_of_known_points():
     source = torch.rand(1, 78, 2) * SIZE
     driving = source.clone()
     driving[:, :34, 0] += 0.06
     driving[:, 34:, 1] -= 0.02
     driving[:, 68:] = source[:, 68:] = float("nan")
     distance = 0.04 * 2 / SIZE
-    assert landmark_likeness(source, source, SIZE) == 0
-    assert landmark_likeness(driving, source, SIZE).item() == pytest.approx(-distance / LIKENESS_WIDTH, rel=1e-3)
+    assert landmark_similarity(source, source, SIZE) == 0
+    assert landmark_similarity(driving, source, SIZE).item() == pytest.approx(-distance / SIMILARITY_WIDTH, rel=1e-3)

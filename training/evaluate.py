@@ -35,7 +35,7 @@ from fsth_hub.landmarks import get_detector
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.landmark_drawing import rasterize_landmarks
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
-from training.data.dataset import Clip, read_index
+from training.data.dataset import ClipRecord, read_index
 from training.evaluation.metrics import IdentityNetwork
 from training.evaluation.portraits import PortraitReenactment, files_hash, list_pictures, read_motion, read_portrait
 from training.evaluation.reenactment import (
@@ -140,7 +140,7 @@ def hardware(device: torch.device) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def describe_settings(args, clips: list[Clip], pipes: dict[str, FsthPipeline]) -> dict:
+def describe_settings(args, clips: list[ClipRecord], pipes: dict[str, FsthPipeline]) -> dict:
     """All that numbers depend on, except for how many of them are asked for."""
     uses = {"LPIPS": args.lpips, "CSIM": args.identity_network}
     if args.fine_tune:

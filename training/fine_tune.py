@@ -27,7 +27,7 @@ from fsth_hub.finetuning.loop import METHODS, load_content
 from fsth_hub.models.errors import FsthError
 from fsth_hub.pipelines.identity import CONFIG_NAME, FsthIdentity
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
-from training.data.dataset import Clip, read_index
+from training.data.dataset import ClipRecord, read_index
 
 
 def parse_args(argv=None):
@@ -45,7 +45,7 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def find_people(folder: Path) -> dict[str, list[Path] | Clip]:
+def find_people(folder: Path) -> dict[str, list[Path] | ClipRecord]:
     """Who is to be fine-tuned, by name: photographs or a clip."""
     if not folder.is_dir():
         raise FsthError(f"There is no folder {folder}: check the path.")
@@ -64,8 +64,8 @@ def find_people(folder: Path) -> dict[str, list[Path] | Clip]:
     return photographs
 
 
-def fine_tune(pipe: FsthPipeline, source: list[Path] | Clip, shots: int, **options) -> FsthIdentity:
-    if not isinstance(source, Clip):
+def fine_tune(pipe: FsthPipeline, source: list[Path] | ClipRecord, shots: int, **options) -> FsthIdentity:
+    if not isinstance(source, ClipRecord):
         return pipe.fine_tune(source, **options)
     frames = np.linspace(0, len(source.frames) - 1, min(shots, len(source.frames))).round().astype(int)
     crops = [np.asarray(source.image(frame)) for frame in frames]

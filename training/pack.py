@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that 
 from fsth_hub.finetuning.feature_networks import load_weights
 from training.checkpoints import empty_folder, replace_folder
 from training.data.component_dataset import list_stills
-from training.data.dataset import Clip, read_index
+from training.data.dataset import ClipRecord, read_index
 
 
 MATTE_SIZE = 128  # pixels
@@ -56,7 +56,7 @@ def pack_vgg(source: str, path: Path) -> int:
     return path.stat().st_size
 
 
-def pack_clips(clips: list[Clip], folder: Path, room: int) -> int:
+def pack_clips(clips: list[ClipRecord], folder: Path, room: int) -> int:
     """As many frames of each clip, evenly spread, as have room in all; returns their number."""
     probe = [len(webp(clip.image(0))) + len(webp(small_matte(clip, 0))) for clip in clips[:: max(1, len(clips) // 20)]]
     count = max(2, math.floor(room / (np.mean(probe) + 2 * TAR_OVERHEAD + LANDMARKS) / len(clips)))
@@ -76,7 +76,7 @@ def pack_clips(clips: list[Clip], folder: Path, room: int) -> int:
     return total
 
 
-def small_matte(clip: Clip, frame: int) -> Image.Image:
+def small_matte(clip: ClipRecord, frame: int) -> Image.Image:
     return clip.matte(frame).resize((MATTE_SIZE, MATTE_SIZE), Image.Resampling.BOX)
 
 

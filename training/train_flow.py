@@ -33,7 +33,7 @@ from fsth_hub.models.landmark_flow import pixel_grid, portrait_flow, warp
 from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from fsth_hub.models.source_skips import FLOW_UNIT, SourceSkips, fade_width, reduce
 from training.checkpoints import save_networks
-from training.data.dataset import Clip, EpisodeDataset, EpisodeKey, read_index
+from training.data.dataset import ClipRecord, EpisodeDataset, EpisodeKey, read_index
 
 
 ERROR_WINDOW = 9  # pixels over which the measured flow is judged
@@ -134,7 +134,7 @@ class FlowLearner(nn.Module):
         return tuple(((f - batch["residual"]).norm(dim=-1) * share).sum() for f in (flow, torch.zeros_like(flow)))
 
 
-def sample_pairs(clips: list[Clip], args, num_processes: int) -> list[list[EpisodeKey]]:
+def sample_pairs(clips: list[ClipRecord], args, num_processes: int) -> list[list[EpisodeKey]]:
     """Batches of pairs of frames; people equally often, however many clips there are of them."""
     clips_of = Counter(clip.identity for clip in clips)
     shares = np.array([1 / clips_of[clip.identity] / len(clips_of) for clip in clips])

@@ -13,6 +13,8 @@ from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch import nn
 
+from ..models.image_processing_fsth import denormalize
+
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CAFFE_TO_NORMALISED = 255 * sum(IMAGENET_STD) / 3
@@ -177,7 +179,7 @@ class FaceFeatures(nn.Module):
     def forward(self, images, landmarks) -> list[torch.Tensor]:
         """images: B x 3 x H x W in [-1, 1]; landmarks: B x 78 x 2, pixels, which say where the face is."""
         face = crop_around(images, landmarks[:, :68], FACE_MARGIN, FACE_SIZE)
-        x = (face + 1) * 127.5 - self.mean
+        x = denormalize(face) - self.mean
         taps = []
         for index, (layer, stride) in enumerate(zip(self.layers, self.strides, strict=True)):
             padding = layer.kernel_size[0] // 2

@@ -45,12 +45,12 @@ def feature_matching_loss(
     return content_loss(fake_features, real_features) / len(real_features)
 
 
-def match_loss(frame_embeddings: torch.Tensor, person: torch.Tensor) -> torch.Tensor:
+def match_loss(frame_embeddings: torch.Tensor, identity_embedding: torch.Tensor) -> torch.Tensor:
     """
     L_MCH: mean absolute difference between embeddings (B x K x N) and the discriminator's person vectors W_i (B x N),
     which get no gradient: the embedder must learn to stand in for W_i, not W_i for the embedder.
     """
-    return (frame_embeddings.float() - person.detach().float()[:, None]).abs().mean()
+    return (frame_embeddings.float() - identity_embedding.detach().float()[:, None]).abs().mean()
 
 
 @dataclass(frozen=True)

@@ -355,12 +355,15 @@ class FsthDiscriminator(FsthPreTrainedModel):
         self.identities = nn.Embedding(config.num_identities, config.embedding_dim) if config.num_identities else None
         self.post_init()
 
-    def forward(self, images, landmark_images, person, return_dict: bool = True) -> FsthDiscriminatorOutput | tuple:
+    def forward(
+        self, images, landmark_images, identity_embedding, return_dict: bool = True
+    ) -> FsthDiscriminatorOutput | tuple:
         """
         Args:
             images (`torch.Tensor` of shape `(batch, 3, height, width)`): real or generated frames in [-1, 1].
             landmark_images (`torch.Tensor` of the same shape): their landmark drawings in [-1, 1].
-            person (`torch.Tensor` of shape `(batch, embedding_dim)`): W_i, of `identities(index)` or tuned.
+            identity_embedding (`torch.Tensor` of shape `(batch, embedding_dim)`):
+                The person's W_i, of `identities(index)` or tuned.
             return_dict (`bool`, *optional*, defaults to `True`): an [`FsthDiscriminatorOutput`] or a plain tuple.
         """
         h = reduce(torch.cat([landmark_images, images], dim=1), self.config.working_size)  # B x 6 x 256 x 256
@@ -370,6 +373,6 @@ class FsthDiscriminator(FsthPreTrainedModel):
             features.append(h)  # B x 64 x 128 x 128 ... B x 512 x 4 x 4
         pooled = F.relu(h).mean(dim=(2, 3)) * NUM_POOLED_POSITIONS  # B x 512
         vector = self.projection(pooled)  # B x 512
-        scores = (vector * person).sum(dim=1) + self.realism(vector).squeeze(1)  # B
+        scores = (vector * identity_embedding).sum(dim=1) + self.realism(vector).squeeze(1)  # B
         output = FsthDiscriminatorOutput(scores=scores, features=tuple(features))
         return output if return_dict else output.to_tuple()

@@ -27,7 +27,7 @@ FLOW_UNIT = 0.05
 
 # How much further apart two faces must be, in half sides, for a portrait to count 1/e as much. The mean of portraits
 # that are warped from different poses has ghosts (training/LOG.md): that of eight is worse than the first of them.
-LIKENESS_WIDTH = 0.002
+SIMILARITY_WIDTH = 0.002
 # Portraits that are fused for a frame, those most like it: of 32 they have over 90 % of the weight on average.
 MAX_FUSED = 4
 CAVITY_LIGHT = 0.25  # in a mouth, of that on the lips
@@ -105,7 +105,7 @@ class FusedSources(ModelOutput):
     composition: Composition | None = None
 
 
-def landmark_likeness(driving, source, image_size: int) -> torch.Tensor:
+def landmark_similarity(driving, source, image_size: int) -> torch.Tensor:
     """
     How alike two faces are in place, pose and expression: 0 for equal ones, the lower the less. Place counts because
     hair, shoulders and background are as they were when the head was there.
@@ -115,10 +115,10 @@ def landmark_likeness(driving, source, image_size: int) -> torch.Tensor:
         image_size (`int`): side of the frame in pixels.
 
     Returns:
-        `torch.Tensor` of shape `(...)`: minus the mean distance of the points, in `LIKENESS_WIDTH`.
+        `torch.Tensor` of shape `(...)`: minus the mean distance of the points, in `SIMILARITY_WIDTH`.
     """
     distance = (driving - source).float().square().sum(dim=-1).sqrt()  # ... x 78
-    return -distance.nanmean(dim=-1) * 2 / image_size / LIKENESS_WIDTH
+    return -distance.nanmean(dim=-1) * 2 / image_size / SIMILARITY_WIDTH
 
 
 def reduce(images, size: int):
@@ -254,9 +254,9 @@ class SourceSkips(nn.Module):
 
     def forward(self, sources: FsthSources, landmark_images, landmarks) -> FusedSources:
         size = landmark_images.shape[-1]
-        likeness = landmark_likeness(landmarks[:, None], sources.landmarks, size)  # B x T
-        likeness, chosen = likeness.topk(min(MAX_FUSED, likeness.shape[1]))  # B x K
-        batch, num_portraits = likeness.shape
+        similarity = landmark_similarity(landmarks[:, None], sources.landmarks, size)  # B x T
+        similarity, chosen = similarity.topk(min(MAX_FUSED, similarity.shape[1]))  # B x K
+        batch, num_portraits = similarity.shape
         rows = torch.arange(batch, device=chosen.device)[:, None]
         flat = sources.map(lambda tensor: tensor.expand(batch, *tensor.shape[1:])[rows, chosen].flatten(0, 1))
         landmark_images, landmarks = (
@@ -267,7 +267,7 @@ class SourceSkips(nn.Module):
         flow = known.flow + residual_flow * (1 - known.exactness)  # BK x 256 x 256 x 2
         # portraits are trusted until training says otherwise
         visibility = torch.sigmoid(visibility + 2)
-        confidence = confidence + likeness.flatten()[:, None, None, None]  # BK x 1 x 64 x 64
+        confidence = confidence + similarity.flatten()[:, None, None, None]  # BK x 1 x 64 x 64
         shares = torch.softmax(confidence.unflatten(0, (batch, num_portraits)), dim=1)  # B x K x 1 x 64 x 64
 
         def sample(maps, mode="bilinear"):

@@ -41,7 +41,7 @@ HELD_OUT_STILLS = 50  # of so many stills one is never trained on
 
 
 @dataclass
-class Clip:
+class ClipRecord:
     key: str
     identity: str
     shard: Path
@@ -62,7 +62,7 @@ class Clip:
             return Image.open(io.BytesIO(file.read(size)))
 
 
-def read_index(folder: str | Path) -> list[Clip]:
+def read_index(folder: str | Path) -> list[ClipRecord]:
     """The clips of all `*.tar` shards of a folder; `FsthError` where there are none."""
     shards = sorted(Path(folder).glob("*.tar"))
     if not shards:
@@ -84,7 +84,7 @@ def read_index(folder: str | Path) -> list[Clip]:
             if len(parts["mattes"]) != len(parts["frames"]):
                 raise FsthError(f"{shard} has no mattes of {key}: make the shards anew with prepare_dataset.py.")
             identity = json.loads(parts["json"])["identity"]
-            clips.append(Clip(key, identity, shard, parts["frames"], landmarks, parts["mattes"]))
+            clips.append(ClipRecord(key, identity, shard, parts["frames"], landmarks, parts["mattes"]))
     return clips
 
 
@@ -102,7 +102,7 @@ class EpisodeKey(NamedTuple):
 
 
 def sample_batches(
-    clips: list[Clip], args, first_step: int, num_processes: int, rank: int
+    clips: list[ClipRecord], args, first_step: int, num_processes: int, rank: int
 ) -> Iterator[list[EpisodeKey]]:
     """
     The batches of one process in order: for each step the generator's, whose frames the discriminator's first update
@@ -111,7 +111,7 @@ def sample_batches(
     with a batch as large would see the same.
 
     Args:
-        clips (`list[Clip]`): of the dataset.
+        clips (`list[ClipRecord]`): of the dataset.
         args (`argparse.Namespace`): flags of meta_train.py.
         first_step (`int`): from 1.
         num_processes, rank (`int`): of how many processes this is which.
@@ -136,7 +136,7 @@ class EpisodeDataset(Dataset):
     """`dataset[EpisodeKey]` is an episode: one frame of a clip to draw, then K others of the same clip (section 3.1).
 
     Args:
-        clips (`list[Clip]`): of [`read_index`].
+        clips (`list[ClipRecord]`): of [`read_index`].
         image_size (`int`): side of the frames in pixels.
         max_sources (`int`): the largest K; clips with no more frames than that are left out.
         augment (`bool`, *optional*, defaults to `True`): shift, zoom, mirror, colours, irises left out.
@@ -147,7 +147,7 @@ class EpisodeDataset(Dataset):
 
     def __init__(
         self,
-        clips: list[Clip],
+        clips: list[ClipRecord],
         image_size: int,
         max_sources: int,
         augment: bool = True,

@@ -19,10 +19,10 @@ from fsth_hub.models.image_processing_fsth import normalize, to_pixels
 from fsth_hub.models.landmark_flow import pixel_grid, resize_flow, smooth_flow, warp
 from fsth_hub.models.landmark_layout import FACE
 from fsth_hub.models.modeling_fsth import FsthGenerator
-from fsth_hub.models.source_skips import landmark_likeness
+from fsth_hub.models.source_skips import landmark_similarity
 from fsth_hub.pipelines.identity import FsthIdentity
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
-from training.data.dataset import Clip
+from training.data.dataset import ClipRecord
 from training.evaluation.background import Background
 from training.evaluation.expression import delivered, extreme_frames, eye_openings, eyes, mouths
 from training.evaluation.metrics import IdentityNetwork, expression_distance, keypoint_distance, pose_distance, ssim
@@ -36,7 +36,7 @@ CLOSE_UP_SIZE = 224  # pixels
 Draw = Callable[[np.ndarray], np.ndarray]  # landmarks to a frame
 
 
-def one_clip_per_person(clips: list[Clip]) -> list[Clip]:
+def one_clip_per_person(clips: list[ClipRecord]) -> list[ClipRecord]:
     """Of each person the clip with the most frames, the first of them; in the order of the people's names."""
     longest = {}
     for clip in clips:
@@ -126,7 +126,7 @@ class SelfReenactment:
 
     name, real_title = "self", "truth"
 
-    def __init__(self, clip: Clip, num_frames: int, instruments: Instruments):
+    def __init__(self, clip: ClipRecord, num_frames: int, instruments: Instruments):
         chosen = held_out_frames(len(clip.frames), num_frames)
         self.instruments = instruments
         self.real = [np.asarray(clip.image(index)) for index in chosen]
@@ -167,7 +167,7 @@ class CrossReenactment:
 
     name, real_title = "cross", "driver"
 
-    def __init__(self, clip: Clip, drivers: list[Clip], num_frames: int, instruments: Instruments):
+    def __init__(self, clip: ClipRecord, drivers: list[ClipRecord], num_frames: int, instruments: Instruments):
         self.instruments = instruments
         portrait, own = np.asarray(clip.image(0)), clip.landmarks[0]
         self.portrait = instruments.look([portrait], [own])[0]
@@ -227,7 +227,7 @@ def warped_portrait(crops: list[np.ndarray], landmarks: np.ndarray) -> tuple[Dra
 
     def draw(points):
         driving = torch.from_numpy(points)[None]
-        best = landmark_likeness(driving.expand_as(sources), sources, size).argmax()
+        best = landmark_similarity(driving.expand_as(sources), sources, size).argmax()
         flow = smooth_flow(driving, sources[best][None], size, small)
         warped = warp(images[best][None], resize_flow(flow, size, size), full)[0]
         return to_pixels(warped).permute(1, 2, 0).numpy()
