@@ -19,6 +19,7 @@ from testing_utils.meta_training import train_tiny
 from testing_utils.networks import NETWORKS, tiny, tiny_config
 from testing_utils.pipelines import picture
 from testing_utils.shards import NUM_FRAMES, grey, write_shards
+from testing_utils.stills import write_face_clips, write_stills
 from training import meta_train
 
 
@@ -49,6 +50,16 @@ def shards(tmp_path) -> Path:
     """Two clips of ann, one of bob; frame i is grey, 30 i bright."""
     frames = [grey(30 * index) for index in range(NUM_FRAMES)]
     return write_shards(tmp_path / "shards", dict.fromkeys(["ann/a.b/1.mp4", "ann/2.mp4", "bob/1.mp4"], frames))
+
+
+@pytest.fixture
+def face_clips(tmp_path):
+    return write_face_clips(tmp_path / "clips")
+
+
+@pytest.fixture
+def stills(tmp_path):
+    return write_stills(tmp_path / "stills")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from testing_utils.feature_networks import vgg_weights
 from testing_utils.paths import ROOT
-from testing_utils.stills import write_face_clips, write_stills
 from training import pack
 from training.data.component_dataset import list_stills
 from training.data.dataset import read_index
@@ -28,24 +27,16 @@ def write_vgg(path: Path, in_use: int = 5) -> Path:
 
 
 @pytest.fixture
-def clips(tmp_path):
-    return write_face_clips(tmp_path / "clips")
-
-
-@pytest.fixture
-def stills(tmp_path):
-    return write_stills(tmp_path / "stills")
-
-
-@pytest.fixture
-def packed(clips, stills, tmp_path, monkeypatch):
+def packed(face_clips, stills, tmp_path, monkeypatch):
     monkeypatch.setattr(pack, "STILL_SIZE", 48)
-    pack.main([str(clips), str(stills), str(tmp_path / "pack"), "--vgg", str(write_vgg(tmp_path / "vgg.safetensors"))])
+    pack.main(
+        [str(face_clips), str(stills), str(tmp_path / "pack"), "--vgg", str(write_vgg(tmp_path / "vgg.safetensors"))]
+    )
     return tmp_path / "pack"
 
 
-def test_a_pack_holds_what_training_reads(packed, clips, stills):
-    originals, kept = read_index(clips), read_index(packed / "shards")
+def test_a_pack_holds_what_training_reads(packed, face_clips, stills):
+    originals, kept = read_index(face_clips), read_index(packed / "shards")
     assert [clip.key for clip in kept] == [clip.key for clip in originals]
     assert all(np.isfinite(clip.landmarks).any() and len(clip.frames) == len(clip.landmarks) for clip in kept)
     error = np.abs(np.asarray(kept[0].image(0)).astype(int) - np.asarray(originals[0].image(0)))
@@ -71,14 +62,14 @@ def test_a_pack_holds_what_training_reads(packed, clips, stills):
     assert all(weight.dtype == torch.float16 for weight in vgg.values())
 
 
-def test_a_pack_is_no_larger_than_it_may_be(clips, stills, tmp_path, capsys):
+def test_a_pack_is_no_larger_than_it_may_be(face_clips, stills, tmp_path, capsys):
     vgg = write_vgg(tmp_path / "vgg.safetensors")
-    pack.main([str(clips), str(stills), str(tmp_path / "small"), "--vgg", str(vgg), "--megabytes", "0.08"])
+    pack.main([str(face_clips), str(stills), str(tmp_path / "small"), "--vgg", str(vgg), "--megabytes", "0.08"])
     report = json.loads(capsys.readouterr().out)
     size = sum(path.stat().st_size for path in (tmp_path / "small").rglob("*") if path.is_file())
     assert size < 0.09e6 and 0 < report["stills"] < 96 and report["frames"] >= 4
     with pytest.raises(SystemExit, match="VGG alone"):
-        pack.main([str(clips), str(stills), str(tmp_path / "no"), "--vgg", str(vgg), "--megabytes", "0.001"])
+        pack.main([str(face_clips), str(stills), str(tmp_path / "no"), "--vgg", str(vgg), "--megabytes", "0.001"])
     assert not (tmp_path / "no").exists()
 
 
@@ -107,8 +98,8 @@ def test_the_script_trains_and_leaves_few_small_files(packed, tmp_path, stage):
     names = {path.name for path in (tmp_path / "model").iterdir()}
     networks = {"components": {"facial_components", "component_discriminators"}}
     assert names == networks.get(stage, {"embedder", "generator", "discriminator"})
-    entry = json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[-1])
-    assert entry["step"] == 1 or stage != "components"
+    if stage == "components":
+        assert json.loads((tmp_path / "out" / "log.jsonl").read_text())["step"] == 1
 
 
 def test_an_unknown_stage_is_refused(packed, tmp_path):

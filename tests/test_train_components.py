@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.facial_components import FsthComponentsConfig, FsthFacialComponents
 from testing_utils.meta_training import checkpoints, flags, log_of
-from testing_utils.stills import write_face_clips, write_stills
 from training import train_components
 from training.data.component_dataset import ComponentCrops, is_plausible, list_stills
 
@@ -23,16 +22,6 @@ TINY = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def clips(tmp_path):
-    return write_face_clips(tmp_path / "clips")
-
-
-@pytest.fixture
-def stills(tmp_path):
-    return write_stills(tmp_path / "stills")
-
-
 def test_stills_that_are_held_out_wrong_or_small_are_not_trained_on(stills):
     training, held_out = ({path.stem for path, _ in list_stills(stills, flag)} for flag in (False, True))
     assert held_out == {"00000", "00050", "00100"}
@@ -40,16 +29,16 @@ def test_stills_that_are_held_out_wrong_or_small_are_not_trained_on(stills):
     assert not is_plausible(np.full((78, 2), np.nan))
 
 
-def test_crops_are_counted_once_for_a_mouth_and_once_for_each_eye(clips, stills):
-    mouths, eyes = (ComponentCrops(network, 32, clips, stills) for network in ("mouth", "eye"))
+def test_crops_are_counted_once_for_a_mouth_and_once_for_each_eye(face_clips, stills):
+    mouths, eyes = (ComponentCrops(network, 32, face_clips, stills) for network in ("mouth", "eye"))
     assert len(mouths.images) == 20 + 96 and len(eyes.images) == 2 * len(mouths.images)
     assert [len(clip) for clip in mouths.clips] == [10, 10] and [len(clip) for clip in eyes.clips] == [10] * 4
     assert mouths.clip_shares.sum() == pytest.approx(1) == eyes.clip_shares.sum()
     assert mouths.images.shape[-1] == 44  # with a margin
 
 
-def test_a_face_that_rests_is_warped_to_itself(clips):
-    crops = ComponentCrops("mouth", 32, clips)
+def test_a_face_that_rests_is_warped_to_itself(face_clips):
+    crops = ComponentCrops("mouth", 32, face_clips)
     crops.images[:] = crops.images[0]
     batch = crops.batch(np.random.default_rng(0), 6, 0.0, augment=False)
     error = (batch["warped"] - batch["images"]).abs().amax(dim=1)
@@ -60,9 +49,9 @@ def test_a_face_that_rests_is_warped_to_itself(clips):
 
 
 @pytest.mark.parametrize("network", ["mouth", "eye"])
-def test_a_still_is_its_own_target_and_what_its_expression_hides_is_gone(clips, stills, network):
+def test_a_still_is_its_own_target_and_what_its_expression_hides_is_gone(face_clips, stills, network):
     """The clips' change of expression, here made up, closes the still's mouth; its inside must not come back."""
-    crops = ComponentCrops(network, 32, clips, stills)
+    crops = ComponentCrops(network, 32, face_clips, stills)
     upper, lower = ([61, 62, 63], [67, 66, 65]) if network == "mouth" else ([37, 38], [41, 40])
     for clip in crops.clips:  # half of each clip is closed
         shut = crops.points[clip[5:]]
@@ -82,8 +71,8 @@ def test_a_still_is_its_own_target_and_what_its_expression_hides_is_gone(clips, 
     assert error[inside].mean() > 3 * error[outside].mean()
 
 
-def test_batches_depend_on_their_seed_alone(clips, stills):
-    crops = ComponentCrops("eye", 32, clips, stills)
+def test_batches_depend_on_their_seed_alone(face_clips, stills):
+    crops = ComponentCrops("eye", 32, face_clips, stills)
     first, again, other = (crops.batch(np.random.default_rng(seed), 4, 0.5) for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["images"], other["images"])
@@ -99,7 +88,7 @@ def vgg_with_heads(vgg, tmp_path):
 
 
 @pytest.fixture
-def train(clips, stills, vgg_with_heads, tmp_path, monkeypatch):
+def train(face_clips, stills, vgg_with_heads, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(train_components, "FsthComponentsConfig", partial(FsthComponentsConfig, **TINY))
 
@@ -113,8 +102,8 @@ def train(clips, stills, vgg_with_heads, tmp_path, monkeypatch):
             "save_every": 2,
         }
         defaults |= {"mouth_batch_size": 4, "eye_batch_size": 2, "adversarial_start": 2, "log_every": 1}
-        defaults |= {"mixed_precision": "no", "validation_shards": clips}
-        train_components.main([str(clips)] + flags(defaults | options))
+        defaults |= {"mixed_precision": "no", "validation_shards": face_clips}
+        train_components.main([str(face_clips)] + flags(defaults | options))
         return tmp_path / name
 
     return train

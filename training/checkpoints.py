@@ -1,14 +1,17 @@
-"""What a training run saves: whole or not there, whatever kills the process; nothing but safetensors and JSON."""
+"""What a training run leaves: checkpoints, whole or not there, whatever kills the process, nothing but safetensors and
+JSON; and lines and pictures of how it goes."""
 
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
 from fsth_hub.models.configuration_fsth import FsthConfig
+from fsth_hub.models.image_processing_fsth import to_pixels
 from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 
 
@@ -102,3 +105,13 @@ def rewind_log(path: Path, step: int):
         partial = path.with_suffix(".partial")
         partial.write_text("".join(kept))
         partial.replace(path)
+
+
+def append_line(path: Path, entry: dict):
+    with open(path, "a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def to_column(images: torch.Tensor) -> np.ndarray:
+    """B x 3 x H x W in [-1, 1], one below the other: BH x W x 3 uint8."""
+    return to_pixels(images).cpu().permute(0, 2, 3, 1).flatten(0, 1).numpy()

@@ -42,6 +42,6 @@ whole | adversarial)
     exit 2
     ;;
 esac
-cp "$run/log.jsonl" "$out/"
 tar c -C "$run" model | split -b 15000000 - "$out/model.tar."
+if [ -f "$run/log.jsonl" ]; then cp "$run/log.jsonl" "$out/"; fi  # none where the minutes end before its first line
 ls -l "$out"

@@ -11,7 +11,6 @@ exactly where its last checkpoint was made, on as many processes as there are th
 exponential moving averages in OUTPUT_DIR/model.
 """
 
-import json
 import sys
 import time
 from collections import defaultdict
@@ -37,9 +36,17 @@ from fsth_hub.finetuning.losses import ADVERSARIAL_TERMS, CONTENT_TERMS, Content
 from fsth_hub.hub.client import create_repository, publish
 from fsth_hub.models.configuration_fsth import FsthConfig
 from fsth_hub.models.errors import FsthError
-from fsth_hub.models.image_processing_fsth import normalize, to_pixels
+from fsth_hub.models.image_processing_fsth import normalize
 from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
-from training.checkpoints import last_checkpoint, load_checkpoint, rewind_log, save_checkpoint, save_networks
+from training.checkpoints import (
+    append_line,
+    last_checkpoint,
+    load_checkpoint,
+    rewind_log,
+    save_checkpoint,
+    save_networks,
+    to_column,
+)
 from training.data.dataset import EpisodeDataset, EpisodeKey, read_index, sample_batches
 from training.options import parse_args, weights_of
 
@@ -138,11 +145,6 @@ def track_picture(accelerator: Accelerator, picture: np.ndarray, step: int):
             tracker.log_images({"sample": [picture]}, step)
 
 
-def to_column(images: torch.Tensor) -> np.ndarray:
-    """B x 3 x H x W in [-1, 1], one below the other: BH x W x 3 uint8."""
-    return to_pixels(images).cpu().permute(0, 2, 3, 1).flatten(0, 1).numpy()
-
-
 @torch.no_grad()
 def validate(learner: MetaLearner, content: ContentLoss, batches) -> tuple[dict[str, float], np.ndarray]:
     """Content terms of the averaged generator on fixed episodes, beside the warp's, and a picture of some."""
@@ -173,11 +175,6 @@ def to_device(batch, device):
     )
     landmarks, mattes = (batch[key].to(device, non_blocking=True) for key in ("landmarks", "mattes"))
     return images, landmark_images, landmarks, mattes.float() / 255
-
-
-def append_line(path: Path, entry: dict):
-    with open(path, "a") as file:
-        file.write(json.dumps(entry) + "\n")
 
 
 def main(argv=None):

@@ -32,15 +32,16 @@ from fsth_hub.finetuning.losses import adversarial_loss, discriminator_loss, fea
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.facial_components import FsthComponentDiscriminators, FsthComponentsConfig, FsthFacialComponents
 from training.checkpoints import (
+    append_line,
     empty_folder,
     last_checkpoint,
     load_checkpoint,
     replace_folder,
     rewind_log,
     save_checkpoint,
+    to_column,
 )
 from training.data.component_dataset import ComponentCrops
-from training.meta_train import append_line, to_column
 
 
 NETWORKS = ("mouth", "eye")
