@@ -9,7 +9,7 @@ from PIL import Image
 from fsth_hub.media.paste_back import FEATHER, FLOW_SIZE, PasteBack
 from fsth_hub.models.cropping import CropBox, crop_image
 from fsth_hub.models.errors import FsthError
-from fsth_hub.pipelines.pipeline_output import DrivingMotion
+from fsth_hub.pipelines.driving import DrivingMotion
 from fsth_hub.pipelines.side_by_side import MAX_HEIGHT, side_by_side
 from testing_utils.faces import face
 

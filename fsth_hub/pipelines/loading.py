@@ -24,6 +24,13 @@ def class_names(folder: Path) -> list[str]:
     return names if isinstance(names, list) else [names]
 
 
+def forget(path: Path, key: str) -> None:
+    """Take a key out of a JSON file."""
+    config = json.loads(path.read_text())
+    config.pop(key, None)
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def source_of(name: str | Path, folder: Path) -> ModelSource:
     """What was loaded by this name from this folder, a repository's being its snapshot's."""
     if folder == BUNDLED_MODEL:

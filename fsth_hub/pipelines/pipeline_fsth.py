@@ -2,9 +2,7 @@
 
 import copy
 import inspect
-import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -21,21 +19,18 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..checks import check_choice, check_flags, check_number
-from ..finetuning.loop import default_steps, fine_tune, load_content
-from ..finetuning.lora import add_lora, lora_parameters, merge, rank_of
-from ..hub.client import create_repository, publish
-from ..landmarks import LandmarkDetector, MotionAdapter, get_detector, pick_reference, smooth_clip, track_clip
-from ..landmarks.motion import MotionMode, check_motion
-from ..landmarks.smoothing import DEFAULT_SMOOTHING, check_smoothing
+from ..checks import check_number
+from ..landmarks import LandmarkDetector, get_detector
+from ..landmarks.motion import MotionMode
+from ..landmarks.smoothing import DEFAULT_SMOOTHING
 from ..media.containers import ClipFile
-from ..media.frames import FPS_RANGE, Frames
+from ..media.frames import Frames
 from ..media.paste_back import PasteBack
 from ..media.reading import Clip, open_clip
-from ..media.writing import check_output_path, write_clip
-from ..models.cropping import CropBox, crop_box, to_crop, whole_frame
+from ..media.writing import write_clip
+from ..models.cropping import CropBox
 from ..models.downloading import fetch
-from ..models.errors import FsthError, NoFaceError
+from ..models.errors import FsthError
 from ..models.facial_components import FsthComponentsOutput, FsthFacialComponents
 from ..models.image_processing_fsth import FsthImageProcessor, list_pictures, normalize
 from ..models.modeling_fsth import (
@@ -50,11 +45,14 @@ from ..models.source_skips import FsthSources
 from ..provenance.credentials import OUTPUT_METADATA, Origin, check_credentials, sign
 from ..provenance.watermark import add_watermark
 from .caching import Cache, weights_state
-from .identity import FsthIdentity, FsthTunedPerson, describe, fingerprint
-from .loading import BUNDLED_MODEL, INDEX, check_components, class_names, loading_error, source_of
+from .driving import DrivingMotion, adapt_motion, read_motion
+from .identity import FsthIdentity, FsthTunedPerson
+from .inputs import check_inputs, check_size
+from .loading import BUNDLED_MODEL, INDEX, check_components, class_names, forget, loading_error, source_of
 from .person import DEFAULT_SIZE, MAX_SIZE, FsthPerson, Portrait
-from .pipeline_output import OUTPUT_TYPES, DrivingMotion, FsthPipelineOutput, FsthReport, as_output_type
-from .portraits import cut_heads, cut_mattes, for_inference, settled, to_one_size
+from .pipeline_output import FsthPipelineOutput, FsthReport, as_output_type
+from .portraits import cut_heads, cut_mattes, for_inference
+from .tuning import bind, check_discriminator, tune
 
 
 NUM_KEPT_GENERATORS = 4  # ready to draw: the pipeline's own, and people's
@@ -271,16 +269,10 @@ class FsthPipeline(DiffusionPipeline):
             if isinstance(getattr(self, name), PreTrainedModel):  # diffusers forgets one that was added later
                 self.register_modules(**{name: getattr(self, name)})
         super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
-        path = Path(save_directory, INDEX)
-        index = json.loads(path.read_text())
-        # where it was loaded from, on this machine
-        path.write_text(json.dumps({key: index[key] for key in index if key != "_name_or_path"}, indent=2) + "\n")
+        forget(Path(save_directory, INDEX), "_name_or_path")  # where it was loaded from, on this machine
         if variant is not None:
             for path in Path(save_directory).glob("*/config.json"):
-                # Its precision is that of the variant that was saved last, and loading any other would follow it.
-                config = json.loads(path.read_text())
-                config.pop("dtype", None)
-                path.write_text(json.dumps(config, indent=2) + "\n")
+                forget(path, "dtype")  # that of the variant saved last: loading any other would follow it
         if push_to_hub:
             self.push_to_hub(repo_id, variant=variant, **publishing)
 
@@ -311,26 +303,10 @@ class FsthPipeline(DiffusionPipeline):
         Raises:
             FsthError: The repository cannot be written to, or the upload broke off; nothing there has changed then.
         """
-        from ..hub.model_card import PipelineFigures, write_pipeline_card
+        from .publishing import publish_pipeline
 
-        networks = {name: part for name, part in self.components.items() if isinstance(part, PreTrainedModel)}
-        figures = PipelineFigures(
-            base_model=self.model_name,
-            size=self.size,
-            max_size=MAX_SIZE,
-            source_skips=self.generator.config.source_skips,
-            parameters={name: network.num_parameters() for name, network in networks.items()},
-        )
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            self.save_pretrained(folder, variant=variant)
-            if include_code:
-                from ..hub.remote_code import add_code
-
-                add_code(folder, self.component_classes())
-            repo_id = create_repository(repo_id, private=private, token=token)  # with its owner, for the card
-            write_pipeline_card(figures, folder, repo_id, self.model_source.folder)
-            return publish(folder, repo_id, revision=revision, token=token, commit_message=commit_message)
+        options = {"variant": variant, "private": private, "revision": revision, "token": token}
+        return publish_pipeline(self, repo_id, commit_message=commit_message, include_code=include_code, **options)
 
     # Getting to know a person
 
@@ -459,43 +435,7 @@ class FsthPipeline(DiffusionPipeline):
         Raises:
             FsthError: It was fine-tuned from another model, or its tensors do not fit the model's.
         """
-        if identity.fingerprint != fingerprint(self.generator):
-            raise FsthError(
-                f"The identity '{identity.name}' was fine-tuned from another model "
-                f"({describe(identity.base_model, identity.base_revision)}) than the one that is loaded "
-                f"({describe(self.model_name, self.model_revision)}); load that model, or fine-tune again."
-            )
-        if identity.method == "lora":
-            expected = lora_parameters(add_lora(self.generator, rank_of(identity.weights)))
-        else:
-            expected = self.generator.state_dict()
-        shapes = {name: tensor.shape for name, tensor in identity.weights.items()}
-        if shapes != {name: tensor.shape for name, tensor in expected.items()} or (
-            identity.adain_parameters.shape[1] != sum(self.generator.adain_sizes)
-        ):
-            raise FsthError(
-                f"The identity '{identity.name}' is damaged: its weights do not fit the model's. Make or fetch it "
-                "again."
-            )
-        if identity.method == "lora":
-            generator = merge(self.generator, identity.weights)
-        else:
-            generator = copy.deepcopy(self.generator)
-            generator.load_state_dict(identity.weights)
-        return self._tuned_person(identity, generator, self.prepare_portraits(identity.crops, identity.crop_landmarks))
-
-    def _tuned_person(
-        self, identity: FsthIdentity, generator: FsthGenerator, inputs: list[torch.Tensor]
-    ) -> FsthTunedPerson:
-        """An identity with its generator and its portraits, as of [`~FsthPipeline.prepare_portraits`]."""
-        return FsthTunedPerson.of(
-            identity,
-            adain_parameters=identity.adain_parameters.to(generator.device, generator.dtype),
-            sources=self.encode_sources(generator, *inputs),
-            landmarks=inputs[2][0, 0].cpu().numpy(),
-            generator=generator if identity.method == "full" else None,
-            base_generator=self.generator,
-        )
+        return bind(self, identity)
 
     def fine_tune(
         self,
@@ -538,7 +478,7 @@ class FsthPipeline(DiffusionPipeline):
         Raises:
             FsthError: A portrait or option cannot be used, the loss is not finite, or memory is too small.
         """
-        self._check_discriminator()
+        check_discriminator(self)
         crops, landmarks, boxes = self.read_portraits(portraits, face_index, crop)
         options = {"method": method, "steps": steps, "learning_rate": learning_rate, "content": content}
         options |= {"callback": callback, "seed": seed}
@@ -558,51 +498,9 @@ class FsthPipeline(DiffusionPipeline):
         seed: int = 0,
     ) -> FsthTunedPerson:
         """The same for head crops whose landmarks are known, as in [`~FsthPipeline.embed_crops`]."""
-        self._check_discriminator()
-        crops, crop_landmarks = to_one_size(crops, landmarks)
-        inputs = self.prepare_portraits(crops, crop_landmarks)
-        networks = [settled(part, inputs[0].device) for part in (self.embedder, self.generator, self.discriminator)]
-        total = default_steps(len(crops)) if steps is None else steps
-        with self.progress_bar(total=total) as progress:
-
-            def report(step, steps, preview, terms):
-                progress.update(step - progress.n)
-                if callback is not None:
-                    preview = None if preview is None else self.image_processor.postprocess(preview[None])[0]
-                    callback(step, steps, preview, terms)
-
-            tuned = fine_tune(
-                *networks,
-                *inputs,
-                content or load_content(),
-                method=method,
-                steps=total,
-                learning_rate=learning_rate,
-                callback=report,
-                seed=seed,
-            )
-        generator = tuned.generator.to(self.generator.dtype, memory_format=torch.channels_last)
-        identity = FsthIdentity(
-            method=method,
-            weights=generator.state_dict() if tuned.lora is None else tuned.lora,
-            adain_parameters=tuned.adain_parameters,
-            crops=crops,
-            crop_landmarks=crop_landmarks,
-            boxes=boxes or [],
-            base_model=self.model_name,
-            base_revision=self.model_revision,
-            fingerprint=fingerprint(self.generator),
-            steps=tuned.best_step,
-            history=tuned.history,
-        )
-        return self._tuned_person(identity, generator, inputs)
-
-    def _check_discriminator(self) -> None:
-        if self.discriminator is None:
-            raise FsthError(
-                "Fine-tuning needs the model's discriminator, and this pipeline has none: load it without "
-                "`discriminator=None`."
-            )
+        check_discriminator(self)
+        options = {"method": method, "steps": steps, "learning_rate": learning_rate, "content": content}
+        return tune(self, crops, landmarks, boxes, callback=callback, seed=seed, **options)
 
     # Driving
 
@@ -632,18 +530,8 @@ class FsthPipeline(DiffusionPipeline):
         """
         check_number("face_index", face_index, 0, whole=True)
         clip = open_clip(driving, fps=fps, max_frames=num_frames)
-        box = None if crop else whole_frame(clip.width, clip.height, clip.name)
-        faces = []
         with self.progress_bar(total=clip.frame_count or 0) as progress:
-            for face in track_clip(clip, self.detector, face_index):
-                faces.append(None if face is None else face.points)
-                progress.update()
-        found = [points for points in faces if points is not None]
-        if not found:
-            raise NoFaceError(f"No face was found in {clip.name}; use a clip in which the face is seen clearly.")
-        box = box or crop_box(np.stack(found))
-        landmarks = [None if points is None else to_crop(points, box, self.size) for points in faces]
-        return DrivingMotion(landmarks, clip.fps, box, clip.audio_from)
+            return read_motion(clip, self.detector, face_index, crop, self.size, progress.update)
 
     def drive(
         self,
@@ -674,16 +562,11 @@ class FsthPipeline(DiffusionPipeline):
             size (`int`, *optional*): as in [`~FsthPipeline.output_size`].
         """
         size = self.output_size(person, size)
-        landmarks = smooth_clip(driving.landmarks, driving.fps, smoothing)
-        if reference_frame is None:
-            reference_frame = pick_reference(person.landmarks, landmarks)
-        elif not 0 <= reference_frame < len(landmarks) or landmarks[reference_frame] is None:
-            raise FsthError(f"reference_frame={reference_frame} is no frame of the driving clip, or shows no face.")
-        adapt = MotionAdapter(person.landmarks, landmarks[reference_frame], motion, motion_strength)
+        landmarks = adapt_motion(person.landmarks, driving, motion, reference_frame, motion_strength, smoothing)
         generator = self.generator_for(person)
         try:
             for points in landmarks:
-                yield self.generate_frame(generator, person, adapt(points), size)
+                yield self.generate_frame(generator, person, points, size)
         finally:
             self.maybe_free_model_hooks()
 
@@ -700,21 +583,10 @@ class FsthPipeline(DiffusionPipeline):
         Raises:
             FsthError: Another size, or a model without source skips, which has no pixels of the portrait to take.
         """
-        self.check_size(size)
+        check_size(size, self.generator.config)
         if not self.generator.config.source_skips:
             return self.size
         return min(size or max(DEFAULT_SIZE, self.size), person.max_size)
-
-    def check_size(self, size: int | None) -> None:
-        """Refuse (`FsthError`) a size of frames that this model does not draw."""
-        if size is None:
-            return
-        check_number("size", size, self.size, MAX_SIZE, even=True)
-        if not self.generator.config.source_skips and size != self.size:
-            raise FsthError(
-                f"size must be left out: this model draws frames of {self.size} x {self.size} pixels alone, since it "
-                "does not look at the portrait's own pixels (source_skips)."
-            )
 
     @torch.no_grad()
     def generate_frame(
@@ -752,58 +624,6 @@ class FsthPipeline(DiffusionPipeline):
         images = normalize(torch.from_numpy(frame).permute(2, 0, 1)[None].to(device))
         sources = person.component_sources(self.facial_components)
         return self.facial_components(images, landmarks.to(device), sources)
-
-    def check_inputs(
-        self,
-        portraits,
-        driving,
-        motion,
-        face_index,
-        driving_face_index,
-        num_frames,
-        fps,
-        reference_frame,
-        motion_strength,
-        smoothing,
-        size,
-        paste_back,
-        output_path,
-        output_type,
-        callback_on_frame_end,
-        **flags,
-    ) -> None:
-        """Refuse (`FsthError`) arguments of [`~FsthPipeline.__call__`] that cannot work, before any work is done."""
-        check_motion(motion, motion_strength)
-        check_smoothing(smoothing)
-        check_flags(paste_back=paste_back, **flags)
-        check_choice("output_type", output_type, OUTPUT_TYPES)
-        for index in [face_index] if np.ndim(face_index) == 0 else face_index:
-            check_number("face_index", index, 0, whole=True)
-        check_number("driving_face_index", driving_face_index, 0, whole=True)
-        if num_frames is not None:
-            check_number("num_frames", num_frames, 1, whole=True)
-        if fps is not None:
-            check_number("fps", fps, *FPS_RANGE)
-        if reference_frame is not None:
-            check_number("reference_frame", reference_frame, 0, whole=True)
-        self.check_size(size)
-        if isinstance(portraits, FsthPerson) and face_index != 0:
-            raise FsthError("face_index chooses a face of portraits: leave it out where a person is given.")
-        if isinstance(portraits, FsthPerson) and paste_back:
-            raise FsthError(
-                "paste_back needs the photograph, which a person or identity does not hold: give the portraits, or "
-                "put the frames of `drive` into it with `PasteBack(photograph, box)`."
-            )
-        if isinstance(driving, DrivingMotion) and (fps is not None or driving_face_index != 0):
-            raise FsthError(
-                "fps and driving_face_index are for clips, not for motion that was read: give them to `read_driving`."
-            )
-        if output_path is not None:
-            check_output_path(output_path)
-            if output_type != "pil":
-                raise FsthError("output_type is for frames that are returned: leave it out, or output_path.")
-        if callback_on_frame_end is not None and not callable(callback_on_frame_end):
-            raise FsthError(f"callback_on_frame_end must be a function, not {type(callback_on_frame_end)}.")
 
     def __call__(
         self,
@@ -861,22 +681,23 @@ class FsthPipeline(DiffusionPipeline):
             FsthError: An input cannot be used; the message says which, and what to do.
         """
         # 1. Check inputs: what can be known to fail fails before any work
-        self.check_inputs(
+        check_inputs(
+            self.generator.config,
             portraits,
             driving,
-            motion,
-            face_index,
-            driving_face_index,
-            num_frames,
-            fps,
-            reference_frame,
-            motion_strength,
-            smoothing,
-            size,
-            paste_back,
-            output_path,
-            output_type,
-            callback_on_frame_end,
+            motion=motion,
+            face_index=face_index,
+            driving_face_index=driving_face_index,
+            num_frames=num_frames,
+            fps=fps,
+            reference_frame=reference_frame,
+            motion_strength=motion_strength,
+            smoothing=smoothing,
+            size=size,
+            paste_back=paste_back,
+            output_path=output_path,
+            output_type=output_type,
+            callback_on_frame_end=callback_on_frame_end,
             crop=crop,
             watermark=watermark,
             credentials=credentials,
@@ -914,9 +735,9 @@ class FsthPipeline(DiffusionPipeline):
 
         # 4. Generate frame by frame
         def generate_frames():
-            drawn = self.drive(person, driving_motion, motion, reference_frame, motion_strength, smoothing, size)
+            frames = self.drive(person, driving_motion, motion, reference_frame, motion_strength, smoothing, size)
             with self.progress_bar(total=total) as progress:
-                for index, frame in enumerate(drawn if canvas is None else map(canvas, drawn)):
+                for index, frame in enumerate(frames if canvas is None else map(canvas, frames)):
                     frame = add_watermark(frame) if watermark else frame
                     if callback_on_frame_end is not None:
                         callback_on_frame_end(self, index, total, frame)

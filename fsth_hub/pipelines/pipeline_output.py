@@ -1,4 +1,4 @@
-"""What the pipeline reads of a driving clip, and what it gives."""
+"""What the pipeline gives: a clip, and how it came about."""
 
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -15,31 +15,10 @@ from ..media.writing import write_clip
 from ..models.cropping import CropBox
 from ..models.errors import FsthError
 from ..provenance.credentials import OUTPUT_METADATA, Origin, sign
+from .driving import DrivingMotion
 
 
 OUTPUT_TYPES = ("pil", "np", "pt")
-
-
-@dataclass
-class DrivingMotion:
-    """A driving clip as the generator needs it: no pictures, only where the landmarks are.
-
-    Args:
-        landmarks (`list`): for each frame 78 x 2 pixels of the crop, or `None` where the face is gone.
-        fps (`float`): frames per second.
-        box (`CropBox`): the crop, fixed for the whole clip, pixels of the clip.
-        audio_from (`Path`, `bytes` or file object, *optional*): the file that holds the clip's sound.
-    """
-
-    landmarks: list[np.ndarray | None]
-    fps: float
-    box: CropBox
-    audio_from: ClipFile | None = None
-
-    @property
-    def missing(self) -> list[int]:
-        """The frames in which no face was found; the last pose is held there."""
-        return [index for index, points in enumerate(self.landmarks) if points is None]
 
 
 @dataclass(frozen=True)

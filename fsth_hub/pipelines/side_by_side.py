@@ -19,7 +19,8 @@ from ..provenance.credentials import OUTPUT_METADATA, sign
 
 
 if TYPE_CHECKING:
-    from .pipeline_output import DrivingMotion, FsthPipelineOutput
+    from .driving import DrivingMotion
+    from .pipeline_output import FsthPipelineOutput
 
 MAX_HEIGHT = 720  # pixels: three pictures of that height are as wide as a screen
 
