@@ -50,6 +50,7 @@ REPORT = FsthReport(
     sound=False,
     watermark=True,
     credentials=True,
+    engine="torch",
     seconds={},
 )
 
