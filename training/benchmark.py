@@ -1,19 +1,27 @@
 """How fast a pipeline is on this machine, stage by stage, as Markdown and JSON.
 
     python training/benchmark.py --output benchmark.json
+    python training/benchmark.py --settings default passive avx2 --write README.md
 
-By default the bundled model and the example files of the package. Every time is the best of `--repeats`, since other
-programs only ever slow a machine down. Frames are drawn in float32 and bfloat16, with spectral norm computed anew
-for each frame (the baseline) and folded into plain weights (`fused`, what the pipeline uses), from 1, 8 and 32
-portraits. The generator works at 256 pixels whatever the size of the frames; what it takes to put frames of each size
-together from the portraits' own pixels, and to find the exact flow, stands for itself.
+By default the bundled model and the example files of the package. Stages are timed alone, the best of `--repeats`,
+since other programs only ever slow a machine down. Frames are drawn by each engine in turn, one frame after the other,
+so that what else the machine does hits all of them alike; there the median of the wall clock and of the processor's
+time counts, and ratios say more than either.
+
+`--settings` measures anew, each in a process of its own: as PyTorch comes (its threads spin while they wait),
+`passive` (they sleep, as in programs that compute in several threads), or with the instructions of a laptop (`avx2`,
+as far as libraries let themselves be told).
 """
 
 import argparse
+import copy
+import importlib.metadata
 import json
 import os
 import platform
 import resource
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +29,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -34,12 +43,19 @@ from fsth_hub.media.writing import write_clip
 from fsth_hub.models.errors import FsthError, NoFaceError
 from fsth_hub.models.image_processing_fsth import load_image
 from fsth_hub.models.landmark_flow import portrait_flow
+from fsth_hub.pipelines import engines
+from fsth_hub.pipelines.person import DEFAULT_SIZE
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 
 
 EXAMPLES = Path(__file__).parents[1] / "fsth_hub" / "examples"
+SETTINGS = {  # variables of the environment, read when libraries are loaded
+    "default": {},
+    "passive": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"},
+    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
+}
+BEGIN, END = "<!-- speed: training/benchmark.py -->", "<!-- end of speed -->"
 PICTURE_SIZES = {"256 x 256": (256, 256), "1280 x 720": (1280, 720)}  # width, height
-DTYPES = (torch.float32, torch.bfloat16)
 FRAME_SIZES = (256, 512, 1024)  # pixels
 
 
@@ -52,7 +68,8 @@ def parse_args(arguments: list[str] | None = None):
     parser.add_argument("--num_portraits", type=int, nargs="+", default=[1, 8, 32], help="the T to measure")
     parser.add_argument("--num_frames", type=int, default=8, help="frames drawn, tracked or encoded in one repeat")
     parser.add_argument("--repeats", type=int, default=5, help="the best of so many counts")
-    parser.add_argument("--compile", action="store_true", help="try torch.compile of the generator too")
+    parser.add_argument("--settings", nargs="*", choices=SETTINGS, help="measure under each of these; see above")
+    parser.add_argument("--write", type=Path, help=f"Markdown file whose lines after '{BEGIN}' to replace")
     parser.add_argument("--output", type=Path, help="file for the JSON; the Markdown goes to stdout")
     return parser.parse_args(arguments)
 
@@ -81,6 +98,13 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def instructions() -> str:
+    """What PyTorch computes with on this processor, and what else this has for networks."""
+    wide = ("avx512_bf16", "amx_bf16", "avx512_vnni", "avx_vnni")
+    capabilities = torch.cpu.get_capabilities()
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *(name for name in wide if capabilities.get(name))])
+
+
 def describe(pipe: FsthPipeline) -> dict:
     networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     cuda = pipe.device.type == "cuda"
@@ -92,7 +116,11 @@ def describe(pipe: FsthPipeline) -> dict:
         "cores": os.cpu_count(),
         # other programs that run beside the benchmark show here: for times to compare, well below one for each core
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "instructions": instructions(),
+        "openmp": os.environ.get("OMP_WAIT_POLICY", "default").lower(),
         "torch": torch.__version__,
+        "openvino": importlib.metadata.version("openvino") if engines.is_installed() else None,
+        "opencv": cv2.__version__,
         "python": platform.python_version(),
         "default_dtype": str(pipe.dtype).removeprefix("torch."),
         "image_size": pipe.size,
@@ -136,17 +164,36 @@ def landmark_times(pipe: FsthPipeline, frame: np.ndarray, args) -> dict[str, dic
 
 
 def drawing_times(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> list[dict]:
-    """Milliseconds a frame, for every number of portraits, dtype and form of the generator."""
-    entries = []
-    for dtype in DTYPES:
+    """Milliseconds a frame by number of portraits, size, engine and precision, drawn in turn."""
+    own, own_components, kinds = pipe.dtype, pipe.facial_components, [("torch", torch.float32)]
+    if default_dtype(pipe.device) != torch.float32:
+        kinds.append(("torch", default_dtype(pipe.device)))
+    if engines.is_installed() and pipe.device.type == "cpu" and pipe.generator.config.source_skips:
+        kinds.append(("openvino", torch.float32))  # which takes the precision that the processor is quickest in
+    portraits = [[args.portrait] * number for number in args.num_portraits]
+    variants = {}
+    for engine, dtype in kinds:
         pipe.to(dtype=dtype)
-        for number in args.num_portraits:
-            person = pipe.embed([args.portrait] * number)
-            for fused, generator in ((False, pipe.generator), (True, pipe.generator_for())):
-                milliseconds = drawing_time(pipe, generator, person, landmarks, args.repeats)
-                entry = {"portraits": number, "dtype": str(dtype).removeprefix("torch."), "fused": fused}
-                baseline = next((e["milliseconds"] for e in entries if e["portraits"] == number), milliseconds)
-                entries.append(entry | {"milliseconds": milliseconds, "speedup": baseline / milliseconds})
+        pipe.engine = engine
+        generator, components = pipe.generator_for(), copy.deepcopy(own_components)
+        for number, person in zip(args.num_portraits, map(pipe.embed, portraits), strict=True):
+            for size in sorted({pipe.output_size(person, size) for size in (pipe.size, DEFAULT_SIZE)}):
+                name = number, size, engine, str(dtype).removeprefix("torch.")
+                variants[name] = generator, components, person, []
+    for points in [landmarks[0], *landmarks * args.repeats]:  # the first warms up
+        for (_, size, pipe.engine, _), (generator, pipe.facial_components, person, times) in variants.items():
+            wall, processor = time.perf_counter(), time.process_time()
+            pipe.generate_frame(generator, person, points, size)
+            times.append((time.perf_counter() - wall, time.process_time() - processor))
+    pipe.engine, pipe.facial_components = "auto", own_components
+    pipe.to(dtype=own)
+    entries = []
+    for (number, size, engine, dtype), (*_, times) in variants.items():
+        wall, processor = (1000 * statistics.median(column) for column in zip(*times[1:], strict=True))
+        entry = {"portraits": number, "size": size, "engine": engine, "dtype": dtype}
+        entry |= {"milliseconds": wall, "processor_milliseconds": processor}
+        baseline = next((e for e in entries if (e["portraits"], e["size"]) == (number, size)), entry)
+        entries.append(entry | {"speedup": baseline["milliseconds"] / wall})
     return entries
 
 
@@ -174,29 +221,6 @@ def composing_times(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> di
     return times
 
 
-def drawing_time(pipe: FsthPipeline, generator, person, landmarks: list[np.ndarray], repeats: int) -> float:
-    def draw():
-        for points in landmarks:
-            pipe.generate_frame(generator, person, points, pipe.size)
-
-    return 1000 * best_seconds(draw, repeats, pipe.device) / len(landmarks)
-
-
-def compile_times(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> dict:
-    """What torch.compile of the fused generator costs and gives, with the fewest portraits and the default dtype."""
-    person, plain = pipe.embed([args.portrait] * min(args.num_portraits)), pipe.generator_for()
-    compiled = torch.compile(plain)
-    started = time.perf_counter()
-    try:
-        pipe.generate_frame(compiled, person, landmarks[0])
-    except Exception as error:  # no C++ compiler, or a device that it does not know
-        return {"problem": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-    seconds = time.perf_counter() - started
-    before, after = (drawing_time(pipe, g, person, landmarks, args.repeats) for g in (plain, compiled))
-    frames = 1000 * seconds / (before - after) if after < before else None
-    return {"seconds": seconds, "milliseconds_before": before, "milliseconds": after, "pays_after_frames": frames}
-
-
 def encoding_time(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> float:
     """Milliseconds a frame, written as H.264."""
     generator, person = pipe.generator_for(), pipe.embed(args.portrait)
@@ -214,7 +238,6 @@ def measure(args) -> dict:
     seconds_to_load = time.perf_counter() - started
     result = describe(pipe) | {"frames": args.num_frames, "repeats": args.repeats, "seconds_to_load": seconds_to_load}
     pipe.set_progress_bar_config(disable=True)
-    own_dtype = pipe.dtype
 
     driving = pipe.read_driving(args.driving, num_frames=args.num_frames)
     landmarks = [points for points in driving.landmarks if points is not None]
@@ -227,10 +250,8 @@ def measure(args) -> dict:
     result["milliseconds_to_encode"] = encoding_time(pipe, landmarks, args)
     if pipe.generator.config.source_skips:
         result["milliseconds_to_compose"] = composing_times(pipe, landmarks, args)
-    if args.compile:
-        result["compile"] = compile_times(pipe, landmarks, args)
     result["drawing"] = drawing_times(pipe, landmarks, args)
-    pipe.to(dtype=own_dtype)
+    result["load_average_after"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     result["peak_memory"] = peak_memory(pipe.device)
     return result
 
@@ -238,11 +259,12 @@ def measure(args) -> dict:
 def to_markdown(result: dict) -> str:
     machine = f"{result['gpu'] or result['processor']}, {result['threads']} of {result['cores']} cores"
     if result["load_average"] is not None:
-        machine += f" (load average {result['load_average']:.1f} when it began)"
+        machine += f" (load average {result['load_average']:.1f} to {result['load_average_after']:.1f})"
     parameters = ", ".join(f"{name} {number / 1e6:.2f} M" for name, number in result["parameters"].items())
     lines = [
-        f"{machine}; torch {result['torch']} on {result['device']}, {result['default_dtype']} by default; parameters:"
-        f" {parameters}. Best of {result['repeats']}, {result['frames']} frames each.",
+        f"{machine}, {result['instructions']}; torch {result['torch']} on {result['device']},"
+        f" {result['default_dtype']} by default, OpenVINO {result['openvino']}, OpenMP {result['openmp']}; parameters: {parameters}. Best of"
+        f" {result['repeats']}, {result['frames']} frames each.",
         "",
         "| stage | |",
         "|---|---|",
@@ -257,38 +279,58 @@ def to_markdown(result: dict) -> str:
             lines.append(f"| compose {size} x {size}, {number} portraits | {times[str(size)]:.1f} ms per frame |")
     lines.append(f"| encode | {result['milliseconds_to_encode']:.1f} ms per frame |")
     lines += [f"| peak memory, {name} | {mb:.0f} MB |" for name, mb in result["peak_memory"].items()]
-    if "compile" in result:
-        lines.append(f"| torch.compile | {compile_verdict(result['compile'])} |")
-    lines += [
-        "",
-        "| draw, portraits | dtype | spectral norm | ms per frame | against the first |",
-        "|---|---|---|---|---|",
+    return "\n".join([*lines, "", *drawing_table(result["drawing"])])
+
+
+def drawing_table(entries: list[dict]) -> list[str]:
+    lines = [
+        "| a frame, from portraits | pixels | engine | ms | ms of the processor | times as fast as the first |",
+        "|---|---|---|---|---|---|",
     ]
-    for entry in result["drawing"]:
-        form = "fused" if entry["fused"] else "per frame"
-        cells = entry["portraits"], entry["dtype"], form, f"{entry['milliseconds']:.1f}", f"{entry['speedup']:.2f} x"
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+    for entry in entries:
+        engine = f"{entry['engine']}, {entry['dtype']}" if entry["engine"] == "torch" else entry["engine"]
+        figures = f"{entry['milliseconds']:.0f} | {entry['processor_milliseconds']:.0f} | {entry['speedup']:.2f}"
+        lines.append(f"| {entry['portraits']} | {entry['size']} | {engine} | {figures} |")
+    return lines
 
 
-def compile_verdict(times: dict) -> str:
-    if "problem" in times:
-        return f"impossible here: {times['problem']}"
-    change = f"{times['milliseconds_before']:.1f} to {times['milliseconds']:.1f} ms per frame"
-    if times["pays_after_frames"] is None:
-        return f"{change}, after {times['seconds']:.0f} s: does not pay"
-    return f"{change}, after {times['seconds']:.0f} s: pays after {times['pays_after_frames']:.0f} frames"
+def measure_settings(args, arguments: list[str]) -> dict[str, dict]:
+    """The results of processes of their own, by setting."""
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for setting in args.settings:
+            path = Path(folder, f"{setting}.json")
+            command = [sys.executable, __file__, *arguments, "--settings", "--output", str(path)]
+            subprocess.run(command, env=os.environ | SETTINGS[setting], check=True, stdout=subprocess.DEVNULL)
+            results[setting] = json.loads(path.read_text())
+    return results
+
+
+def write_table(path: Path, table: str) -> None:
+    """Replace what stands between the two marks of a Markdown file."""
+    before, rest = path.read_text().split(BEGIN)
+    path.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}")
 
 
 def main(arguments: list[str] | None = None):
     args = parse_args(arguments)
-    try:
-        result = measure(args)
-    except FsthError as error:
-        sys.exit(str(error))
-    print(to_markdown(result))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if args.settings:
+        result = measure_settings(args, arguments)
+        text = "\n\n".join(f"**{setting}**: {to_markdown(each)}" for setting, each in result.items())
+        first = next(iter(result.values()))
+    else:
+        try:
+            result = first = measure(args)
+        except FsthError as error:
+            sys.exit(str(error))
+        text = to_markdown(result)
+    print(text)
     if args.output:
         args.output.write_text(json.dumps(result, indent=2) + "\n")
+    if args.write:
+        fewest = [e for e in first["drawing"] if e["portraits"] == min(args.num_portraits)]
+        write_table(args.write, "\n".join(drawing_table(fewest)))
 
 
 if __name__ == "__main__":

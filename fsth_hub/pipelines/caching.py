@@ -58,7 +58,8 @@ def _tensors(item) -> Iterator[torch.Tensor]:
         parts = [item]  # by hand, which is several times as quick as `parameters()`
         while parts:
             part = vars(parts.pop())
-            yield from filter(None.__ne__, [*part["_parameters"].values(), *part["_buffers"].values()])
+            tensors = [*part["_parameters"].values(), *part["_buffers"].values()]
+            yield from (tensor for tensor in tensors if tensor is not None)
             parts += filter(None, part["_modules"].values())
     elif isinstance(item, Mapping):
         yield from _tensors(list(item.values()))
