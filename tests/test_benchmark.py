@@ -39,15 +39,19 @@ def test_benchmark_measures_every_stage(tiny_pipeline, tmp_path, capsys):
         number: {"flow", "256", "512", "1024"} for number in ("1", "2")
     }
     assert result["peak_memory"]["process_mb"] > 100
-    assert [(entry["engine"], entry["dtype"], entry["portraits"]) for entry in result["drawing"]] == [
-        ("torch", dtype, number) for dtype in dtypes() for number in (1, 2)
-    ]
+    sizes = sorted({entry["size"] for entry in result["drawing"]})
+    assert sizes[0] == 64 and [
+        (entry["engine"], entry["dtype"], entry["portraits"], entry["size"]) for entry in result["drawing"]
+    ] == [("torch", dtype, number, size) for dtype in dtypes() for number in (1, 2) for size in sizes]
     first, *_, last = result["drawing"]
-    same = result["drawing"][1]  # by the first engine, from as many portraits
+    same = result["drawing"][2 * len(sizes) - 1]  # by the first engine, from as many portraits, of that size
     assert first["speedup"] == 1 and last["speedup"] == pytest.approx(same["milliseconds"] / last["milliseconds"])
     assert all(math.isfinite(number) and number > 0 for number in numbers(result))
     markdown = capsys.readouterr().out
-    assert f"| 2 | 64 | torch, {last['dtype']} | {last['milliseconds']:.0f} |" in markdown and "1280 x 720" in markdown
+    assert (
+        f"| 2 | {sizes[-1]} | torch, {last['dtype']} | {last['milliseconds']:.0f} |" in markdown
+        and "1280 x 720" in markdown
+    )
 
 
 def dtypes() -> list[str]:
