@@ -24,8 +24,8 @@ from fsth_hub.demo.inputs import look_at_picture
 from fsth_hub.demo.people import Kept, People
 from fsth_hub.demo.studio import DRIVER, Studio
 from fsth_hub.demo.tabs.animate_tab import FINE_TUNED, Animator
-from fsth_hub.demo.tabs.person_tab import NOTHING_GAINED, SIMPLER_LOSS, Tuner
 from fsth_hub.demo.tabs.publish_form import Publisher
+from fsth_hub.demo.tabs.tuner import NOTHING_GAINED, SIMPLER_LOSS, Tuner
 from fsth_hub.finetuning.loop import PixelLoss
 from fsth_hub.finetuning.lora import LORA_CONFIG_NAME, LORA_WEIGHTS_NAME
 from fsth_hub.hub.model_card import CONSENT

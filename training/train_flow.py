@@ -30,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that 
 
 from fsth_hub.models.image_processing_fsth import normalize, to_pixels
 from fsth_hub.models.landmark_flow import pixel_grid, portrait_flow, warp
-from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from fsth_hub.models.source_skips import FLOW_UNIT, SourceSkips, fade_width, reduce
 from training.checkpoints import save_networks
 from training.data.dataset import ClipRecord, EpisodeDataset, EpisodeKey, read_index
+from training.networks import load_networks
 
 
 ERROR_WINDOW = 9  # pixels over which the measured flow is judged
@@ -151,14 +151,7 @@ def main(argv=None):
     args = parse_args(argv)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     set_seed(args.seed)
-    embedder, generator, discriminator = (
-        network.from_pretrained(args.pretrained / name, dtype=torch.float32)
-        for network, name in (
-            (FsthEmbedder, "embedder"),
-            (FsthGenerator, "generator"),
-            (FsthDiscriminator, "discriminator"),
-        )
-    )
+    embedder, generator, discriminator = load_networks(args.pretrained)
     if not generator.config.source_skips:
         sys.exit(f"The generator in {args.pretrained} has no source skips, and with them no flow to refine.")
 
