@@ -271,8 +271,8 @@ def test_landmarks_are_drawn_and_follow_the_size(points):
     expected = rasterize_landmarks(points * scale, 64)
     assert expected.max() > 100
     np.testing.assert_array_equal(processor.postprocess(drawings)[0], expected)
-    np.testing.assert_array_equal(processor.draw(features.landmarks[0].numpy()), drawings)
-    np.testing.assert_array_equal(processor.draw(features.landmarks[0, 0].numpy()), drawings[:1])
+    np.testing.assert_array_equal(processor.rasterize(features.landmarks[0].numpy()), drawings)
+    np.testing.assert_array_equal(processor.rasterize(features.landmarks[0, 0].numpy()), drawings[:1])
     assert isinstance(processor.preprocess(images[:1], points, return_tensors="np").landmark_images, np.ndarray)
 
 

@@ -283,7 +283,7 @@ def test_animates_the_fine_tuned_person(tuner, anna, files, portraits, monkeypat
 
 def test_try_takes_the_example_where_there_is_no_clip(tuner, anna, monkeypatch):
     clips = []
-    monkeypatch.setattr(Animator, "_draw", lambda self, who, driving, *_: clips.append(driving) or 1 / 0)
+    monkeypatch.setattr(Animator, "_generate", lambda self, who, driving, *_: clips.append(driving) or 1 / 0)
     assert "not your fault" in told(tuner.try_out(None, [], ANNA))
     assert clips == [str(DRIVER)]
 

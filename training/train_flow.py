@@ -138,12 +138,12 @@ def sample_pairs(clips: list[ClipRecord], args, num_processes: int) -> list[list
     """Batches of pairs of frames; people equally often, however many clips there are of them."""
     clips_of = Counter(clip.identity for clip in clips)
     shares = np.array([1 / clips_of[clip.identity] / len(clips_of) for clip in clips])
-    drawn = np.random.default_rng(args.seed).choice(
+    chosen = np.random.default_rng(args.seed).choice(
         len(clips), (args.max_steps * num_processes, args.batch_size), p=shares
     )
     return [
         [EpisodeKey(int(clip), 1, (args.seed, number, position)) for position, clip in enumerate(batch)]
-        for number, batch in enumerate(drawn)
+        for number, batch in enumerate(chosen)
     ]
 
 
@@ -162,7 +162,7 @@ def main(argv=None):
     validation = []
     if args.validation_shards:
         held_out = EpisodeDataset(read_index(args.validation_shards), args.image_size, 1, augment=False)
-        keys = [[EpisodeKey(clip, 1, (clip, draw)) for clip in range(len(held_out))] for draw in range(2)]
+        keys = [[EpisodeKey(clip, 1, (clip, sample)) for clip in range(len(held_out))] for sample in range(2)]
         validation = [
             send_to_device(batch, accelerator.device)
             for batch in DataLoader(FlowDataset(held_out, side), batch_sampler=keys)

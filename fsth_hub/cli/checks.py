@@ -36,7 +36,7 @@ def check_output(path: Path, suffixes: tuple[str, ...], inputs: list[Path]) -> N
 
 
 def check_size(size: int | None) -> None:
-    """Refuse a size of frames that no model draws; how small one may be is the model's to say."""
+    """Refuse a size of frames that no model generates; how small one may be is the model's to say."""
     if size is None:
         return
     from ..pipelines.person import MAX_SIZE

@@ -125,7 +125,7 @@ def publish(
     model_revision = None
     if model is None:
         model, model_revision = model_of(folder)
-    # All that is drawn is the preview's four frames, for which every machine has a processor.
+    # All that is generated is the preview's four frames, for which every machine has a processor.
     pipe = cli_loading.load_pipeline(model, "cpu", precision_of(folder), model_revision)
     identity = pipe.load_identity(folder)
     push(identity, repo, private, photographs, revision)

@@ -229,7 +229,7 @@ class FsthImageProcessor(PilBackend):
         Args:
             images: A picture, or K of one person, or for each of B people K pictures (nested lists, an array
                 B x K x H x W x 3 or a tensor B x K x C x H x W); each all that `load_image` takes; resized to `size`.
-            landmarks: 78 x 2 for each picture, nested alike; x then y, pixels of the given picture; NaN is not drawn.
+            landmarks: 78 x 2 for each picture, nested alike; x then y, pixels of the given picture; NaN is left out.
             return_landmarks: Return them too, in pixels of the resized picture, for [`FsthGenerator.encode_sources`].
             return_tensors: As everywhere in transformers, defaults to PyTorch's.
 
@@ -239,8 +239,8 @@ class FsthImageProcessor(PilBackend):
         """
         return super().preprocess(images, landmarks, return_landmarks, return_tensors=return_tensors, **kwargs)
 
-    def draw(self, landmarks: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
-        """Draw landmarks for the networks.
+    def rasterize(self, landmarks: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
+        """Rasterize landmarks for the networks.
 
         Args:
             landmarks: B x 78 x 2 (or 78 x 2 for one), pixels of a picture of `size`.

@@ -55,7 +55,7 @@ from .portraits import cut_heads, cut_mattes, for_inference
 from .tuning import bind, check_discriminator, tune
 
 
-NUM_KEPT_GENERATORS = 4  # ready to draw: the pipeline's own, and people's
+NUM_KEPT_GENERATORS = 4  # ready for inference: the pipeline's own, and people's
 
 Driving = ClipFile | Frames | Clip
 
@@ -72,7 +72,7 @@ class FsthPipeline(DiffusionPipeline):
     Args:
         embedder ([`FsthEmbedder`]): portraits to AdaIN parameters.
         generator ([`FsthGenerator`]): landmark drawings to frames.
-        image_processor ([`FsthImageProcessor`]): crops pictures and draws landmarks.
+        image_processor ([`FsthImageProcessor`]): crops pictures and rasterizes landmarks.
         discriminator ([`FsthDiscriminator`], *optional*): used by fine-tuning only.
         facial_components ([`FsthFacialComponents`], *optional*): mouths and eyes; with source skips only.
         detector ([`LandmarkDetector`], *optional*):
@@ -386,8 +386,8 @@ class FsthPipeline(DiffusionPipeline):
 
     def generator_for(self, person: FsthPerson | None = None) -> FsthGenerator:
         """
-        What draws a person, for [`~FsthPipeline.generate_frame`]: on the pipeline's device and in its precision, with
-        spectral norm folded and a LoRA merged. It is kept, and made anew once weights, device or precision change.
+        The generator of a person, for [`~FsthPipeline.generate_frame`]: on the pipeline's device and in its precision,
+        with spectral norm folded and a LoRA merged. It is kept, and made anew if weights, device or precision change.
 
         Args:
             person ([`FsthPerson`], *optional*): By default whoever was not fine-tuned.
@@ -593,7 +593,7 @@ class FsthPipeline(DiffusionPipeline):
         self, generator: FsthGenerator, person: FsthPerson, points: np.ndarray, size: int | None = None
     ) -> np.ndarray:
         """
-        Draw one frame, for callers with landmarks of their own.
+        Generate one frame, for callers with landmarks of their own.
 
         Args:
             generator ([`FsthGenerator`]): of [`~FsthPipeline.generator_for`].
@@ -607,7 +607,7 @@ class FsthPipeline(DiffusionPipeline):
         size = self.output_size(person, size)
         device, dtype = self._device_of(generator), generator.dtype
         adain_parameters, sources = person.inputs(device, dtype)
-        drawing = self.image_processor.draw(points).to(device, dtype, memory_format=torch.channels_last)
+        drawing = self.image_processor.rasterize(points).to(device, dtype, memory_format=torch.channels_last)
         # points stay in float32: half precision has no sub-pixels
         output = generator(drawing, adain_parameters, torch.from_numpy(points)[None].to(device), sources)
         if output.composition is None:

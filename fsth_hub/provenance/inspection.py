@@ -30,7 +30,7 @@ class OriginReport:
         signer: Who signed, as the certificate names them.
         signed_here: Whether that is this installation's key (or the one given by environment variables).
         software: What made it, with version.
-        model: What it was drawn with.
+        model: What it was generated with.
         identity: The fine-tuned identity that it shows.
         created: When, ISO 8601.
         ingredients: Titles of what went in.
