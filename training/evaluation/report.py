@@ -242,9 +242,9 @@ class Report:
             "Expression and background. Mouth and eyes are compared level and enlarged. *Slope* and *correlation* are "
             "of the openings that the detector sees on the generated frames against those that the landmarks ask for: "
             "a slope of 1 delivers all, 0 nothing; people whose landmarks hardly ask for anything have none. *Blink* "
-            "is how far eyes close that are to close, in parts of the way asked. These count up to 12 frames more, those "
-            "with the most closed eyes and the most open mouths. *Swim* is the optical flow from one generated frame "
-            "to the next where the true background stands still.",
+            "is how far eyes close that are to close, in parts of the way asked. These count up to 12 frames more, "
+            "those with the most closed eyes and the most open mouths. *Swim* is the optical flow from one generated "
+            "frame to the next where the true background stands still.",
             self.means("self", PART_MEASURES, with_faceless=False),
             self.differences("self", PART_MEASURES),
             "Time, and size of what is saved of a person, median over people, on "
