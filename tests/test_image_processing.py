@@ -157,6 +157,9 @@ def test_what_is_no_picture_is_one_sentence(tmp_path, picture):
         with pytest.raises(FsthError, match=reason) as caught:
             load_image(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)
+    for absent in (tmp_path / "missing.png", tmp_path, "https://example.org/b.jpg"):
+        with pytest.raises(OSError, match="no picture at"):
+            load_image(absent)
     with pytest.raises(FsthError, match="download"):
         load_image("https://example.org/a.jpg")
     for image in (

@@ -7,14 +7,14 @@ import json
 import tempfile
 from pathlib import Path
 
-from ..models.errors import FsthError
+from ..models.errors import FsthError, FsthNotFoundError
 
 
 def check_inputs(*paths: Path) -> None:
     """Refuse files that do not exist."""
     for path in paths:
         if not path.is_file():
-            raise FsthError(f"There is no file {path}: check the path.")
+            raise FsthNotFoundError(f"There is no file {path}: check the path.")
 
 
 def check_output(path: Path, suffixes: tuple[str, ...], inputs: list[Path]) -> None:

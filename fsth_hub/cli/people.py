@@ -41,7 +41,9 @@ def fine_tune(
     learning_rate: Annotated[
         float | None, typer.Option(metavar="RATE", help="By default 5e-5 for full, 3e-4 for lora.")
     ] = None,
-    vgg: Annotated[str | None, typer.Option(help="VGG of the content loss: safetensors file or hub id.")] = None,
+    vgg: Annotated[
+        str | None, typer.Option(help="VGG of the content loss: safetensors file or hub id; by default the package's.")
+    ] = None,
     face_network: Annotated[str | None, typer.Option(help="The same of a face network; without it left out.")] = None,
     crop: Annotated[
         bool, typer.Option("--crop/--no-crop", help="--no-crop: the pictures are square head crops already.")

@@ -19,7 +19,7 @@ from transformers.processing_utils import image_size_validator, tensor_type_vali
 from transformers.utils import TensorType
 
 from .cropping import CropBox, crop_box, crop_image, to_crop
-from .errors import FsthError
+from .errors import FsthError, FsthNotFoundError
 from .landmark_drawing import rasterize_landmarks
 from .landmark_layout import NUM_POINTS
 
@@ -78,7 +78,7 @@ def load_image(image: Picture, name: str = "The picture") -> np.ndarray:
         H x W x 3 uint8, upright.
 
     Raises:
-        FsthError: It is no picture that can be read; the message names the file.
+        FsthError: It is no picture that can be read; [`FsthNotFoundError`], an `OSError`, where there is no file.
     """
     if hasattr(image, "read"):
         image = _contents(image)
@@ -115,7 +115,7 @@ def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
         source = io.BytesIO(source)
     elif not Path(source).is_file():
         hint = "download it first and give the file" if "://" in str(source) else "check the path"
-        raise FsthError(f"There is no picture at {source}: {hint}.")
+        raise FsthNotFoundError(f"There is no picture at {source}: {hint}.")
     try:
         from pillow_heif import register_heif_opener
 

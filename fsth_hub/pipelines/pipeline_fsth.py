@@ -413,6 +413,13 @@ class FsthPipeline(DiffusionPipeline):
         """Where a network computes, which is not where it lies if it is offloaded."""
         return self._execution_device if is_hooked(network) else network.device
 
+    def enable_group_offload(self, *args, **kwargs) -> None:
+        """Refused (`FsthError`): a generator ready for inference is a copy, which such hooks do not follow."""
+        raise FsthError(
+            "Group offload does not work with this pipeline: call enable_model_cpu_offload() or "
+            "enable_sequential_cpu_offload() instead."
+        )
+
     # Fine-tuning
 
     def load_identity(
@@ -468,7 +475,7 @@ class FsthPipeline(DiffusionPipeline):
             steps (`int`, *optional*): At most so many; by default 50 for one portrait to 230 for thirty.
             learning_rate (`float`, *optional*): Adam's; by default the paper's 5e-5, or 3e-4 for LoRA.
             content (`nn.Module`, *optional*):
-                A [`ContentLoss`]; by default over the hub's VGG19, or pixels alone where that cannot be fetched.
+                A [`ContentLoss`]; by default over the VGG16 of this package, of [`~finetuning.loop.load_content`].
             callback (`Callable`, *optional*):
                 Called after each step with its number, the number of steps, every tenth time a preview
                 (256 x 256 x 3 uint8, otherwise `None`), and the loss terms. What it raises ends fine-tuning and

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from ...finetuning.loop import PixelLoss, default_steps
+from ...finetuning.loop import default_steps
 from ...models.errors import FsthError, FsthWarning
 from ...pipelines.identity import FsthIdentity
 from ..errors import told_to_visitor
@@ -22,10 +22,6 @@ from .animate_tab import FINE_TUNED, Animator
 
 
 FILE_NAME = "person.zip"
-SIMPLER_LOSS = (
-    "The network that compares details (VGG19) cannot be fetched from the hub: pixels are compared instead, which "
-    "keeps less detail."
-)
 NOTHING_GAINED = "No step was better than none, so the person looks as without fine-tuning: try other portraits."
 
 
@@ -78,8 +74,6 @@ class Tuner:
         pipe = self.studio.pipeline(model)
         job.report((None, progress_bar("Loading what frames are compared by"), note(""), ""))
         content = self.studio.content()
-        if isinstance(content, PixelLoss):
-            notes.append(SIMPLER_LOSS)
         countdown = Countdown("Learning the face", steps or default_steps(len(portraits)), "step")
         job.report((None, progress_bar("Learning the face"), note(" ".join(notes)), ""))
         with warnings.catch_warnings(record=True) as caught:
