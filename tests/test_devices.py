@@ -13,6 +13,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from fsth_hub.finetuning.loop import PixelLoss
 from fsth_hub.landmarks import get_detector
 from fsth_hub.models.errors import FsthError
+from fsth_hub.models.modeling_fsth import is_hooked
 from fsth_hub.pipelines.caching import Cache, weights_state
 from fsth_hub.provenance import credentials as provenance
 from testing_utils.contracts import offload
@@ -92,6 +93,12 @@ def test_offloaded_pipeline_is_fine_tuned(pipe, way, tmp_path):
     assert torch.allclose(identity.adain_parameters, expected.adain_parameters, atol=1e-4)
     identity.save_pretrained(tmp_path / "ada")
     assert np.array_equal(frames_of(pipe, pipe.load_identity(tmp_path / "ada")), frames_of(pipe, identity))
+
+
+def test_group_offload_is_refused_and_nothing_has_changed(pipe):
+    with pytest.raises(FsthError, match="enable_model_cpu_offload"):
+        pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    assert not any(is_hooked(network) for network in (pipe.embedder, pipe.generator, pipe.discriminator))
 
 
 def test_hooks_are_freed_after_a_clip(pipe, monkeypatch):

@@ -13,7 +13,7 @@ from PIL import Image
 from fsth_hub.media import reading
 from fsth_hub.media.reading import open_clip
 from fsth_hub.media.writing import write_clip
-from fsth_hub.models.errors import FsthError, VideoError
+from fsth_hub.models.errors import FsthError, FsthNotFoundError, VideoError
 from testing_utils.clips import click, make_clip, sound_of
 
 
@@ -215,7 +215,7 @@ def test_what_is_no_clip_is_one_sentence(tmp_path):
         with pytest.raises(VideoError, match=reason) as caught:
             open_clip(tmp_path / name)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 200, name
-    with pytest.raises(VideoError, match="no file"):
+    with pytest.raises(FsthNotFoundError, match="no file"):
         open_clip("https://example.org/clip.mp4")
 
 

@@ -4,7 +4,7 @@
     accelerate launch training/train_components.py SHARDS ...                        # all GPUs of a machine
 
 A step trains both networks on a batch of their own: first against pixels and LPIPS alone, then against their
-discriminators too. What is drawn at random depends on seed, step and rank alone, and a run goes on with --resume. The
+discriminators too. What is sampled depends on seed, step and rank alone, and a run goes on with --resume. The
 networks, as moving averages, are in OUTPUT_DIR/model.
 """
 
@@ -221,7 +221,7 @@ def main(argv=None):
             for group in optimizer.param_groups:
                 group["lr"] = args.learning_rate * min(1, step / 100) * (1 - fallen) + 1e-6
         adversarial = step > args.adversarial_start
-        terms, discriminator_terms, drawn = {}, [], {}
+        terms, discriminator_terms, generated = {}, [], {}
         for network in trained:
             rng = np.random.default_rng([args.seed, step, rank, NETWORKS.index(network)])
             batch = crops[network].batch(rng, batch_sizes[network], still_shares[network])
@@ -243,14 +243,14 @@ def main(argv=None):
                     own["matching"] = args.feature_matching_weight * feature_matching_loss(features, wanted)
                     bare["discriminators"].requires_grad_(True)
             terms |= {f"{network}_{name}": term for name, term in own.items()}
-            drawn[network] = (batch, fake.detach())
+            generated[network] = (batch, fake.detach())
         accelerator.backward(sum(terms.values()))
         accelerator.clip_grad_norm_(learner.parameters(), 1.0)
         optimizers[0].step()
         optimizers[0].zero_grad()
         average.update_parameters(bare["learner"])
         if adversarial:
-            for network, (batch, fake) in drawn.items():
+            for network, (batch, fake) in generated.items():
                 with accelerator.autocast():
                     condition = batch["warped"], batch["masks"]
                     real_scores, _ = discriminators(network, batch["images"], *condition)

@@ -7,14 +7,14 @@ import json
 import tempfile
 from pathlib import Path
 
-from ..models.errors import FsthError
+from ..models.errors import FsthError, FsthNotFoundError
 
 
 def check_inputs(*paths: Path) -> None:
     """Refuse files that do not exist."""
     for path in paths:
         if not path.is_file():
-            raise FsthError(f"There is no file {path}: check the path.")
+            raise FsthNotFoundError(f"There is no file {path}: check the path.")
 
 
 def check_output(path: Path, suffixes: tuple[str, ...], inputs: list[Path]) -> None:
@@ -36,7 +36,7 @@ def check_output(path: Path, suffixes: tuple[str, ...], inputs: list[Path]) -> N
 
 
 def check_size(size: int | None) -> None:
-    """Refuse a size of frames that no model draws; how small one may be is the model's to say."""
+    """Refuse a size of frames that no model generates; how small one may be is the model's to say."""
     if size is None:
         return
     from ..pipelines.person import MAX_SIZE

@@ -23,7 +23,7 @@ from ..pipelines.identity import CONFIG_NAME, WEIGHTS_NAME, FsthTunedPerson
 
 
 KEEP_SECONDS = 3600
-MAX_PEOPLE = 32  # with the bundled model 20 MB of weights each, and up to 60 MB of portraits ready to be drawn
+MAX_PEOPLE = 32  # with the bundled model 20 MB of weights each, and up to 60 MB of portraits ready to be driven
 MAX_BYTES = 256 * 2**20  # of a person from a file or the hub
 NEEDED = {CONFIG_NAME, WEIGHTS_NAME}
 READ = NEEDED | {LORA_CONFIG_NAME, LORA_WEIGHTS_NAME}  # the latter where the person was tuned by LoRA
@@ -32,7 +32,7 @@ ALLOWED = READ | {CARD_NAME, PREVIEW_NAME}
 
 @dataclass(frozen=True)
 class Kept:
-    """A person, and the name of the page's model that draws them."""
+    """A person, and the name of the page's model that generates them."""
 
     identity: FsthTunedPerson
     model: str | None

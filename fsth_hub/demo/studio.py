@@ -61,10 +61,10 @@ class Studio:
         return self._loaded[1]
 
     def content(self):
-        """What fine-tuning compares frames by; call it on the worker's thread. VGG19 is kept, once it was fetched."""
-        from ..finetuning.loop import PixelLoss, load_content
+        """What fine-tuning compares frames by, which is kept; call it on the worker's thread."""
+        from ..finetuning.loop import load_content
 
-        if self._content is None or isinstance(self._content, PixelLoss):
+        if self._content is None:
             self._content = load_content()
         return self._content
 

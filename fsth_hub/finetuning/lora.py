@@ -34,7 +34,7 @@ def add_lora(generator: FsthGenerator, rank: int = RANK) -> FsthGenerator:
     A float32 copy with plain weights, spectral norm folded in, and beside each convolution outside the source skips,
     whether it started from noise or from zero, a low-rank update, which alone is trainable.
     """
-    from peft import LoraConfig, inject_adapter_in_model  # takes seconds, which most who draw need not wait
+    from peft import LoraConfig, inject_adapter_in_model  # takes seconds, which most who generate need not wait
 
     tuned = copy.deepcopy(generator).float().fold_spectral_norm()
     names = [name for name, module in tuned.named_modules() if isinstance(module, nn.Conv2d)]

@@ -45,7 +45,7 @@ EYES = ((RIGHT_EYE, RIGHT_IRIS), (LEFT_EYE, LEFT_IRIS))
 
 
 class MotionAdapter:
-    """Turns a driver's landmarks, frame by frame, into those to draw for a portrait.
+    """Turns a driver's landmarks, frame by frame, into those of a portrait.
 
     All points are 78 x 2, x then y, pixels of a crop: the portrait's of the portrait's crop, the driver's of the
     driver's crop, both crops of the same size.
@@ -84,7 +84,7 @@ class MotionAdapter:
         )
 
     def __call__(self, points: np.ndarray | None) -> np.ndarray:
-        """The points to draw for one frame of the driver, in the portrait's crop.
+        """The portrait's points for one frame of the driver, in its crop.
 
         Args:
             points: The driver's points, or None where the face is gone; the last points are then held.

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import av
 
-from ..models.errors import VideoError
+from ..models.errors import FsthNotFoundError, VideoError
 
 
 ClipFile = str | os.PathLike | bytes | BinaryIO
@@ -66,7 +66,7 @@ def rereadable(file: ClipFile) -> ClipFile:
     if isinstance(file, str | os.PathLike):
         if not Path(file).is_file():
             hint = ": download it first and give the file" if "://" in str(file) else ""
-            raise VideoError(f"There is no file {file}{hint}.")
+            raise FsthNotFoundError(f"There is no file {file}{hint}.")
         return Path(file)
     if isinstance(file, io.TextIOBase):
         raise VideoError("A clip's file object must give bytes: open the file in binary mode ('rb').")

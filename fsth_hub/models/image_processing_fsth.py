@@ -19,7 +19,7 @@ from transformers.processing_utils import image_size_validator, tensor_type_vali
 from transformers.utils import TensorType
 
 from .cropping import CropBox, crop_box, crop_image, to_crop
-from .errors import FsthError
+from .errors import FsthError, FsthNotFoundError
 from .landmark_drawing import rasterize_landmarks
 from .landmark_layout import NUM_POINTS
 
@@ -78,7 +78,7 @@ def load_image(image: Picture, name: str = "The picture") -> np.ndarray:
         H x W x 3 uint8, upright.
 
     Raises:
-        FsthError: It is no picture that can be read; the message names the file.
+        FsthError: It is no picture that can be read; [`FsthNotFoundError`], an `OSError`, where there is no file.
     """
     if hasattr(image, "read"):
         image = _contents(image)
@@ -115,7 +115,7 @@ def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
         source = io.BytesIO(source)
     elif not Path(source).is_file():
         hint = "download it first and give the file" if "://" in str(source) else "check the path"
-        raise FsthError(f"There is no picture at {source}: {hint}.")
+        raise FsthNotFoundError(f"There is no picture at {source}: {hint}.")
     try:
         from pillow_heif import register_heif_opener
 
@@ -229,7 +229,7 @@ class FsthImageProcessor(PilBackend):
         Args:
             images: A picture, or K of one person, or for each of B people K pictures (nested lists, an array
                 B x K x H x W x 3 or a tensor B x K x C x H x W); each all that `load_image` takes; resized to `size`.
-            landmarks: 78 x 2 for each picture, nested alike; x then y, pixels of the given picture; NaN is not drawn.
+            landmarks: 78 x 2 for each picture, nested alike; x then y, pixels of the given picture; NaN is left out.
             return_landmarks: Return them too, in pixels of the resized picture, for [`FsthGenerator.encode_sources`].
             return_tensors: As everywhere in transformers, defaults to PyTorch's.
 
@@ -239,8 +239,8 @@ class FsthImageProcessor(PilBackend):
         """
         return super().preprocess(images, landmarks, return_landmarks, return_tensors=return_tensors, **kwargs)
 
-    def draw(self, landmarks: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
-        """Draw landmarks for the networks.
+    def rasterize(self, landmarks: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
+        """Rasterize landmarks for the networks.
 
         Args:
             landmarks: B x 78 x 2 (or 78 x 2 for one), pixels of a picture of `size`.

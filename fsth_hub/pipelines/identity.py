@@ -1,4 +1,4 @@
-"""The identity that fine-tuning makes of a person: read, written, published, and bound to the model that draws it."""
+"""The identity that fine-tuning makes of a person: read, written, published, and bound to its model."""
 
 import copy
 import hashlib
@@ -200,7 +200,7 @@ def _read(folder: Path) -> dict:
 @dataclass(kw_only=True)
 class FsthTunedPerson(FsthIdentity, FsthPerson):
     """
-    An identity and what draws it, to be driven as any person: of `pipe.fine_tune`, `pipe.load_identity`, `pipe.bind`.
+    An identity that can be driven as any person: of `pipe.fine_tune`, `pipe.load_identity` and `pipe.bind`.
 
     Args:
         generator ([`FsthGenerator`], *optional*): their own, where it was tuned in full.

@@ -34,7 +34,7 @@ class FsthPerson:
         landmarks (`np.ndarray` of shape `(78, 2)`): of the first portrait, pixels of its crop.
         boxes (`list[CropBox]`): where in each portrait the head was cut out, pixels of the portrait.
         crops (`Sequence[np.ndarray]`): the head crops, each S x S x 3 uint8 RGB, as large as they were cut out.
-        generator ([`FsthGenerator`], *optional*): tuned to this person; by default the pipeline's own draws them.
+        generator ([`FsthGenerator`], *optional*): tuned to this person; by default the pipeline's own generates them.
     """
 
     adain_parameters: torch.Tensor
@@ -49,11 +49,11 @@ class FsthPerson:
 
     @property
     def own_weights(self) -> tuple:
-        """What the person's own generator is made of; empty where the pipeline's draws them."""
+        """What the person's own generator is made of; empty where the pipeline's generates them."""
         return () if self.generator is None else (self.generator,)
 
     def tuned_generator(self, generator: FsthGenerator) -> FsthGenerator:
-        """What draws this person: their own generator if there is one, or the pipeline's, which is given."""
+        """What generates this person: their own generator if there is one, or the pipeline's, which is given."""
         return self.generator or generator
 
     @property

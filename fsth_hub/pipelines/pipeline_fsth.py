@@ -55,7 +55,7 @@ from .portraits import cut_heads, cut_mattes, for_inference
 from .tuning import bind, check_discriminator, tune
 
 
-NUM_KEPT_GENERATORS = 4  # ready to draw: the pipeline's own, and people's
+NUM_KEPT_GENERATORS = 4  # ready for inference: the pipeline's own, and people's
 
 Driving = ClipFile | Frames | Clip
 
@@ -72,7 +72,7 @@ class FsthPipeline(DiffusionPipeline):
     Args:
         embedder ([`FsthEmbedder`]): portraits to AdaIN parameters.
         generator ([`FsthGenerator`]): landmark drawings to frames.
-        image_processor ([`FsthImageProcessor`]): crops pictures and draws landmarks.
+        image_processor ([`FsthImageProcessor`]): crops pictures and rasterizes landmarks.
         discriminator ([`FsthDiscriminator`], *optional*): used by fine-tuning only.
         facial_components ([`FsthFacialComponents`], *optional*): mouths and eyes; with source skips only.
         detector ([`LandmarkDetector`], *optional*):
@@ -386,8 +386,8 @@ class FsthPipeline(DiffusionPipeline):
 
     def generator_for(self, person: FsthPerson | None = None) -> FsthGenerator:
         """
-        What draws a person, for [`~FsthPipeline.generate_frame`]: on the pipeline's device and in its precision, with
-        spectral norm folded and a LoRA merged. It is kept, and made anew once weights, device or precision change.
+        The generator of a person, for [`~FsthPipeline.generate_frame`]: on the pipeline's device and in its precision,
+        with spectral norm folded and a LoRA merged. It is kept, and made anew if weights, device or precision change.
 
         Args:
             person ([`FsthPerson`], *optional*): By default whoever was not fine-tuned.
@@ -412,6 +412,13 @@ class FsthPipeline(DiffusionPipeline):
     def _device_of(self, network: FsthPreTrainedModel) -> torch.device:
         """Where a network computes, which is not where it lies if it is offloaded."""
         return self._execution_device if is_hooked(network) else network.device
+
+    def enable_group_offload(self, *args, **kwargs) -> None:
+        """Refused (`FsthError`): a generator ready for inference is a copy, which such hooks do not follow."""
+        raise FsthError(
+            "Group offload does not work with this pipeline: call enable_model_cpu_offload() or "
+            "enable_sequential_cpu_offload() instead."
+        )
 
     # Fine-tuning
 
@@ -468,7 +475,7 @@ class FsthPipeline(DiffusionPipeline):
             steps (`int`, *optional*): At most so many; by default 50 for one portrait to 230 for thirty.
             learning_rate (`float`, *optional*): Adam's; by default the paper's 5e-5, or 3e-4 for LoRA.
             content (`nn.Module`, *optional*):
-                A [`ContentLoss`]; by default over the hub's VGG19, or pixels alone where that cannot be fetched.
+                A [`ContentLoss`]; by default over the VGG16 of this package, of [`~finetuning.loop.load_content`].
             callback (`Callable`, *optional*):
                 Called after each step with its number, the number of steps, every tenth time a preview
                 (256 x 256 x 3 uint8, otherwise `None`), and the loss terms. What it raises ends fine-tuning and
@@ -593,7 +600,7 @@ class FsthPipeline(DiffusionPipeline):
         self, generator: FsthGenerator, person: FsthPerson, points: np.ndarray, size: int | None = None
     ) -> np.ndarray:
         """
-        Draw one frame, for callers with landmarks of their own.
+        Generate one frame, for callers with landmarks of their own.
 
         Args:
             generator ([`FsthGenerator`]): of [`~FsthPipeline.generator_for`].
@@ -607,7 +614,7 @@ class FsthPipeline(DiffusionPipeline):
         size = self.output_size(person, size)
         device, dtype = self._device_of(generator), generator.dtype
         adain_parameters, sources = person.inputs(device, dtype)
-        drawing = self.image_processor.draw(points).to(device, dtype, memory_format=torch.channels_last)
+        drawing = self.image_processor.rasterize(points).to(device, dtype, memory_format=torch.channels_last)
         # points stay in float32: half precision has no sub-pixels
         output = generator(drawing, adain_parameters, torch.from_numpy(points)[None].to(device), sources)
         if output.composition is None:

@@ -28,7 +28,7 @@ class FsthReport:
     Args:
         num_frames: How many frames it has.
         fps: Frames per second.
-        size: Side of the drawn frames in pixels; of the head alone, where it was pasted back.
+        size: Side of the generated frames in pixels; of the head alone, where it was pasted back.
         max_size: What the first portrait has the pixels for.
         portrait_boxes: Where in each portrait the head was cut out, pixels of the portrait.
         driving_box: The same of the driving clip.

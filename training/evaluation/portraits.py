@@ -80,8 +80,8 @@ class PortraitReenactment:
         targets = np.stack(self.targets)
         self.shown = [int(mouth_openings(targets).argmax()), int(eye_openings(targets).argmin())]
 
-    def measure(self, drawn: list[np.ndarray], extremes: list[np.ndarray]) -> dict:
+    def measure(self, fake: list[np.ndarray], extremes: list[np.ndarray]) -> dict:
         """`csim` to the portrait, mean over the frames, and what of the expression arrives."""
-        found, identity = self.instruments.faces(drawn, self.targets)
+        found, identity = self.instruments.faces(fake, self.targets)
         csim = float((identity @ self.identity).mean())
         return count_faces(found) | {"csim": csim} | delivered(self.targets, found, self.rest)

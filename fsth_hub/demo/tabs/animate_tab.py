@@ -1,4 +1,4 @@
-"""The Animate tab: a driving clip in, a talking head out, drawn before the visitor's eyes."""
+"""The Animate tab: a driving clip in, a talking head out, generated before the visitor's eyes."""
 
 import shutil
 import tempfile
@@ -66,7 +66,7 @@ class Settings:
         names = ["motion", "smoothing", "paste_back", "watermark"]
         names += ["motion_strength"] * (self.motion == "relative")  # the pipeline has none for absolute motion
         # the default is the pipeline's to fill in: it is another one for what is pasted back, and there are models
-        # that draw one size alone
+        # that generate one size alone
         names += ["size"] * (self.size != DEFAULT_SIZE)
         return {name: getattr(self, name) for name in names}
 
@@ -119,7 +119,7 @@ class Animator:
         size: int = DEFAULT_SIZE,
         request: gr.Request = None,
     ) -> Iterator[tuple]:
-        """Draw the clip; gives (result, side by side, preview, progress, settings), the first two at the end."""
+        """Generate the clip; gives (result, side by side, preview, progress, settings), the first two at the end."""
         model = model or self.studio.model_names[0]
         settings = Settings(motion, max_frames, model, motion_strength, smoothing, paste_back, watermark, size)
         with told_to_visitor(), tempfile.TemporaryDirectory(prefix="fsth-") as folder:
@@ -135,7 +135,7 @@ class Animator:
                 yield *clips_in(kept), None, "", (kept / DETAILS_NAME).read_text()
                 return
             yield None, None, None, progress_bar("Getting ready"), ""
-            work = partial(self._draw, own or paths, driving, faces, settings, Path(folder))
+            work = partial(self._generate, own or paths, driving, faces, settings, Path(folder))
             try:
                 report = yield from self.studio.worker.stream(request and request.session_hash, work)
             except JobStopped:
@@ -147,7 +147,7 @@ class Animator:
                 (kept / DETAILS_NAME).write_text(details)  # last: it says that the clips are whole
             yield *clips_in(folder), None, "", details
 
-    def _draw(
+    def _generate(
         self,
         portraits: list[str] | Kept,
         driving: str,
@@ -207,7 +207,7 @@ def clips_in(folder: str | Path) -> tuple[str, str]:
 def describe(settings: Settings, report: "FsthReport", own: Kept | None = None) -> str:
     """Settings and figures of a clip, shown beside it: the same inputs and settings give the same clip."""
     seconds, missing = sum(report.seconds.values()), len(report.frames_without_face)
-    parts = [f"{report.num_frames} frames at {report.fps:.4g} per second, drawn in {seconds:.0f} s"]
+    parts = [f"{report.num_frames} frames at {report.fps:.4g} per second, generated in {seconds:.0f} s"]
     size = f"{'the head ' if settings.paste_back else ''}{report.size} x {report.size} pixels"
     # it may be smaller for other reasons: the model's only size, or a photograph that was reduced
     parts += [f"{size} (the portrait has no more)" if report.size == report.max_size < settings.size else size]
@@ -272,8 +272,8 @@ def animate_tab(page: Page) -> None:
                 label="Result", interactive=False, autoplay=True, visible=False, height=420, elem_id="result"
             )
             preview = gr.Image(
-                label="Being drawn", format="jpeg", height=360, buttons=[], interactive=False, visible=False,
-                alt_text="The frame being drawn", elem_id="preview",
+                label="Being generated", format="jpeg", height=360, buttons=[], interactive=False, visible=False,
+                alt_text="The frame being generated", elem_id="preview",
             )  # fmt: skip
             progress = gr.HTML(elem_id="progress", elem_classes="job-progress")
             details = gr.Markdown(elem_id="details")
