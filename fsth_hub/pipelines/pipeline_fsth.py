@@ -4,7 +4,6 @@ import copy
 import inspect
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -49,9 +48,10 @@ from ..models.modeling_fsth import (
 from ..models.source_skips import FsthSources
 from ..provenance.credentials import OUTPUT_METADATA, Origin, check_credentials, sign
 from ..provenance.watermark import add_watermark
+from ..saving import workplace
 from .caching import Cache, weights_state
 from .identity import FsthIdentity, FsthTunedPerson, describe, fingerprint
-from .loading import BUNDLED_MODEL, INDEX, check_components, class_names, loading_error, source_of
+from .loading import BUNDLED_MODEL, INDEX, check_components, class_names, loading_error, merged_folder, source_of
 from .person import DEFAULT_SIZE, MAX_SIZE, FsthPerson, Portrait
 from .pipeline_output import OUTPUT_TYPES, DrivingMotion, FsthPipelineOutput, FsthReport, as_output_type
 from .portraits import cut_heads, cut_mattes, for_inference, settled, to_one_size
@@ -270,17 +270,18 @@ class FsthPipeline(DiffusionPipeline):
         for name in self._optional_components:
             if isinstance(getattr(self, name), PreTrainedModel):  # diffusers forgets one that was added later
                 self.register_modules(**{name: getattr(self, name)})
-        super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
-        path = Path(save_directory, INDEX)
-        index = json.loads(path.read_text())
-        # where it was loaded from, on this machine
-        path.write_text(json.dumps({key: index[key] for key in index if key != "_name_or_path"}, indent=2) + "\n")
-        if variant is not None:
-            for path in Path(save_directory).glob("*/config.json"):
-                # Its precision is that of the variant that was saved last, and loading any other would follow it.
-                config = json.loads(path.read_text())
-                config.pop("dtype", None)
-                path.write_text(json.dumps(config, indent=2) + "\n")
+        with merged_folder(save_directory) as folder:
+            super().save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
+            path = Path(folder, INDEX)
+            index = json.loads(path.read_text())
+            # where it was loaded from, on this machine
+            path.write_text(json.dumps({key: index[key] for key in index if key != "_name_or_path"}, indent=2) + "\n")
+            if variant is not None:
+                for path in folder.glob("*/config.json"):
+                    # Its precision is that of the variant that was saved last, and loading any other would follow it.
+                    config = json.loads(path.read_text())
+                    config.pop("dtype", None)
+                    path.write_text(json.dumps(config, indent=2) + "\n")
         if push_to_hub:
             self.push_to_hub(repo_id, variant=variant, **publishing)
 
@@ -321,8 +322,8 @@ class FsthPipeline(DiffusionPipeline):
             source_skips=self.generator.config.source_skips,
             parameters={name: network.num_parameters() for name, network in networks.items()},
         )
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
+        with workplace() as temporary:
+            folder = Path(temporary, "pipeline")
             self.save_pretrained(folder, variant=variant)
             if include_code:
                 from ..hub.remote_code import add_code
