@@ -16,9 +16,11 @@ from typer.core import TyperGroup
 
 from ..landmarks import DEFAULT_DETECTOR, describe_detectors, get_detector
 from ..models.errors import FsthError, NoFaceError
+from ..saving import whole_file, write_json
 from . import loading as cli_loading
 from . import people as cli_people
 from .checks import check_inputs, check_output, check_size, model_of
+from .ending import one_sentence, set_up_process
 from .options import DetectorOption, DeviceOption, DtypeOption, FaceOption, ModelOption
 
 
@@ -34,11 +36,8 @@ class OneLineErrors(TyperGroup):
     """Says what is wrong with an input in one line, without a traceback, and exits with 1."""
 
     def invoke(self, ctx):
-        try:
+        with one_sentence():
             return super().invoke(ctx)
-        except FsthError as error:
-            typer.echo(f"fsth: error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(1) from error
 
 
 app = typer.Typer(
@@ -201,8 +200,7 @@ def animate(
         "versions": versions(),
     }
     if report_path is not None:
-        text = json.dumps(report, indent=2)
-        typer.echo(text) if to_stdout else report_path.write_text(text + "\n")
+        typer.echo(json.dumps(report, indent=2)) if to_stdout else write_json(report_path, report)
     made = result.report
     sound = "with sound" if made.sound and output.suffix.lower() == ".mp4" else "without sound"
     pixels = f"{'the head ' if paste_back else ''}{made.size} x {made.size} pixels"
@@ -247,7 +245,8 @@ def landmarks(
         raise NoFaceError(f"No face was found in {file.name}; use a picture in which the face is seen clearly.")
     if face >= len(faces):
         raise FsthError(f"Face {face} was asked for, but {file.name} shows {len(faces)}, counted from 0.")
-    Image.fromarray(overlaid(image, faces[face].points)).save(output)
+    with whole_file(output) as unfinished:
+        Image.fromarray(overlaid(image, faces[face].points)).save(unfinished)
     typer.echo(f"{output}: face {face} of {len(faces)}, score {faces[face].score:.2f}")
 
 
@@ -300,4 +299,5 @@ def versions() -> dict[str, str]:
 def main() -> None:
     """Entry point of the `fsth` command."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # read when OpenCV is loaded
+    set_up_process()
     app(prog_name="fsth")

@@ -2,7 +2,6 @@
 
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
@@ -10,38 +9,22 @@ from itertools import chain
 from pathlib import Path
 
 import av
-import imageio.v3 as iio
 import numpy as np
 
 from ..checks import check_number
 from ..models.errors import VideoError
+from ..saving import check_file, whole_file
 from .containers import ClipFile, audio_stream, decode, open_container, rereadable, start_time
 from .frames import FPS_RANGE, Frames, to_arrays
 
 
 CRF = "18"  # visually without loss in x264
 
-# A palette of its own for every picture: a single one for all would need all of them at hand.
-GIF_PALETTE = (
-    {
-        "split": ("split", ""),
-        "palettegen": ("palettegen", "stats_mode=single"),
-        "paletteuse": ("paletteuse", "new=1"),
-    },
-    [
-        ("video_in", "split", 0, 0),
-        ("split", "palettegen", 0, 0),
-        ("split", "paletteuse", 1, 0),
-        ("palettegen", "paletteuse", 0, 1),
-        ("paletteuse", "video_out", 0, 0),
-    ],
-)
-
 
 def check_output_path(path: str | os.PathLike) -> None:
     """Refuse (`VideoError`) what `write_clip` could not write, before there is anything to write."""
-    with _workplace(path):
-        pass
+    _check_name(path)
+    check_file(path, VideoError)
 
 
 def write_clip(
@@ -71,34 +54,26 @@ def write_clip(
             cannot be read.
     """
     check_number("fps", fps, *FPS_RANGE)
-    with _workplace(path) as folder:
-        path = Path(path)
-        unfinished = Path(folder, path.name)
-        # FFmpeg's broadcast rates are n / 1001.
-        rate = Fraction(fps).limit_denominator(1001)
+    path = _check_name(path)
+    # FFmpeg's broadcast rates are n / 1001.
+    rate = Fraction(fps).limit_denominator(1001)
+    with whole_file(path, VideoError) as unfinished:
         try:
             count = WRITERS[path.suffix.lower()](unfinished, to_arrays(frames), rate, audio_from, metadata or {})
         except av.FFmpegError as error:  # the disk is full, or the sound to keep is damaged
-            raise VideoError(f"Cannot write {path.name}: {error.strerror}.") from error
+            raise VideoError(f"{path.name} cannot be written: {error.strerror}.") from error
         if finish is not None:
             finish(unfinished)
-        unfinished.replace(path)
     return count
 
 
-def _workplace(path: str | os.PathLike) -> tempfile.TemporaryDirectory:
-    """A folder beside the target: renaming out of it is atomic, and it goes away with all that it holds."""
+def _check_name(path: str | os.PathLike) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise VideoError(f"A clip is written to a path, not {type(path)}.")
     path = Path(path)
     if path.suffix.lower() not in WRITERS:
-        raise VideoError(f"Cannot write {path.name}: a clip can be written as {' or '.join(WRITERS)}.")
-    if path.is_dir():
-        raise VideoError(f"Cannot write {path.name}: it is a folder; give the name of a file.")
-    try:
-        return tempfile.TemporaryDirectory(prefix=".fsth-", dir=path.absolute().parent)
-    except OSError as error:
-        raise VideoError(f"Cannot write {path.name} into {path.absolute().parent}: {error.strerror}.") from error
+        raise VideoError(f"{path.name} cannot be written: a clip can be written as {' or '.join(WRITERS)}.")
+    return path
 
 
 def _first(pictures: Iterator[np.ndarray]) -> tuple[tuple[int, int], Iterator[np.ndarray]]:
@@ -178,17 +153,35 @@ def _encoded_sound(source, track: av.AudioStream, stream: av.AudioStream, offset
 
 def _write_gif(path: Path, pictures: Iterator[np.ndarray], rate: Fraction, audio_from, metadata: dict) -> int:
     (height, width), pictures = _first(pictures)
-    with iio.imopen(path, "w", plugin="pyav") as out:
-        out.init_video_stream("gif", fps=float(rate), pixel_format="pal8")
-        # The plugin sets its filters up for 640 x 480; scale makes them take the real size.
-        out.set_video_filter([("scale", f"{width}:{height}")], GIF_PALETTE)
-        count = 0
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("gif", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "pal8"
+        graph, count = _palette_graph(width, height, rate), 0
         for picture in pictures:
-            out.write_frame(picture)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = count, 1 / rate
+            graph.push(frame)
+            out.mux(stream.encode(graph.pull()))
             count += 1
+        out.mux(stream.encode())
     if "comment" in metadata:
         _add_gif_comment(path, metadata["comment"])
     return count
+
+
+def _palette_graph(width: int, height: int, rate: Fraction) -> av.filter.Graph:
+    """Gives each RGB picture in 256 colours of its own: a palette for all of them would need all at hand."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=1 / rate)
+    split, generate = graph.add("split"), graph.add("palettegen", "stats_mode=single")
+    use, sink = graph.add("paletteuse", "new=1"), graph.add("buffersink")
+    source.link_to(split)
+    split.link_to(use, 0, 0)
+    split.link_to(generate, 1, 0)
+    generate.link_to(use, 0, 1)
+    use.link_to(sink)
+    graph.configure()
+    return graph
 
 
 def _add_gif_comment(path: Path, comment: str) -> None:

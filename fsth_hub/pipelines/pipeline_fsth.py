@@ -48,7 +48,16 @@ from .caching import Cache, weights_state
 from .driving import DrivingMotion, adapt_motion, read_motion
 from .identity import FsthIdentity, FsthTunedPerson
 from .inputs import check_inputs, check_size
-from .loading import BUNDLED_MODEL, INDEX, check_components, class_names, forget, loading_error, source_of
+from .loading import (
+    BUNDLED_MODEL,
+    INDEX,
+    check_components,
+    class_names,
+    forget,
+    loading_error,
+    merged_folder,
+    source_of,
+)
 from .person import DEFAULT_SIZE, MAX_SIZE, FsthPerson, Portrait
 from .pipeline_output import FsthPipelineOutput, FsthReport, as_output_type
 from .portraits import cut_heads, cut_mattes, for_inference
@@ -268,11 +277,12 @@ class FsthPipeline(DiffusionPipeline):
         for name in self._optional_components:
             if isinstance(getattr(self, name), PreTrainedModel):  # diffusers forgets one that was added later
                 self.register_modules(**{name: getattr(self, name)})
-        super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
-        forget(Path(save_directory, INDEX), "_name_or_path")  # where it was loaded from, on this machine
-        if variant is not None:
-            for path in Path(save_directory).glob("*/config.json"):
-                forget(path, "dtype")  # that of the variant saved last: loading any other would follow it
+        with merged_folder(save_directory) as folder:
+            super().save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
+            forget(Path(folder, INDEX), "_name_or_path")  # where it was loaded from, on this machine
+            if variant is not None:
+                for path in folder.glob("*/config.json"):
+                    forget(path, "dtype")  # that of the variant saved last: loading any other would follow it
         if push_to_hub:
             self.push_to_hub(repo_id, variant=variant, **publishing)
 

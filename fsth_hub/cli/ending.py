@@ -1,0 +1,93 @@
+"""How `fsth` speaks and ends: one sentence, in whatever the console can show, and the exit code that goes with it."""
+
+import errno
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import typer
+
+from ..models.errors import FsthError, FsthWarning
+from ..saving import reason
+
+
+# What asks a process to end besides Ctrl-C: a service manager, a terminal that is closed, Windows' console.
+ENDING_SIGNALS = ("SIGTERM", "SIGHUP", "SIGBREAK")
+
+
+class Ended(KeyboardInterrupt):
+    """A signal asked the process to end: all that is unfinished is tidied up, as after Ctrl-C."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+def set_up_process() -> None:
+    """For a process of its own: tidy up where a signal ends it, and print whatever a name holds."""
+
+    def end(number: int, frame) -> None:
+        raise Ended(number)
+
+    for name in ENDING_SIGNALS:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored
+            signal.signal(number, end)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    show = warnings.showwarning
+
+    def show_warning(message, category, *others, **options) -> None:
+        if issubclass(category, FsthWarning):
+            _say(f"fsth: warning: {message}")
+        else:
+            show(message, category, *others, **options)
+
+    warnings.showwarning = show_warning
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Say what ends a command in one line, without a traceback; exit with 1, or 128 and the number of the signal."""
+    try:
+        yield
+    except BaseException as error:
+        interrupt = _interrupt_of(error)
+        if interrupt is not None:
+            number = getattr(interrupt, "number", signal.SIGINT)
+            by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+            _say(f"fsth: stopped{by}; nothing half-written is left.")
+            raise typer.Exit(128 + number) from error
+        if isinstance(error, FsthError):
+            _say(f"fsth: error: {error}")
+            raise typer.Exit(1) from error
+        if isinstance(error, OSError) and error.errno != errno.EPIPE:  # `| head`, which typer knows
+            where = f" ({error.filename})" if error.filename else ""
+            _say(f"fsth: error: {reason(error)}{where}.")
+            _forget_what_cannot_be_printed()
+            raise typer.Exit(1) from error
+        raise
+
+
+def _interrupt_of(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interrupt, also where tidying up after it failed, such as a progress bar's on a terminal that is gone."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # the terminal may be closed
+        typer.echo(" ".join(text.split()), err=True)
+
+
+def _forget_what_cannot_be_printed() -> None:
+    """Where the disk behind stdout is full Python would complain once more, and exit with 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
