@@ -1,9 +1,8 @@
 """Clips written as their frames come: an mp4 with sound, or a gif."""
 
-import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -14,8 +13,9 @@ import numpy as np
 from ..checks import check_number
 from ..models.errors import VideoError
 from ..saving import check_file, whole_file
-from .containers import ClipFile, audio_stream, decode, open_container, rereadable, start_time
+from .containers import ClipFile, rereadable
 from .frames import FPS_RANGE, Frames, to_arrays
+from .sound import Sound
 
 
 CRF = "18"  # visually without loss in x264
@@ -86,7 +86,7 @@ def _first(pictures: Iterator[np.ndarray]) -> tuple[tuple[int, int], Iterator[np
 
 def _write_mp4(path: Path, pictures: Iterator[np.ndarray], rate: Fraction, audio_from, metadata: dict) -> int:
     with ExitStack() as stack:
-        source = None if audio_from is None else stack.enter_context(open_container(rereadable(audio_from)))
+        sound = None if audio_from is None else Sound(rereadable(audio_from))
         (height, width), pictures = _first(pictures)
         # faststart: the index comes first, so that a browser can play while it loads.
         out = stack.enter_context(av.open(str(path), "w", options={"movflags": "+faststart"}))
@@ -96,9 +96,9 @@ def _write_mp4(path: Path, pictures: Iterator[np.ndarray], rate: Fraction, audio
         # Said aloud, since players guess it from the size: BT.709 in all three, "limited" range.
         context = video.codec_context
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
-        sound = iter(()) if source is None else _sound(source, out)
+        packets = iter(()) if sound is None else stack.enter_context(closing(sound.packets(out)))
 
-        packet, count = next(sound, None), 0
+        packet, count = next(packets, None), 0
         for picture in pictures:
             picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
@@ -109,46 +109,9 @@ def _write_mp4(path: Path, pictures: Iterator[np.ndarray], rate: Fraction, audio
             # As much sound as there is picture: in step for players that stream, and cut where the picture ends.
             while packet is not None and packet.pts * packet.time_base < count / rate:
                 out.mux(packet)
-                packet = next(sound, None)
+                packet = next(packets, None)
         out.mux(video.encode())
     return count
-
-
-def _sound(source: av.container.InputContainer, out: av.container.OutputContainer) -> Iterator[av.Packet]:
-    """Add a sound track to an output not yet begun; give its packets, in order, counted from the first picture."""
-    track = audio_stream(source)
-    if track is None:
-        return
-    offset, last = round(start_time(source) / track.time_base), -math.inf
-    codec = track.codec_context.codec.canonical_name
-    # These two play in an mp4 everywhere; but the AAC of a transport stream (no extradata) has another packet format.
-    if codec == "mp3" or (codec == "aac" and track.codec_context.extradata):
-        packets = _copied_sound(source, track, out.add_stream_from_template(track), offset)
-    else:
-        packets = _encoded_sound(source, track, out.add_stream("aac", rate=48_000, layout="stereo"), offset)
-    for packet in packets:
-        if packet.dts > last:  # clips pasted together start anew; the muxer would refuse
-            last = packet.dts
-            yield packet
-
-
-def _copied_sound(source, track: av.AudioStream, stream: av.AudioStream, offset: int) -> Iterator[av.Packet]:
-    for packet in source.demux(track):
-        if packet.pts is None or packet.dts is None or packet.pts < packet.dts:  # the end, or damaged
-            continue
-        packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
-        # The packet just before the first picture stays: a decoder needs it to begin the next one cleanly.
-        if packet.pts + 2 * (packet.duration or 0) > 0:
-            packet.stream = stream
-            yield packet
-
-
-def _encoded_sound(source, track: av.AudioStream, stream: av.AudioStream, offset: int) -> Iterator[av.Packet]:
-    for frame in decode(source, track):
-        frame.pts -= offset
-        if frame.time + frame.samples / frame.sample_rate > 0:
-            yield from stream.encode(frame)
-    yield from stream.encode()
 
 
 def _write_gif(path: Path, pictures: Iterator[np.ndarray], rate: Fraction, audio_from, metadata: dict) -> int:

@@ -1,0 +1,103 @@
+"""A clip's sound for an mp4, in step with its pictures."""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import av
+import numpy as np
+
+from .containers import ClipFile, audio_stream, decode, open_container, start_time, video_stream
+from .timeline import Timeline
+
+
+RATE = 48_000  # samples per second, of what is encoded
+HOLE = 0.01  # s: less is how stamps are rounded
+
+
+class Sound:
+    """The sound track of a file, counted from its first picture; `VideoError` if the file cannot be read.
+
+    Args:
+        file: What can be opened more than once.
+    """
+
+    def __init__(self, file: ClipFile):
+        self.file, self.zero = file, start_time(file)
+
+    def packets(self, out: av.container.OutputContainer) -> Iterator[av.Packet]:
+        """Add a track to an output not yet begun; give its packets, in order. There are none if there is no sound."""
+        with open_container(self.file) as source:
+            track = audio_stream(source)
+            if track is None:
+                return
+            packets = Timeline(source, track, video_stream(source)).packets(track)
+            # These two play in an mp4 everywhere; but the AAC of a transport stream (no extradata) has another packet
+            # format.
+            codec = track.codec_context.codec.canonical_name
+            if (codec == "mp3" or (codec == "aac" and track.codec_context.extradata)) and self._is_whole():
+                packets = self._copied(packets, out.add_stream_from_template(track))
+            else:
+                packets = _encoded(packets, out.add_stream("aac", rate=RATE, layout="stereo"), self.zero)
+            last = -math.inf
+            for packet in packets:
+                if packet.dts > last:  # a stray one; the muxer would refuse
+                    last = packet.dts
+                    yield packet
+
+    def _is_whole(self) -> bool:
+        """Whether each packet follows on the one before: players go on over a hole, and are out of step after it."""
+        with open_container(self.file) as source:
+            track, end = audio_stream(source), None
+            for packet in Timeline(source, track, video_stream(source)).packets(track):
+                if packet.pts is None:
+                    continue
+                start = float(packet.pts * packet.time_base)
+                if end is not None and abs(start - end) > HOLE:
+                    return False
+                end = start + float((packet.duration or 0) * packet.time_base)
+        return True
+
+    def _copied(self, packets: Iterable[av.Packet], stream: av.AudioStream) -> Iterator[av.Packet]:
+        for packet in packets:
+            # the end, or damaged, or what the file's edit list leaves out
+            if packet.pts is None or packet.dts is None or packet.pts < packet.dts or packet.is_discard:
+                continue
+            offset = round(self.zero / packet.time_base)
+            packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
+            # The packet just before the first picture stays: a decoder needs it to begin the next one cleanly.
+            if packet.pts + 2 * (packet.duration or 0) > 0:
+                packet.stream = stream
+                yield packet
+
+
+def _encoded(packets: Iterable[av.Packet], stream: av.AudioStream, zero: float) -> Iterator[av.Packet]:
+    count = 0
+    for samples in _continuous(decode(packets), zero):
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
+        frame.sample_rate, frame.pts = RATE, count
+        count += samples.shape[1]
+        yield from stream.encode(frame)
+    yield from stream.encode()
+
+
+def _continuous(frames: Iterable[av.AudioFrame], zero: float) -> Iterator[np.ndarray]:
+    """Sound from the first picture on without a hole, 2 x n float32: silence where there is none, nothing twice."""
+    done = 0  # samples given
+    resampler, kind = None, None
+    for frame in frames:
+        if frame.time is None:
+            continue
+        start = round((frame.time - zero) * RATE)
+        if kind != (frame.format.name, frame.layout.name, frame.sample_rate):  # clips pasted together may differ
+            kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+            resampler = av.AudioResampler(format="fltp", layout="stereo", rate=RATE)
+        frame.pts = None
+        samples = np.concatenate([piece.to_ndarray() for piece in resampler.resample(frame)] or [np.empty((2, 0))], 1)
+        while start - done > HOLE * RATE:
+            silence = np.zeros((2, min(start - done, RATE)), np.float32)
+            done += silence.shape[1]
+            yield silence
+        samples = samples[:, max(0, done - start) if done - start > HOLE * RATE or done == 0 else 0 :]
+        done += samples.shape[1]
+        if samples.shape[1]:
+            yield np.ascontiguousarray(samples, np.float32)
