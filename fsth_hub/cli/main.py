@@ -229,6 +229,7 @@ def landmarks(
     check_output(output, (".png", *CLIPS), inputs=[file])
     from PIL import Image
 
+    from ..landmarks import set_upright
     from ..media.landmark_overlay import overlaid, overlaid_clip
     from ..media.reading import open_clip
     from ..media.writing import write_clip
@@ -241,8 +242,7 @@ def landmarks(
         count = write_clip(output, pictures, clip.fps, clip.audio_from)
         typer.echo(f"{output}: {count} frames at {clip.fps:g} fps")
         return
-    image = load_image(file)
-    faces = found_detector.detect(image)
+    image, faces, _ = set_upright(load_image(file), found_detector)
     if not faces:
         raise NoFaceError(f"No face was found in {file.name}; use a picture in which the face is seen clearly.")
     if face >= len(faces):

@@ -107,14 +107,15 @@ def default_steps(num_portraits: int) -> int:
 
 def warn_of_strangers(embeddings: torch.Tensor) -> None:
     """Warn if a portrait's embedding (T x N) is so unlike the others' that it must be somebody else's."""
-    if len(embeddings) < 2:
+    if len(embeddings) < 2 or not embeddings.isfinite().all():
         return
     others = (embeddings.sum(dim=0) - embeddings) / (len(embeddings) - 1)  # T x N
     distances = (embeddings - others).norm(dim=1) / others.norm(dim=1)
     if distances.max() > SAME_PERSON:
-        number = distances.argmax().item() + 1
+        number = 2 if len(embeddings) == 2 else distances.argmax().item() + 1  # of two neither is the odd one
+        others = "portrait 1" if len(embeddings) == 2 else "the other portraits"
         warnings.warn(
-            f"Portrait {number} seems to show another person than the other portraits: fine-tuning would mix them.",
+            f"Portrait {number} seems to show another person than {others}: the result would mix them; leave one out.",
             FsthWarning,
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Pictures of any mode and colour profile in sRGB, which is what the networks, clips and screens take. Pillow alone."""
+"""Pictures of any mode and colour profile in sRGB, which is what networks, clips and screens take."""
 
 import io
 

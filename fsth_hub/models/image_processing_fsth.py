@@ -29,8 +29,8 @@ Picture = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | torc
 Pixels = TypeVar("Pixels", np.ndarray, torch.Tensor)
 
 MAX_PIXELS = 64_000_000  # far more than a portrait needs; a small file can unpack to much more (a decompression bomb)
-# Of the profile of a PNG, and of each text in it, bytes unpacked: Pillow's own bound of 1 MB is less than what printers'
-# profiles and the programs that keep their settings in pictures need.
+# Of the profile of a PNG, and of each text in it, bytes unpacked: Pillow's own bound of 1 MB is less than printers'
+# profiles have, and programs that keep their settings in pictures.
 MAX_PNG_TEXT = 32 * 2**20
 
 KINDS = "a file (path, bytes or file object), a PIL image, an array H x W x 3 or a tensor C x H x W"  # for messages

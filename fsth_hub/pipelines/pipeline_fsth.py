@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..checks import check_choice, check_flags, check_number
-from ..finetuning.loop import default_steps, fine_tune, load_content
+from ..finetuning.loop import default_steps, fine_tune, load_content, warn_of_strangers
 from ..finetuning.lora import add_lora, lora_parameters, merge, rank_of
 from ..hub.client import create_repository, publish
 from ..landmarks import LandmarkDetector, MotionAdapter, get_detector, pick_reference, smooth_clip, track_clip
@@ -375,9 +375,10 @@ class FsthPipeline(DiffusionPipeline):
         images, drawings, points, mattes = self.prepare_portraits(crops, landmarks)
         embedder, generator = for_inference(self.embedder), self.generator_for()
         place = {"device": self._device_of(embedder), "dtype": embedder.dtype}
-        embedding = embedder(images.to(**place), drawings.to(**place)).embedding
+        seen = embedder(images.to(**place), drawings.to(**place))
+        warn_of_strangers(seen.frame_embeddings[0].float())
         return FsthPerson(
-            adain_parameters=generator.project(embedding.to(self._device_of(generator), generator.dtype)),
+            adain_parameters=generator.project(seen.embedding.to(self._device_of(generator), generator.dtype)),
             sources=self.encode_sources(generator, images, drawings, points, mattes),
             landmarks=points[0, 0].cpu().numpy(),
             boxes=boxes or [],
@@ -897,7 +898,12 @@ class FsthPipeline(DiffusionPipeline):
             started = time.perf_counter()
 
         # 2. Embed the person
-        person = portraits if pictures is None else self.embed(pictures, face_index, crop)
+        if pictures is None:
+            person = portraits
+        else:
+            person = self.embed_crops(
+                *cut_heads(pictures, self.detector, face_index, crop, self.size, paste_back=paste_back)
+            )
         canvas = PasteBack(pictures[0], person.boxes[0]) if paste_back else None
         if canvas is not None and size is None and self.generator.config.source_skips:
             size = int(np.clip(canvas.box.side, self.size, MAX_SIZE)) // 2 * 2

@@ -37,7 +37,9 @@ def _profile(space: str, connection: str, tags: dict[str, bytes]) -> bytes:
         table += struct.pack(">4sII", name.encode(), offset + len(data), len(tag))
         data += tag + bytes(-len(tag) % 4)
     kind = "prtr" if space == "CMYK" else "mntr"
-    header = struct.pack(">I4xI4s4s4s", offset + len(data), 0x02400000, kind.encode(), space.encode(), connection.encode())
+    header = struct.pack(
+        ">I4xI4s4s4s", offset + len(data), 0x02400000, kind.encode(), space.encode(), connection.encode()
+    )
     header += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + b"".join(map(_fixed, WHITE))
     return header.ljust(128, b"\0") + table + data
 
