@@ -32,8 +32,8 @@ def colour_of(image) -> np.ndarray:
 def test_an_embedded_profile_is_applied(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     flat(RED).save(path, icc_profile=EXCHANGED, quality=95)
-    np.testing.assert_allclose(colour_of(path), BLUE, atol=8)
-    np.testing.assert_allclose(colour_of(Image.open(path)), BLUE, atol=8)
+    np.testing.assert_allclose(colour_of(path), BLUE, atol=12)
+    np.testing.assert_allclose(colour_of(Image.open(path)), BLUE, atol=12)
     flat(RED).save(path, quality=95)
     np.testing.assert_allclose(colour_of(path), RED, atol=6)
 
@@ -77,7 +77,7 @@ def test_cmyk_and_lab(tmp_path):
     inks = flat((255, 0, 0, 0), "CMYK")
     inks.save(tmp_path / "plain.tiff")
     assert colour_of(tmp_path / "plain.tiff").tolist() == [0, 255, 255]
-    profile = cmyk_profile(lambda c, m, y, k: (100 - 50 * c - 50 * k * (1 - c), 70 * c, 50 * c))
+    profile = cmyk_profile(lambda c, m, y, k: np.multiply(1 - k, (100 - 50 * c, 70 * c, 50 * c)))
     for suffix in ("tiff", "jpg"):
         inks.save(tmp_path / f"profile.{suffix}", icc_profile=profile)
         red, green, blue = colour_of(tmp_path / f"profile.{suffix}")

@@ -6,6 +6,7 @@ PyTorch and diffusers are imported by the commands that need them, so that `fsth
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..landmarks import DEFAULT_DETECTOR, describe_detectors, get_detector
-from ..models.errors import FsthError, NoFaceError
+from ..models.errors import FsthError, FsthWarning, NoFaceError
 from . import loading as cli_loading
 from . import people as cli_people
 from .checks import check_inputs, check_output, check_size, model_of
@@ -31,11 +32,20 @@ OUTPUT = "Output"  # a heading in the help
 
 
 class OneLineErrors(TyperGroup):
-    """Says what is wrong with an input in one line, without a traceback, and exits with 1."""
+    """Says what is wrong with an input in one line, without a traceback, and exits with 1; a warning is a line."""
 
     def invoke(self, ctx):
+        def show(message, category, *place, usual=warnings.showwarning) -> None:
+            if issubclass(category, FsthWarning):
+                typer.echo(f"fsth: warning: {' '.join(str(message).split())}", err=True)
+            else:
+                usual(message, category, *place)
+
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", FsthWarning)
+                warnings.showwarning = show
+                return super().invoke(ctx)
         except FsthError as error:
             typer.echo(f"fsth: error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(1) from error

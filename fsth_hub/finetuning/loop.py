@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..device import default_dtype
-from ..models.errors import FsthError, FsthMemoryError, FsthWarning
+from ..landmarks.likeness import warn_of_strangers
+from ..models.errors import FsthError, FsthMemoryError
 from ..models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from .episodes import Episodes, EpisodeSampler
 from .lora import Lora, add_lora, get_lora, merge, start_lora
@@ -43,10 +44,6 @@ BETAS = (0.5, 0.999)
 EVALUATE_EVERY = 10  # steps between evaluations on what is held out, and previews
 PATIENCE = 5  # evaluations without improvement before it stops
 VGG19 = "timm/vgg19.tv_in1k"
-
-# How far a portrait's embedding may lie from the mean of the others, in lengths of that: with the bundled model frames
-# of one clip stay below half of it, and most pairs of people are beyond; landmarks do not tell.
-SAME_PERSON = 0.06
 
 
 @dataclass
@@ -103,22 +100,6 @@ def default_steps(num_portraits: int) -> int:
     """50 for one portrait, 230 for thirty and more, in between by the logarithm of their number."""
     share = math.log(min(num_portraits, MANY)) / math.log(MANY)
     return round(STEPS_FOR_ONE + share * (STEPS_FOR_MANY - STEPS_FOR_ONE))
-
-
-def warn_of_strangers(embeddings: torch.Tensor) -> None:
-    """Warn if a portrait's embedding (T x N) is so unlike the others' that it must be somebody else's."""
-    if len(embeddings) < 2 or not embeddings.isfinite().all():
-        return
-    others = (embeddings.sum(dim=0) - embeddings) / (len(embeddings) - 1)  # T x N
-    distances = (embeddings - others).norm(dim=1) / others.norm(dim=1)
-    if distances.max() > SAME_PERSON:
-        number = 2 if len(embeddings) == 2 else distances.argmax().item() + 1  # of two neither is the odd one
-        others = "portrait 1" if len(embeddings) == 2 else "the other portraits"
-        warnings.warn(
-            f"Portrait {number} seems to show another person than {others}: the result would mix them; leave one out.",
-            FsthWarning,
-            stacklevel=3,
-        )
 
 
 def generate_targets(generator: FsthGenerator, adain_parameters: torch.Tensor, episodes: Episodes) -> torch.Tensor:
@@ -322,7 +303,7 @@ def fine_tune(
         embeddings = embedder(images.to(embedder.dtype), landmark_images.to(embedder.dtype)).frame_embeddings
         embedding = embeddings.mean(dim=1)  # 1 x N
         adain_parameters = generator.project(embedding.to(generator.dtype)).float()
-    warn_of_strangers(embeddings[0].float())
+    warn_of_strangers(embeddings[0].float().cpu().numpy(), landmarks[0].float().cpu().numpy())
 
     def attempt(batch_size: int) -> FineTuned:
         tuner = Tuner(

@@ -22,10 +22,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..checks import check_choice, check_flags, check_number
-from ..finetuning.loop import default_steps, fine_tune, load_content, warn_of_strangers
+from ..finetuning.loop import default_steps, fine_tune, load_content
 from ..finetuning.lora import add_lora, lora_parameters, merge, rank_of
 from ..hub.client import create_repository, publish
 from ..landmarks import LandmarkDetector, MotionAdapter, get_detector, pick_reference, smooth_clip, track_clip
+from ..landmarks.likeness import warn_of_strangers
 from ..landmarks.motion import MotionMode, check_motion
 from ..landmarks.smoothing import DEFAULT_SMOOTHING, check_smoothing
 from ..media.containers import ClipFile
@@ -376,7 +377,7 @@ class FsthPipeline(DiffusionPipeline):
         embedder, generator = for_inference(self.embedder), self.generator_for()
         place = {"device": self._device_of(embedder), "dtype": embedder.dtype}
         seen = embedder(images.to(**place), drawings.to(**place))
-        warn_of_strangers(seen.frame_embeddings[0].float())
+        warn_of_strangers(seen.frame_embeddings[0].float().cpu().numpy(), np.stack(landmarks))
         return FsthPerson(
             adain_parameters=generator.project(seen.embedding.to(self._device_of(generator), generator.dtype)),
             sources=self.encode_sources(generator, images, drawings, points, mattes),
@@ -898,12 +899,11 @@ class FsthPipeline(DiffusionPipeline):
             started = time.perf_counter()
 
         # 2. Embed the person
-        if pictures is None:
-            person = portraits
+        if paste_back:
+            heads = cut_heads(pictures, self.detector, face_index, crop, self.size, paste_back=True)
+            person = self.embed_crops(*heads)
         else:
-            person = self.embed_crops(
-                *cut_heads(pictures, self.detector, face_index, crop, self.size, paste_back=paste_back)
-            )
+            person = portraits if pictures is None else self.embed(pictures, face_index, crop)
         canvas = PasteBack(pictures[0], person.boxes[0]) if paste_back else None
         if canvas is not None and size is None and self.generator.config.source_skips:
             size = int(np.clip(canvas.box.side, self.size, MAX_SIZE)) // 2 * 2

@@ -73,8 +73,9 @@ def cut_heads(
 def warn_of_close_cuts(outside: dict[str, float]) -> None:
     """Warn of portraits (by name) of whose crops so much lies beyond the photograph, 0 to 1, and is made up."""
     names, share = " and ".join(outside), max(outside.values())
+    names = names.replace("portrait", "Portrait", 1) if names.startswith("portrait ") else names  # no file's name
     warnings.warn(
-        f"{names[0].upper() + names[1:]} {'are' if len(outside) > 1 else 'is'} cut closely around the head, so that "
+        f"{names} {'are' if len(outside) > 1 else 'is'} cut closely around the head, so that "
         f"{share:.0%} of the frame lies beyond the photograph and is made up; paste the head back into the photograph "
         "instead (--paste-back, paste_back=True), or take a picture with more around the head.",
         FsthWarning,
