@@ -430,7 +430,7 @@ def test_example_is_drawn_once(studio, monkeypatch):
         calls.append(settings)
         for name in (CLIP_NAME, SIDE_BY_SIDE_NAME):
             (folder / name).write_text(f"{name} drawn as {settings}")
-        return REPORT
+        return REPORT, "Beware."
 
     monkeypatch.setattr(Animator, "_generate", generate)
 

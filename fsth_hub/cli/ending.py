@@ -39,15 +39,23 @@ def set_up_process() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    show = warnings.showwarning
 
-    def show_warning(message, category, *others, **options) -> None:
+
+@contextmanager
+def warnings_as_sentences() -> Iterator[None]:
+    """Say the project's own warnings in a line each, every time, and leave the others as they are."""
+    usual = warnings.showwarning
+
+    def show(message, category, *others, **options) -> None:
         if issubclass(category, FsthWarning):
             _say(f"fsth: warning: {message}")
         else:
-            show(message, category, *others, **options)
+            usual(message, category, *others, **options)
 
-    warnings.showwarning = show_warning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", FsthWarning)
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

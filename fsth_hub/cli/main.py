@@ -20,7 +20,7 @@ from ..saving import whole_file, write_json
 from . import loading as cli_loading
 from . import people as cli_people
 from .checks import check_inputs, check_output, check_size, model_of
-from .ending import one_sentence, set_up_process
+from .ending import one_sentence, set_up_process, warnings_as_sentences
 from .options import DetectorOption, DeviceOption, DtypeOption, FaceOption, ModelOption
 
 
@@ -33,10 +33,10 @@ OUTPUT = "Output"  # a heading in the help
 
 
 class OneLineErrors(TyperGroup):
-    """Says what is wrong with an input in one line, without a traceback, and exits with 1."""
+    """Says what is wrong with an input in one line, without a traceback, and exits with 1; a warning is a line."""
 
     def invoke(self, ctx):
-        with one_sentence():
+        with one_sentence(), warnings_as_sentences():
             return super().invoke(ctx)
 
 
@@ -227,6 +227,7 @@ def landmarks(
     check_output(output, (".png", *CLIPS), inputs=[file])
     from PIL import Image
 
+    from ..landmarks import set_upright
     from ..media.landmark_overlay import overlaid, overlaid_clip
     from ..media.reading import open_clip
     from ..media.writing import write_clip
@@ -239,8 +240,7 @@ def landmarks(
         count = write_clip(output, pictures, clip.fps, clip.audio_from)
         typer.echo(f"{output}: {count} frames at {clip.fps:g} fps")
         return
-    image = load_image(file)
-    faces = found_detector.detect(image)
+    image, faces, _ = set_upright(load_image(file), found_detector)
     if not faces:
         raise NoFaceError(f"No face was found in {file.name}; use a picture in which the face is seen clearly.")
     if face >= len(faces):

@@ -21,6 +21,7 @@ _MODULES = {
     "LandmarkSmoother": "smoothing",
     "MotionAdapter": "motion",
     "pick_reference": "motion",
+    "set_upright": "orientation",
     "smooth_clip": "smoothing",
     "track_clip": "tracking",
 }

@@ -187,7 +187,7 @@ def _read(folder: Path) -> dict:
         "adain_parameters": adain_parameters,
         "crops": crops.numpy(),
         "crop_landmarks": landmarks.numpy(),
-        "boxes": [CropBox(*map(float, box)) for box in config["boxes"]],
+        "boxes": [CropBox(*map(float, box[:3]), *map(int, box[3:])) for box in config["boxes"]],
         "base_model": config["base_model"],
         "fingerprint": config["fingerprint"],
         "steps": config["steps"],

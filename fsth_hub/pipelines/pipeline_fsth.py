@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from ..checks import check_number
 from ..landmarks import LandmarkDetector, get_detector
+from ..landmarks.likeness import warn_of_strangers
 from ..landmarks.motion import MotionMode
 from ..landmarks.smoothing import DEFAULT_SMOOTHING
 from ..media.containers import ClipFile
@@ -361,9 +362,10 @@ class FsthPipeline(DiffusionPipeline):
         images, drawings, points, mattes = self.prepare_portraits(crops, landmarks)
         embedder, generator = for_inference(self.embedder), self.generator_for()
         place = {"device": self._device_of(embedder), "dtype": embedder.dtype}
-        embedding = embedder(images.to(**place), drawings.to(**place)).embedding
+        seen = embedder(images.to(**place), drawings.to(**place))
+        warn_of_strangers(seen.frame_embeddings[0].float().cpu().numpy(), np.stack(landmarks))
         return FsthPerson(
-            adain_parameters=generator.project(embedding.to(self._device_of(generator), generator.dtype)),
+            adain_parameters=generator.project(seen.embedding.to(self._device_of(generator), generator.dtype)),
             sources=self.encode_sources(generator, images, drawings, points, mattes),
             landmarks=points[0, 0].cpu().numpy(),
             boxes=boxes or [],
@@ -735,7 +737,11 @@ class FsthPipeline(DiffusionPipeline):
             started = time.perf_counter()
 
         # 2. Embed the person
-        person = portraits if pictures is None else self.embed(pictures, face_index, crop)
+        if paste_back:
+            heads = cut_heads(pictures, self.detector, face_index, crop, self.size, paste_back=True)
+            person = self.embed_crops(*heads)
+        else:
+            person = portraits if pictures is None else self.embed(pictures, face_index, crop)
         canvas = PasteBack(pictures[0], person.boxes[0]) if paste_back else None
         if canvas is not None and size is None and self.generator.config.source_skips:
             size = int(np.clip(canvas.box.side, self.size, MAX_SIZE)) // 2 * 2
