@@ -4,7 +4,9 @@ import warnings
 
 import numpy as np
 import pytest
+import typer
 
+from fsth_hub.cli.main import OneLineErrors
 from fsth_hub.landmarks.likeness import proportions, warn_of_strangers
 from fsth_hub.models.errors import FsthWarning
 from testing_utils.faces import face
@@ -57,3 +59,19 @@ def test_one_person_in_other_light_or_with_another_face_is_not_warned_of():
 def test_the_warning_is_of_the_packages_kind():
     with pytest.warns(FsthWarning, match="Portrait 2"):
         warn_of_strangers(embeddings(0, 0.4), [face(), face(width=1.3)])
+
+
+def test_the_command_says_a_warning_in_one_line(capfd):
+    app = typer.Typer(cls=OneLineErrors)
+
+    @app.callback()
+    def group():
+        pass
+
+    @app.command()
+    def warned():
+        warn_of_strangers(embeddings(0, 0.4), [face(), face(width=1.3)])
+
+    app(["warned"], standalone_mode=False)
+    said = capfd.readouterr().err
+    assert said.startswith("fsth: warning: Portrait 2 seems") and said.count("\n") == 1
