@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Face": "base",
+    "FaceTracker": "tracking",
     "LandmarkDetector": "base",
     "LandmarkSmoother": "smoothing",
     "MotionAdapter": "motion",
+    "adapt_shots": "motion",
     "pick_reference": "motion",
     "smooth_clip": "smoothing",
+    "smooth_shots": "smoothing",
     "track_clip": "tracking",
 }
 

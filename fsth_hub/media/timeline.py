@@ -4,6 +4,7 @@ FFmpeg's command line does so too, its libraries do not. Picture and sound are m
 step; and since it is done as packets come, reading stays a stream.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import av
 
 LEAP = 2.0  # s without a packet that are looked into: does the other stream go on meanwhile?
 LONGEST_STILL = 10.0  # s that a picture may stay where no sound tells that it did: FFmpeg's own limit
-BACKWARDS = 0.05  # s that stamps may go back, since some are rounded
+BACKWARDS = 0.25  # s that stamps may go back: some are rounded, and a leap disturbs the order of decoding
 SLACK = 1.5  # s by which picture and sound of one moment may lie apart in a file
 
 
@@ -65,12 +66,14 @@ class Timeline:
         track = self.tracks[packet.stream_index]
         stamp, length = (float((ticks or 0) * packet.time_base) for ticks in (packet.dts, packet.duration))
         shown = stamp if packet.pts is None else float(packet.pts * packet.time_base)
-        shift = self._shift(track, stamp, shown, length)
-        track.last, track.length = stamp + shift, length
+        if shown - stamp > LONGEST_STILL:  # an encoder's clock leaped: the decoding times come after
+            stamp = shown
+        shift = self._shift(track, stamp, shown)
+        track.last, track.length = max(stamp + shift, track.last or -math.inf), length
         track.end = max(track.end, shown + shift + min(length, LEAP))
         return shift
 
-    def _shift(self, track: _Track, stamp: float, shown: float, length: float) -> float:
+    def _shift(self, track: _Track, stamp: float, shown: float) -> float:
         now = len(self.shifts) - 1
         if track.last is None:
             track.era = now
@@ -82,7 +85,7 @@ class Timeline:
             track.era = now
             return self.shifts[now]
         # Go on where this stream ended, and not before the other has: nothing is lost.
-        ends = [other.end for other in self.tracks.values() if other is not track and other.end < track.end + LEAP]
+        ends = [other.end for other in self.tracks.values() if other.end < track.end + LEAP]
         self.shifts.append(max([track.next - stamp, *(end - shown for end in ends)]))
         track.era = now + 1
         return self.shifts[-1]

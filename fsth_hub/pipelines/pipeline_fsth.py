@@ -7,7 +7,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, Self
@@ -25,7 +24,7 @@ from ..checks import check_choice, check_flags, check_number
 from ..finetuning.loop import default_steps, fine_tune, load_content
 from ..finetuning.lora import add_lora, lora_parameters, merge, rank_of
 from ..hub.client import create_repository, publish
-from ..landmarks import LandmarkDetector, MotionAdapter, get_detector, pick_reference, smooth_clip, track_clip
+from ..landmarks import FaceTracker, LandmarkDetector, adapt_shots, get_detector, smooth_shots
 from ..landmarks.motion import MotionMode, check_motion
 from ..landmarks.smoothing import DEFAULT_SMOOTHING, check_smoothing
 from ..media.containers import ClipFile
@@ -633,9 +632,9 @@ class FsthPipeline(DiffusionPipeline):
         check_number("face_index", face_index, 0, whole=True)
         clip = open_clip(driving, fps=fps, max_frames=num_frames)
         box = None if crop else whole_frame(clip.width, clip.height, clip.name)
-        faces = []
+        faces, track = [], FaceTracker(self.detector, face_index)
         with self.progress_bar(total=clip.frame_count or 0) as progress:
-            for face in track_clip(clip, self.detector, face_index):
+            for face in map(track, clip):
                 faces.append(None if face is None else face.points)
                 progress.update()
         found = [points for points in faces if points is not None]
@@ -643,7 +642,7 @@ class FsthPipeline(DiffusionPipeline):
             raise NoFaceError(f"No face was found in {clip.name}; use a clip in which the face is seen clearly.")
         box = box or crop_box(np.stack(found))
         landmarks = [None if points is None else to_crop(points, box, self.size) for points in faces]
-        return DrivingMotion(landmarks, clip.fps, box, clip.audio_from)
+        return DrivingMotion(landmarks, clip.fps, box, clip.audio_from, track.shots)
 
     def drive(
         self,
@@ -674,16 +673,12 @@ class FsthPipeline(DiffusionPipeline):
             size (`int`, *optional*): as in [`~FsthPipeline.output_size`].
         """
         size = self.output_size(person, size)
-        landmarks = smooth_clip(driving.landmarks, driving.fps, smoothing)
-        if reference_frame is None:
-            reference_frame = pick_reference(person.landmarks, landmarks)
-        elif not 0 <= reference_frame < len(landmarks) or landmarks[reference_frame] is None:
-            raise FsthError(f"reference_frame={reference_frame} is no frame of the driving clip, or shows no face.")
-        adapt = MotionAdapter(person.landmarks, landmarks[reference_frame], motion, motion_strength)
+        landmarks = smooth_shots(driving.landmarks, driving.fps, smoothing, driving.shots)
+        moved = adapt_shots(person.landmarks, landmarks, driving.shots, reference_frame, motion, motion_strength)
         generator = self.generator_for(person)
         try:
-            for points in landmarks:
-                yield self.generate_frame(generator, person, adapt(points), size)
+            for points in moved:
+                yield self.generate_frame(generator, person, points, size)
         finally:
             self.maybe_free_model_hooks()
 
@@ -906,7 +901,7 @@ class FsthPipeline(DiffusionPipeline):
 
         # 3. Follow the driver's face
         if clip is None:
-            driving_motion = replace(driving, landmarks=driving.landmarks[:num_frames])
+            driving_motion = driving.first(num_frames)
         else:
             driving_motion = self.read_driving(clip, driving_face_index, crop)
         total = len(driving_motion.landmarks)
@@ -941,6 +936,7 @@ class FsthPipeline(DiffusionPipeline):
             portrait_boxes=tuple(person.boxes),
             driving_box=driving_motion.box,
             frames_without_face=tuple(driving_motion.missing),
+            shots=driving_motion.shots,
             sound=audio_from is not None,
             watermark=watermark,
             credentials=signed,

@@ -1,6 +1,6 @@
 """What the pipeline reads of a driving clip, and what it gives."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,17 +29,25 @@ class DrivingMotion:
         fps (`float`): frames per second.
         box (`CropBox`): the crop, fixed for the whole clip, pixels of the clip.
         audio_from (`Path`, `bytes` or file object, *optional*): the file that holds the clip's sound.
+        shots (`tuple`): of each shot the first frame and the one after its last; empty where all is one.
     """
 
     landmarks: list[np.ndarray | None]
     fps: float
     box: CropBox
     audio_from: ClipFile | None = None
+    shots: tuple[tuple[int, int], ...] = ()
 
     @property
     def missing(self) -> list[int]:
         """The frames in which no face was found; the last pose is held there."""
         return [index for index, points in enumerate(self.landmarks) if points is None]
+
+    def first(self, count: int | None) -> "DrivingMotion":
+        """Its first so many frames; all for None."""
+        landmarks = self.landmarks[:count]
+        shots = ((start, min(stop, len(landmarks))) for start, stop in self.shots if start < len(landmarks))
+        return replace(self, landmarks=landmarks, shots=tuple(shots))
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class FsthReport:
         portrait_boxes: Where in each portrait the head was cut out, pixels of the portrait.
         driving_box: The same of the driving clip.
         frames_without_face: The frames in which the driver's face was not found; the last pose is held there.
+        shots: First frame of each of the driving clip's shots, and the one after its last.
         sound: Whether the driving clip has sound.
         watermark: Whether the frames carry the visible watermark.
         credentials: Whether the file is signed, or will be when it is saved.
@@ -67,6 +76,7 @@ class FsthReport:
     portrait_boxes: tuple[CropBox, ...]
     driving_box: CropBox
     frames_without_face: tuple[int, ...]
+    shots: tuple[tuple[int, int], ...]
     sound: bool
     watermark: bool
     credentials: bool
