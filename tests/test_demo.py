@@ -47,6 +47,7 @@ REPORT = FsthReport(
     portrait_boxes=(CropBox(0, 0, 400),),
     driving_box=CropBox(0, 0, 400),
     frames_without_face=(),
+    shots=((0, 2),),
     sound=False,
     watermark=True,
     credentials=True,

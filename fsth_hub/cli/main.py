@@ -209,6 +209,11 @@ def animate(
     seconds = sum(made.seconds.values())
     summary = f"{output}: {made.num_frames} frames at {made.fps:g} fps, {pixels}, {sound}, {seconds:.1f} s"
     typer.echo(summary, err=to_stdout)
+    if len(made.shots) > 1:
+        typer.echo(f"The driving clip has {len(made.shots)} shots: each moves from a pose of its own.", err=to_stdout)
+    if made.frames_without_face:
+        gone = f"{len(made.frames_without_face)} of {made.num_frames} frames"
+        typer.echo(f"No face was found in {gone} of the driving clip: the pose before is held there.", err=to_stdout)
 
 
 app.command("fine-tune")(cli_people.fine_tune)

@@ -7,7 +7,7 @@ measured on the driver's face as if it looked straight at the viewer, scaled to 
 there in the same way; so a driver in half profile can move a portrait that faces the viewer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -143,6 +143,45 @@ class MotionAdapter:
         low = moved[eye].min(axis=0) + np.minimum(own - lids.min(axis=0), 0)
         high = moved[eye].max(axis=0) + np.maximum(own - lids.max(axis=0), 0)
         moved[iris] += np.clip(moved[iris[0]], low, high) - moved[iris[0]]
+
+
+def adapt_shots(
+    portrait: np.ndarray,
+    landmarks: Sequence[np.ndarray | None],
+    shots: Sequence[tuple[int, int]] = (),
+    reference_frame: int | None = None,
+    mode: MotionMode = "relative",
+    strength: float = 1.0,
+) -> Iterator[np.ndarray]:
+    """
+    The points to draw for each frame of a driver, 78 x 2 float32, each shot's motion counted from a frame of its own.
+
+    Args:
+        portrait, mode, strength: As in [`MotionAdapter`].
+        landmarks: The driver's points in every frame, 78 x 2 each, or None where the face is gone.
+        shots: First frame of each shot and the one after its last; by default all is one.
+        reference_frame: For the shot that it lies in; the others', and by default all, are picked.
+
+    Raises:
+        FsthError: The frame is none of the clip or shows no face; [`NoFaceError`] where no frame does.
+    """
+    if reference_frame is None:
+        pick_reference(portrait, landmarks)  # is there a face at all?
+    elif not 0 <= reference_frame < len(landmarks) or landmarks[reference_frame] is None:
+        raise FsthError(f"reference_frame={reference_frame} is no frame of the driving clip, or shows no face.")
+    last = np.asarray(portrait, np.float32)
+    for start, stop in shots or [(0, len(landmarks))]:
+        seen = landmarks[start:stop]
+        if all(points is None for points in seen):
+            yield from [last] * len(seen)
+            continue
+        given = reference_frame is not None and start <= reference_frame < stop
+        reference = landmarks[reference_frame] if given else seen[pick_reference(portrait, seen)]
+        adapt = MotionAdapter(portrait, reference, mode, strength)
+        adapt.last = last
+        for points in seen:
+            last = adapt(points)
+            yield last
 
 
 def check_motion(mode: str, strength: float) -> None:

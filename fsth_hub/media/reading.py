@@ -216,7 +216,7 @@ def _measure(file: ClipFile) -> tuple[float, float | None, bool]:
                 last, length = start, float(packet.duration * packet.time_base) if packet.duration else None
     steps = np.diff(np.sort(starts))
     if timeline.was_mended and (steps > 0).any():  # the average is over the leap, too
-        rate = float(1 / np.median(steps[steps > 0]))
+        rate = round(float(1 / np.median(steps[steps > 0])), 3)
     rate = float(np.clip(rate, *FPS_RANGE))
     return rate, last + (length or 1 / rate) if known and starts else None, sound is not None
 

@@ -4,6 +4,7 @@ FFmpeg's command line does so too, its libraries do not. Picture and sound are m
 step; and since it is done as packets come, reading stays a stream.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -65,12 +66,14 @@ class Timeline:
         track = self.tracks[packet.stream_index]
         stamp, length = (float((ticks or 0) * packet.time_base) for ticks in (packet.dts, packet.duration))
         shown = stamp if packet.pts is None else float(packet.pts * packet.time_base)
-        shift = self._shift(track, stamp, shown, length)
+        if length >= LEAP:  # in an mp4 a leap is the length of the packet before it
+            length = track.length
+        shift = self._shift(track, stamp, shown)
         track.last, track.length = stamp + shift, length
         track.end = max(track.end, shown + shift + min(length, LEAP))
         return shift
 
-    def _shift(self, track: _Track, stamp: float, shown: float, length: float) -> float:
+    def _shift(self, track: _Track, stamp: float, shown: float) -> float:
         now = len(self.shifts) - 1
         if track.last is None:
             track.era = now
@@ -82,8 +85,12 @@ class Timeline:
             track.era = now
             return self.shifts[now]
         # Go on where this stream ended, and not before the other has: nothing is lost.
-        ends = [other.end for other in self.tracks.values() if other is not track and other.end < track.end + LEAP]
-        self.shifts.append(max([track.next - stamp, *(end - shown for end in ends)]))
+        ends = [other.end for other in self.tracks.values() if other.end < track.end + LEAP]
+        shift, needed = track.end - shown, max([track.next - stamp, *(end - shown for end in ends)])
+        step = (
+            track.length if 0 < track.length < LEAP else 1e-3
+        )  # whole pictures later, so that they stay on the grid of a constant rate
+        self.shifts.append(shift + step * max(0, math.ceil((needed - shift) / step - 0.01)))
         track.era = now + 1
         return self.shifts[-1]
 

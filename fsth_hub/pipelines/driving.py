@@ -1,16 +1,16 @@
 """What drives a person: a clip reduced to its face's landmarks, and the landmarks of a portrait that follows them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..landmarks import LandmarkDetector, MotionAdapter, pick_reference, smooth_clip, track_clip
+from ..landmarks import FaceTracker, LandmarkDetector, adapt_shots, smooth_shots
 from ..landmarks.motion import MotionMode
 from ..media.containers import ClipFile
 from ..media.reading import Clip
 from ..models.cropping import CropBox, crop_box, to_crop, whole_frame
-from ..models.errors import FsthError, NoFaceError
+from ..models.errors import NoFaceError
 
 
 @dataclass
@@ -22,17 +22,25 @@ class DrivingMotion:
         fps (`float`): frames per second.
         box (`CropBox`): the crop, fixed for the whole clip, pixels of the clip.
         audio_from (`Path`, `bytes` or file object, *optional*): the file that holds the clip's sound.
+        shots (`tuple`): of each shot the first frame and the one after its last; empty where all is one.
     """
 
     landmarks: list[np.ndarray | None]
     fps: float
     box: CropBox
     audio_from: ClipFile | None = None
+    shots: tuple[tuple[int, int], ...] = ()
 
     @property
     def missing(self) -> list[int]:
         """The frames in which no face was found; the last pose is held there."""
         return [index for index, points in enumerate(self.landmarks) if points is None]
+
+    def first(self, count: int | None) -> "DrivingMotion":
+        """Its first so many frames; all for None."""
+        landmarks = self.landmarks[:count]
+        shots = ((start, min(stop, len(landmarks))) for start, stop in self.shots if start < len(landmarks))
+        return replace(self, landmarks=landmarks, shots=tuple(shots))
 
 
 def read_motion(
@@ -51,8 +59,8 @@ def read_motion(
         NoFaceError: No frame has a face.
     """
     box = None if crop else whole_frame(clip.width, clip.height, clip.name)
-    faces = []
-    for face in track_clip(clip, detector, face_index):
+    faces, track = [], FaceTracker(detector, face_index)
+    for face in map(track, clip):
         faces.append(None if face is None else face.points)
         progress()
     found = [points for points in faces if points is not None]
@@ -60,7 +68,7 @@ def read_motion(
         raise NoFaceError(f"No face was found in {clip.name}; use a clip in which the face is seen clearly.")
     box = box or crop_box(np.stack(found))
     landmarks = [None if points is None else to_crop(points, box, size) for points in faces]
-    return DrivingMotion(landmarks, clip.fps, box, clip.audio_from)
+    return DrivingMotion(landmarks, clip.fps, box, clip.audio_from, track.shots)
 
 
 def adapt_motion(
@@ -79,9 +87,5 @@ def adapt_motion(
     Raises:
         FsthError: The reference frame shows no face, or there is no such frame.
     """
-    landmarks = smooth_clip(driving.landmarks, driving.fps, smoothing)
-    if reference_frame is None:
-        reference_frame = pick_reference(portrait, landmarks)
-    elif not 0 <= reference_frame < len(landmarks) or landmarks[reference_frame] is None:
-        raise FsthError(f"reference_frame={reference_frame} is no frame of the driving clip, or shows no face.")
-    return map(MotionAdapter(portrait, landmarks[reference_frame], motion, motion_strength), landmarks)
+    landmarks = smooth_shots(driving.landmarks, driving.fps, smoothing, driving.shots)
+    return adapt_shots(portrait, landmarks, driving.shots, reference_frame, motion, motion_strength)

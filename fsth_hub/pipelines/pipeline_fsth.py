@@ -5,7 +5,6 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, Self
@@ -750,7 +749,7 @@ class FsthPipeline(DiffusionPipeline):
 
         # 3. Follow the driver's face
         if clip is None:
-            driving_motion = replace(driving, landmarks=driving.landmarks[:num_frames])
+            driving_motion = driving.first(num_frames)
         else:
             driving_motion = self.read_driving(clip, driving_face_index, crop)
         total = len(driving_motion.landmarks)
@@ -785,6 +784,7 @@ class FsthPipeline(DiffusionPipeline):
             portrait_boxes=tuple(person.boxes),
             driving_box=driving_motion.box,
             frames_without_face=tuple(driving_motion.missing),
+            shots=driving_motion.shots,
             sound=audio_from is not None,
             watermark=watermark,
             credentials=signed,
