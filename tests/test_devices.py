@@ -12,7 +12,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 
 from fsth_hub.finetuning.loop import PixelLoss
 from fsth_hub.landmarks import get_detector
-from fsth_hub.models.errors import FsthError, FsthWarning
+from fsth_hub.models.errors import FsthWarning
 from fsth_hub.pipelines.caching import Cache, weights_state
 from fsth_hub.provenance import credentials as provenance
 from testing_utils.contracts import offload
