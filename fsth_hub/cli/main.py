@@ -305,4 +305,5 @@ def main() -> None:
     """Entry point of the `fsth` command."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # read when OpenCV is loaded
     set_up_process()
-    app(prog_name="fsth")
+    with one_sentence():  # what lies before a command: help that cannot be printed
+        app(prog_name="fsth")
