@@ -112,7 +112,7 @@ class FsthPipeline(DiffusionPipeline):
         self.register_to_config(detector=(None, None))  # a component that is not saved
         self.detector = get_detector() if detector is None else detector
         self.size = generator.config.image_size
-        self._generators = Cache(NUM_KEPT_GENERATORS)
+        self._generators, self._components = Cache(NUM_KEPT_GENERATORS), Cache(NUM_KEPT_GENERATORS)
 
     # Loading and saving
 
@@ -481,8 +481,9 @@ class FsthPipeline(DiffusionPipeline):
             portraits, face_index, crop: as in [`~FsthPipeline.embed`]; 1 to 64 portraits.
             method (`str`, *optional*, defaults to `"full"`):
                 `"full"` tunes the generator itself, as the paper does, and keeps all its weights; `"lora"` tunes and
-                keeps low-rank updates of its convolutions, about 1 MB with the bundled model. Either leaves its source
-                skips as they are, and keeps crops of the head besides, 0.8 MB for each portrait at 512 pixels.
+                keeps low-rank updates of its convolutions, about 1 MB with the bundled model. Either tunes the facial
+                components as well, leaves the source skips as they are, and keeps crops of the head besides, 0.8 MB
+                for each portrait at 512 pixels.
             steps (`int`, *optional*): At most so many; by default 50 for one portrait to 230 for thirty.
             learning_rate (`float`, *optional*): Adam's; by default the paper's 5e-5, or 3e-4 for LoRA.
             content (`nn.Module`, *optional*):
@@ -638,10 +639,22 @@ class FsthPipeline(DiffusionPipeline):
 
     def _retouch(self, frame: np.ndarray, person: FsthPerson, landmarks: torch.Tensor) -> FsthComponentsOutput:
         """What the facial components add to a frame (size x size x 3 float32, 0 to 255) at 1 x 78 x 2 landmarks."""
-        device = self._device_of(self.facial_components)
+        components, device = self._components_for(person), self._device_of(self.facial_components)
         images = normalize(torch.from_numpy(frame).permute(2, 0, 1)[None].to(device))
-        sources = person.component_sources(self.facial_components)
-        return self.facial_components(images, landmarks.to(device), sources)
+        return components(images, landmarks.to(device), person.component_sources(components))
+
+    def _components_for(self, person: FsthPerson) -> FsthFacialComponents:
+        """The facial components of a person, as [`~FsthPipeline.generator_for`] has generators."""
+        if not person.own_component_weights:
+            return self.facial_components
+        place = {"device": self._device_of(self.facial_components), "dtype": self.facial_components.dtype}
+
+        def make():
+            components = copy.deepcopy(person.tuned_components(self.facial_components)).eval().requires_grad_(False)
+            return components.to(**place, memory_format=torch.channels_last)
+
+        state = (*place.values(), weights_state(*person.own_component_weights))
+        return self._components.get(person, state, make)
 
     def __call__(
         self,
