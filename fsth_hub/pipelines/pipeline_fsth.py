@@ -33,6 +33,7 @@ from ..models.cropping import CropBox
 from ..models.downloading import fetch
 from ..models.errors import FsthError
 from ..models.facial_components import FsthComponentsOutput, FsthFacialComponents
+from ..models.folding import fold
 from ..models.image_processing_fsth import FsthImageProcessor, list_pictures, normalize
 from ..models.modeling_fsth import (
     FsthDiscriminator,
@@ -47,6 +48,7 @@ from ..provenance.credentials import OUTPUT_METADATA, Origin, check_credentials,
 from ..provenance.watermark import add_watermark
 from .caching import Cache, weights_state
 from .driving import DrivingMotion, adapt_motion, file_of, is_motion, read_motion
+from .engines import Engine, check_engine, compiled_components, compiled_generator, pick_engine
 from .identity import FsthIdentity, FsthTunedPerson
 from .inputs import check_inputs, check_size
 from .loading import (
@@ -113,7 +115,9 @@ class FsthPipeline(DiffusionPipeline):
         self.register_to_config(detector=(None, None))  # a component that is not saved
         self.detector = get_detector() if detector is None else detector
         self.size = generator.config.image_size
+        self.engine = "auto"
         self._generators, self._components = Cache(NUM_KEPT_GENERATORS), Cache(NUM_KEPT_GENERATORS)
+        self._compiled = Cache(2 * NUM_KEPT_GENERATORS)  # of generators and of facial components
 
     # Loading and saving
 
@@ -135,6 +139,7 @@ class FsthPipeline(DiffusionPipeline):
         local_files_only: bool = False,
         force_download: bool = False,
         trust_remote_code: bool = False,
+        engine: Engine = "auto",
         **components,
     ) -> Self:
         """
@@ -160,12 +165,14 @@ class FsthPipeline(DiffusionPipeline):
             variant (`str`, *optional*): Which weights, such as `"fp16"` for those in `model.fp16.safetensors`.
             revision, token, cache_dir, local_files_only, force_download: as in `huggingface_hub.snapshot_download`.
             trust_remote_code (`bool`, *optional*): Makes no difference: a folder's own code is not needed here.
+            engine (`str`, *optional*, defaults to `"auto"`): see [`~FsthPipeline.engine`].
             components: Those to take instead of the folder's, by name; `None` for an optional one to do without.
 
         Raises:
             FsthError: There is no such folder or repository, or it holds no pipeline that can be loaded so.
             TypeError: There is no such argument, and no component of that name.
         """
+        check_engine(engine)
         if torch_dtype is not None and dtype is not None:
             raise FsthError("Give `dtype` or `torch_dtype`, which is its older name, but not both.")
         dtype = torch_dtype if dtype is None else dtype
@@ -198,6 +205,7 @@ class FsthPipeline(DiffusionPipeline):
                 network.to(memory_format=torch.channels_last)  # as inference takes it
         if "generator" not in components:
             pipe.generator.source = source_of(name, folder)
+        pipe.engine = engine
         return pipe
 
     @classmethod
@@ -399,7 +407,7 @@ class FsthPipeline(DiffusionPipeline):
     def generator_for(self, person: FsthPerson | None = None) -> FsthGenerator:
         """
         The generator of a person, for [`~FsthPipeline.generate_frame`]: on the pipeline's device and in its precision,
-        with spectral norm folded and a LoRA merged. It is kept, and made anew if weights, device or precision change.
+        folded for inference and with a LoRA merged. It is kept, and made anew if weights, device or precision change.
 
         Args:
             person ([`FsthPerson`], *optional*): By default whoever was not fine-tuned.
@@ -416,7 +424,7 @@ class FsthPipeline(DiffusionPipeline):
             generator = person.tuned_generator(self.generator) if own else self.generator
             if (generator.device, generator.dtype) != tuple(place.values()):
                 generator = copy.deepcopy(generator).to(**place)
-            return generator.fold_spectral_norm().requires_grad_(False).to(memory_format=torch.channels_last)
+            return fold(generator)
 
         owner, weights = (person, person.own_weights) if own else (self.generator, (self.generator,))
         return self._generators.get(owner, (*place.values(), weights_state(*weights)), make)
@@ -431,6 +439,29 @@ class FsthPipeline(DiffusionPipeline):
             "Group offload does not work with this pipeline: call enable_model_cpu_offload() or "
             "enable_sequential_cpu_offload() instead."
         )
+
+    @property
+    def engine(self) -> Engine:
+        """
+        What computes frames: `"torch"`, or on processors `"openvino"`, which has to be installed (the extra `fast`)
+        and takes the precision that the processor is quickest in, whatever the pipeline's is; frames differ by one
+        grey level at most. `"auto"` takes OpenVINO where it can, and PyTorch otherwise.
+        """
+        return self._engine
+
+    @engine.setter
+    def engine(self, engine: Engine):
+        check_engine(engine)
+        self._engine = engine
+
+    def _computed(self, network: FsthPreTrainedModel) -> FsthPreTrainedModel:
+        """A network as the engine computes it."""
+        if pick_engine(self.engine, network) == "torch":
+            return network
+        make = compiled_generator if isinstance(network, FsthGenerator) else compiled_components
+        fall_back = self.engine == "auto"
+        state = fall_back, weights_state(network)
+        return self._compiled.get(network, state, lambda: make(network, fall_back))
 
     # Fine-tuning
 
@@ -673,6 +704,7 @@ class FsthPipeline(DiffusionPipeline):
             `np.ndarray` of shape `(size, size, 3)`: uint8 RGB.
         """
         size = self.output_size(person, size)
+        generator = self._computed(generator)
         device, dtype = self._device_of(generator), generator.dtype
         adain_parameters, sources = person.inputs(device, dtype)
         drawing = self.image_processor.rasterize(points).to(device, dtype, memory_format=torch.channels_last)
@@ -690,7 +722,8 @@ class FsthPipeline(DiffusionPipeline):
         """What the facial components add to a frame (size x size x 3 float32, 0 to 255) at 1 x 78 x 2 landmarks."""
         components, device = self._components_for(person), self._device_of(self.facial_components)
         images = normalize(torch.from_numpy(frame).permute(2, 0, 1)[None].to(device))
-        return components(images, landmarks.to(device), person.component_sources(components))
+        sources = person.component_sources(components)
+        return self._computed(components)(images, landmarks.to(device), sources)
 
     def _components_for(self, person: FsthPerson) -> FsthFacialComponents:
         """The facial components of a person, as [`~FsthPipeline.generator_for`] has generators."""
