@@ -11,9 +11,9 @@ from .base import Face, LandmarkDetector
 
 THUMBNAIL = (32, 32)
 CUT = 18.0  # grey levels by which a thumbnail changes on the mean, where another shot may begin
-PAN = 0.55  # of that change: less is left of it when the camera only moved
+PAN = 0.4  # of that change: less is left of it when the camera only moved
 MOVED, GROWN = 0.15, 1.15  # sizes of the face, and their ratio, beyond which it is another shot's after such a change
-JUMP, LEAP_IN_SIZE = 0.5, 1.4  # the same from one frame to the next without such a change: the mesh may have slipped
+JUMP, LEAP_IN_SIZE = 0.5, 1.2  # the same from one frame to the next without such a change: the mesh may have slipped
 GONE = 10  # frames without a face after which it is looked for less often
 GLANCE_EVERY, LOOK_EVERY = 5, 25  # frames: quickly, so that its return is seen within 0.2 s, and thoroughly
 
@@ -102,7 +102,8 @@ def _is_cut(before: np.ndarray, after: np.ndarray) -> bool:
     change = cv2.absdiff(before, after).mean()
     if change <= CUT:
         return False
-    shift, _ = cv2.phaseCorrelate(before, after, cv2.createHanningWindow(THUMBNAIL, cv2.CV_32F))
+    window = cv2.createHanningWindow(THUMBNAIL, cv2.CV_32F)
+    shift, _ = cv2.phaseCorrelate(before.copy(), after.copy(), window)  # which may lay the window over its arguments
     move = np.float32([[1, 0, shift[0]], [0, 1, shift[1]]])
     known = cv2.warpAffine(np.ones_like(before), move, THUMBNAIL) > 0.99
     if not known.any():
