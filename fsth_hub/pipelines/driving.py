@@ -26,6 +26,7 @@ from ..media.reading import Clip
 from ..media.sound import read_sound
 from ..models.cropping import CropBox, crop_box, to_crop, whole_frame
 from ..models.errors import FsthError, NoFaceError
+from ..models.landmark_drawing import rasterize_landmarks
 
 
 CUES_HEAD = "motion:talk"  # whose head, brows and eyes go with a mouth that was made of cues
@@ -85,6 +86,11 @@ class DrivingMotion:
     @property
     def seconds(self) -> float:
         return len(self.landmarks) / self.fps
+
+    def drawings(self) -> Iterator[np.ndarray]:
+        """The landmarks of each frame as a picture, size x size x 3 uint8; black where the face is gone."""
+        nothing = np.zeros((self.size, self.size, 3), np.uint8)
+        return (nothing if p is None else rasterize_landmarks(p, self.size) for p in self.landmarks)
 
     # Made up
 

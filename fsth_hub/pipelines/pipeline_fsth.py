@@ -783,7 +783,7 @@ class FsthPipeline(DiffusionPipeline):
 
         # 3. Follow the driver's face
         if clip is None:
-            driving_motion = replace(driving, landmarks=driving.landmarks[:num_frames])
+            driving_motion = replace(driving, landmarks=driving.landmarks[:num_frames]).resized(self.size)
         else:
             driving_motion = self.read_driving(clip, driving_face_index, crop)
         if sound is not None:
