@@ -20,7 +20,7 @@ from testing_utils.networks import NETWORKS, tiny, tiny_config
 from testing_utils.pipelines import picture
 from testing_utils.shards import NUM_FRAMES, grey, write_shards
 from testing_utils.stills import write_face_clips, write_stills
-from training import meta_train
+from training import networks
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -82,7 +82,7 @@ def pretrained(tmp_path_factory) -> Path:
 def train(shards, vgg, tmp_path, monkeypatch):
     """Meta-training, the real script on tiny networks: takes its options and returns its folder."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(meta_train, "FsthConfig", tiny_config)
+    monkeypatch.setattr(networks, "FsthConfig", tiny_config)
 
     def train(shards=shards, **options) -> Path:
         return train_tiny(shards, **{"output_dir": tmp_path / "run", "vgg": vgg} | options)

@@ -83,7 +83,7 @@ def test_pasted_back_it_is_the_whole_photograph(pipe):
         ({"size": 3}, "size must be"),
         ({"watermark": "no"}, "watermark must be True or False"),
         ({"output_path": "a.jpg"}, "must end in .png"),
-        ({"output_path": "no/such/a.png"}, "cannot be written into"),
+        ({"output_path": "no/such/a.png"}, "there is no folder"),
     ],
 )
 def test_refused_before_any_work(pipe, options, words, tmp_path, monkeypatch):

@@ -255,7 +255,7 @@ def test_what_has_no_sound_is_refused(tmp_path):
     with pytest.raises(VideoError, match="a.mp4 has no sound"):
         read_sound(silent)
     (tmp_path / "a.wav").write_text("#EXTM3U\nfile:///etc/passwd\n")
-    with pytest.raises(VideoError, match="a.wav is no sound that can be read"):
+    with pytest.raises(VideoError, match="a.wav is not sound that can be read"):
         read_sound(tmp_path / "a.wav")
     with pytest.raises(VideoError, match="There is no file"):
         read_sound(tmp_path / "none.wav")

@@ -11,13 +11,13 @@ from huggingface_hub import constants
 from PIL import Image
 
 from fsth_hub.device import default_dtype
+from fsth_hub.landmarks import motion as motion_module
 from fsth_hub.media.reading import open_clip
 from fsth_hub.models import downloading
 from fsth_hub.models.cropping import crop_box, to_crop
 from fsth_hub.models.errors import FsthError, NoFaceError, VideoError
 from fsth_hub.models.landmark_layout import FACE, interocular
 from fsth_hub.models.modeling_fsth import FsthEmbedder
-from fsth_hub.pipelines import driving
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 from testing_utils.clips import make_clip
 from testing_utils.networks import SIZE, tiny
@@ -264,7 +264,7 @@ def test_relative_motion_starts_from_the_portrait(pipe, monkeypatch):
 def test_without_reference_the_frame_most_like_the_portrait_counts(pipe, monkeypatch):
     drawn = spy_on_points(pipe, monkeypatch)
     person, motion = pipe.embed(picture()), pipe.read_driving(clip(0, 20, 40))
-    monkeypatch.setattr(driving, "pick_reference", lambda portrait, frames: 2)
+    monkeypatch.setattr(motion_module, "pick_reference", lambda portrait, frames: 2)
     list(pipe.drive(person, motion))
     assert np.allclose(drawn[2], person.landmarks, atol=0.01) and not np.allclose(drawn[0], drawn[2], atol=1)
 

@@ -3,7 +3,7 @@
     python training/benchmark.py --output benchmark.json
 
 By default the bundled model and the example files of the package. Every time is the best of `--repeats`, since other
-programs only ever slow a machine down. Frames are drawn in float32 and bfloat16, with spectral norm computed anew
+programs only ever slow a machine down. Frames are generated in float32 and bfloat16, with spectral norm computed anew
 for each frame (the baseline) and folded into plain weights (`fused`, what the pipeline uses), from 1, 8 and 32
 portraits. The generator works at 256 pixels whatever the size of the frames; what it takes to put frames of each size
 together from the portraits' own pixels, and to find the exact flow, stands for itself.
@@ -50,7 +50,7 @@ def parse_args(arguments: list[str] | None = None):
     parser.add_argument("--driving", type=Path, default=EXAMPLES / "driver.mp4", help="a clip with a face")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; by default the fastest there is")
     parser.add_argument("--num_portraits", type=int, nargs="+", default=[1, 8, 32], help="the T to measure")
-    parser.add_argument("--num_frames", type=int, default=8, help="frames drawn, tracked or encoded in one repeat")
+    parser.add_argument("--num_frames", type=int, default=8, help="frames generated, tracked or encoded in one repeat")
     parser.add_argument("--repeats", type=int, default=5, help="the best of so many counts")
     parser.add_argument("--compile", action="store_true", help="try torch.compile of the generator too")
     parser.add_argument("--output", type=Path, help="file for the JSON; the Markdown goes to stdout")
@@ -160,7 +160,7 @@ def composing_times(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> di
     portrait = picture.resize([round(scale * length) for length in picture.size])
     for number in args.num_portraits:
         person = pipe.embed([portrait] * number)
-        drawing = pipe.image_processor.draw(landmarks[0]).to(pipe.device, pipe.dtype)
+        drawing = pipe.image_processor.rasterize(landmarks[0]).to(pipe.device, pipe.dtype)
         points = torch.from_numpy(landmarks[0])[None].to(pipe.device)
         with torch.no_grad():
             composition = generator(drawing, person.adain_parameters, points, person.sources).composition
@@ -175,11 +175,11 @@ def composing_times(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> di
 
 
 def drawing_time(pipe: FsthPipeline, generator, person, landmarks: list[np.ndarray], repeats: int) -> float:
-    def draw():
+    def generate():
         for points in landmarks:
             pipe.generate_frame(generator, person, points, pipe.size)
 
-    return 1000 * best_seconds(draw, repeats, pipe.device) / len(landmarks)
+    return 1000 * best_seconds(generate, repeats, pipe.device) / len(landmarks)
 
 
 def compile_times(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> dict:
@@ -261,7 +261,7 @@ def to_markdown(result: dict) -> str:
         lines.append(f"| torch.compile | {compile_verdict(result['compile'])} |")
     lines += [
         "",
-        "| draw, portraits | dtype | spectral norm | ms per frame | against the first |",
+        "| generate, portraits | dtype | spectral norm | ms per frame | against the first |",
         "|---|---|---|---|---|",
     ]
     for entry in result["drawing"]:

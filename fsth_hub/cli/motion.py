@@ -89,8 +89,8 @@ def show(
 
 def read_driver(driving: str, seconds: float | None) -> "tuple[DrivingMotion | Path, Path | None]":
     """What drives, for the pipeline, and its file, unless it comes with the package."""
-    from ..media.motion_files import SCHEME
-    from ..pipelines.driving import DrivingMotion, is_motion
+    from ..media.motion_files import SCHEME, is_motion
+    from ..pipelines.driving import DrivingMotion
 
     path = None if driving.startswith(SCHEME) else Path(driving)
     if path is not None and not is_motion(driving):
@@ -110,7 +110,8 @@ def black_frames(motion: "DrivingMotion") -> "list[np.ndarray]":
 
 def _motion_of(source: Path, detector: str, face: int, crop: bool) -> "DrivingMotion":
     """Read where no networks are needed: the pipeline is not loaded."""
-    from ..pipelines.driving import DrivingMotion, is_motion, read_motion
+    from ..media.motion_files import is_motion
+    from ..pipelines.driving import DrivingMotion, read_motion
 
     if is_motion(source):
         return DrivingMotion.load(source)

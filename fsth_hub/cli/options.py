@@ -40,7 +40,7 @@ PhotographsOption = Annotated[
         "--include-photograph",
         metavar="FILE",
         help="Publish this photograph too, without its metadata; can be repeated. Others stay here, but not the "
-        "crops of the head, at most 512 pixels wide and high, that the model draws from.",
+        "crops of the head, at most 512 pixels wide and high, that the model generates from.",
         show_default=False,
         rich_help_panel=PUBLISHING,
     ),

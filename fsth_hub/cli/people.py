@@ -41,7 +41,9 @@ def fine_tune(
     learning_rate: Annotated[
         float | None, typer.Option(metavar="RATE", help="By default 5e-5 for full, 3e-4 for lora.")
     ] = None,
-    vgg: Annotated[str | None, typer.Option(help="VGG of the content loss: safetensors file or hub id.")] = None,
+    vgg: Annotated[
+        str | None, typer.Option(help="VGG of the content loss: safetensors file or hub id; by default the package's.")
+    ] = None,
     face_network: Annotated[str | None, typer.Option(help="The same of a face network; without it left out.")] = None,
     crop: Annotated[
         bool, typer.Option("--crop/--no-crop", help="--no-crop: the pictures are square head crops already.")
@@ -125,7 +127,7 @@ def publish(
     model_revision = None
     if model is None:
         model, model_revision = model_of(folder)
-    # All that is drawn is the preview's four frames, for which every machine has a processor.
+    # All that is generated is the preview's four frames, for which every machine has a processor.
     pipe = cli_loading.load_pipeline(model, "cpu", precision_of(folder), model_revision)
     identity = pipe.load_identity(folder)
     push(identity, repo, private, photographs, revision)

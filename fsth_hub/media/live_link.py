@@ -12,7 +12,7 @@ from ..landmarks.arkit import SHAPES, expression_of
 from ..landmarks.expression import Expression
 from ..landmarks.keyframes import MAX_FRAMES
 from ..models.errors import FsthError, FsthWarning
-from .whole_files import read_text
+from .texts import read_text
 
 
 MAX_BYTES = 64 * 2**20

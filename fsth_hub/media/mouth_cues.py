@@ -8,7 +8,7 @@ from pathlib import Path
 from ..landmarks.expression import Expression
 from ..landmarks.keyframes import MAX_FRAMES
 from ..models.errors import FsthError
-from .whole_files import read_text
+from .texts import read_text
 
 
 FPS = 25.0

@@ -4,12 +4,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from typing import Self
 
 import numpy as np
 
 from ..checks import check_number
-from ..landmarks import LandmarkDetector, MotionAdapter, pick_reference, smooth_clip, track_clip
+from ..landmarks import FaceTracker, LandmarkDetector, adapt_shots, pick_reference, smooth_shots
 from ..landmarks.expression import CROP_SIDE, RESTING_LANDMARKS, RESTING_POSE, Expression
 from ..landmarks.keyframes import MAX_FRAMES, Keyframe, interpolate
 from ..landmarks.looping import close_loop
@@ -20,7 +21,7 @@ from ..media import expression_files, motion_files
 from ..media.containers import ClipFile
 from ..media.frames import FPS_RANGE
 from ..media.live_link import read_live_link
-from ..media.motion_files import MotionFile, refuse_pickle, shipped_path
+from ..media.motion_files import MotionFile, file_of, refuse_pickle
 from ..media.mouth_cues import read_cues
 from ..media.reading import Clip
 from ..media.sound import read_sound
@@ -30,8 +31,6 @@ from ..models.landmark_drawing import rasterize_landmarks
 
 
 CUES_HEAD = "motion:talk"  # whose head, brows and eyes go with a mouth that was made of cues
-# How a motion's file is told from a clip: by its name.
-MOTION_SUFFIXES = (".safetensors", ".json", ".csv", ".tsv", *motion_files.PICKLES)
 MEAN_LANDMARKS = RESTING_POSE.project(MEAN_FACE).astype(np.float32)
 
 
@@ -59,6 +58,7 @@ class DrivingMotion:
             What it was made of: `"clip"`, `"keyframes"`, `"arkit"` or `"cues"`. Clips alone are smoothed.
         loop (`bool`, *optional*, defaults to `False`): Whether the first frame follows on the last.
         name, licence (`str`, *optional*): What its file says.
+        shots (`tuple`): Of each shot the first frame and the one after its last; empty where all is one.
     """
 
     landmarks: list[np.ndarray | None]
@@ -72,6 +72,7 @@ class DrivingMotion:
     loop: bool = False
     name: str | None = None
     licence: str | None = None
+    shots: tuple[tuple[int, int], ...] = ()
 
     @property
     def missing(self) -> list[int]:
@@ -144,23 +145,22 @@ class DrivingMotion:
         Raises:
             FsthError: It cannot be read, or holds no motion. Pickles are never opened.
         """
-        text = os.fspath(source) if isinstance(source, str | os.PathLike) else source
-        if not isinstance(text, str):
+        if not isinstance(source, str | os.PathLike):
             raise FsthError(f"A motion is read from a path, not {type(source)}.")
-        refuse_pickle(text)
-        text = file_of(text)
-        lower = os.fspath(text).lower()
+        refuse_pickle(source)
+        path = file_of(source)
+        lower = path.name.lower()
         if lower.endswith(expression_files.SUFFIX):
-            keyframes, fps, loop = expression_files.read_expressions(text)
+            keyframes, fps, loop = expression_files.read_expressions(path)
             return cls.from_keyframes(keyframes, fps, loop)
         if lower.endswith(".csv"):
-            expressions, fps = read_live_link(text)
+            expressions, fps = read_live_link(path)
             return cls.from_expressions(expressions, fps, "arkit")
         if lower.endswith((".json", ".tsv")):
-            mouth = cls.from_expressions(*read_cues(text), "cues")
+            mouth = cls.from_expressions(*read_cues(path), "cues")
             spoken = cls.load(CUES_HEAD).looped(mouth.seconds).with_regions(mouth, "mouth")
             return replace(spoken, name=None, licence=None, origin="cues")
-        return cls._of_file(motion_files.read_motion_file(text))
+        return cls._of_file(motion_files.read_motion_file(path))
 
     @classmethod
     def _of_file(cls, file: MotionFile) -> Self:
@@ -227,19 +227,28 @@ class DrivingMotion:
 
     # Changed
 
+    def first(self, count: int | None) -> Self:
+        """Its first so many frames; all for None."""
+        landmarks = self.landmarks[:count]
+        shots = ((start, min(stop, len(landmarks))) for start, stop in self.shots if start < len(landmarks))
+        loop = self.loop and len(landmarks) == len(self.landmarks)
+        return replace(self, landmarks=landmarks, shots=tuple(shots), loop=loop)
+
     def unmoved(self) -> np.ndarray:
         """The face that counts as unmoved where there is no portrait: the reference, or the frame most at rest."""
         if self.reference is not None:
             return self.reference
-        smooth = smooth_clip(self.landmarks, self.fps)
+        smooth = smooth_shots(self.landmarks, self.fps, shots=self.shots)
         return smooth[pick_reference(MEAN_LANDMARKS, smooth)]
 
     def on_resting_face(self) -> Self:
         """The same motion of the resting face: the driver's proportions are left out."""
         if self.face == "resting":
             return self
-        adapter = MotionAdapter(RESTING_LANDMARKS, self.unmoved(), limited=False)
-        landmarks = [None if points is None else adapter(points) for points in self.landmarks]
+        reference = self.reference if self.shots else self.unmoved()  # each shot has its own
+        moved = adapt_shots(RESTING_LANDMARKS, self.landmarks, self.shots, reference=reference, limited=False)
+        seen = zip(self.landmarks, moved, strict=True)
+        landmarks = [None if points is None else resting for points, resting in seen]
         return replace(
             self,
             landmarks=landmarks,
@@ -264,12 +273,12 @@ class DrivingMotion:
             check_number("seconds", seconds, 0, MAX_FRAMES / self.fps)
             count = max(1, round(seconds * self.fps))
             if count <= len(self.landmarks):
-                return replace(self, landmarks=self.landmarks[:count], loop=False)
+                return replace(self.first(count), loop=False)
         once = self.landmarks if self.loop else close_loop(self.landmarks, self.fps)
         count = len(once) if count is None else count
         landmarks = [once[index % len(once)] for index in range(count)]
         audio_from = self.audio_from if self.loop and count == len(once) else None
-        return replace(self, landmarks=landmarks, loop=count % len(once) == 0, audio_from=audio_from)
+        return replace(self, landmarks=landmarks, shots=(), loop=count % len(once) == 0, audio_from=audio_from)
 
     def with_regions(self, other: Self, *regions: str) -> Self:
         """
@@ -308,20 +317,6 @@ class DrivingMotion:
         return replace(self, landmarks=landmarks, reference=reference, size=size)
 
 
-def is_motion(source: object) -> bool:
-    """Whether this names a motion, for [`~DrivingMotion.load`], and no clip."""
-    if not isinstance(source, str | os.PathLike) or not isinstance(name := os.fspath(source), str):
-        return False
-    return name.startswith(motion_files.SCHEME) or name.lower().endswith(MOTION_SUFFIXES)
-
-
-def file_of(source: str | os.PathLike) -> str | os.PathLike:
-    """The file that a motion's name stands for."""
-    name = os.fspath(source)
-    shipped = name.startswith(motion_files.SCHEME)
-    return shipped_path(name.removeprefix(motion_files.SCHEME)) if shipped else source
-
-
 def check_drive(driving: object, motion: MotionMode, regions: Iterable[str] | str | None) -> tuple[str, ...]:
     """The regions that move; `FsthError` for what cannot go together."""
     regions = REGIONS if regions is None else check_regions(regions)
@@ -351,8 +346,8 @@ def read_motion(
         NoFaceError: No frame has a face.
     """
     box = None if crop else whole_frame(clip.width, clip.height, clip.name)
-    faces = []
-    for face in track_clip(clip, detector, face_index):
+    faces, track = [], FaceTracker(detector, face_index)
+    for face in map(track, clip):
         faces.append(None if face is None else face.points)
         progress()
     found = [points for points in faces if points is not None]
@@ -360,7 +355,7 @@ def read_motion(
         raise NoFaceError(f"No face was found in {clip.name}; use a clip in which the face is seen clearly.")
     box = box or crop_box(np.stack(found))
     landmarks = [None if points is None else to_crop(points, box, size) for points in faces]
-    return DrivingMotion(landmarks, clip.fps, box, clip.audio_from, size)
+    return DrivingMotion(landmarks, clip.fps, box, clip.audio_from, size, shots=track.shots)
 
 
 def adapt_motion(
@@ -383,16 +378,14 @@ def adapt_motion(
     regions = check_drive(driving, motion, regions)
     landmarks = driving.landmarks
     if driving.origin == "clip":
-        landmarks = smooth_clip(landmarks, driving.fps, smoothing)
-    if reference_frame is not None:
-        if not 0 <= reference_frame < len(landmarks) or landmarks[reference_frame] is None:
-            raise FsthError(f"reference_frame={reference_frame} is no frame of the driving clip, or shows no face.")
-        reference = landmarks[reference_frame]
-    elif driving.reference is not None:
-        reference = driving.reference
-    else:
-        reference = landmarks[pick_reference(portrait, landmarks)]
-    adapter = MotionAdapter(portrait, reference, motion, motion_strength)
-    if regions == REGIONS:
-        return map(adapter, landmarks)
-    return (adapter(None if points is None else keep_regions(points, reference, regions)) for points in landmarks)
+        landmarks = smooth_shots(landmarks, driving.fps, smoothing, driving.shots)
+    return adapt_shots(
+        portrait,
+        landmarks,
+        driving.shots,
+        reference_frame,
+        motion,
+        motion_strength,
+        reference=driving.reference,
+        change=None if regions == REGIONS else partial(keep_regions, regions=regions),
+    )

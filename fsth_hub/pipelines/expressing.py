@@ -12,11 +12,12 @@ from ..checks import check_flags
 from ..landmarks.expression import Expression
 from ..media.paste_back import PasteBack
 from ..media.pictures import SUFFIX, write_picture
-from ..media.whole_files import check_writable
+from ..media.texts import check_suffix
 from ..models.errors import FsthError
 from ..models.image_processing_fsth import list_pictures
 from ..provenance.credentials import PICTURE_METADATA, Origin, check_credentials, sign
 from ..provenance.watermark import add_watermark
+from ..saving import check_file
 from .driving import DrivingMotion
 from .inputs import check_size
 from .person import MAX_SIZE, FsthPerson, Portrait
@@ -49,7 +50,8 @@ def express(
     if isinstance(portraits, FsthPerson) and paste_back:
         raise FsthError("paste_back needs the photograph, which a person or identity does not hold: give portraits.")
     if output_path is not None:
-        check_writable(output_path, SUFFIX)
+        check_suffix(output_path, SUFFIX)
+        check_file(output_path)
     signed = output_path is not None and credentials and check_credentials()
 
     pictures = None if isinstance(portraits, FsthPerson) else list_pictures(portraits)
