@@ -257,5 +257,5 @@ def test_what_has_no_sound_is_refused(tmp_path):
     (tmp_path / "a.wav").write_text("#EXTM3U\nfile:///etc/passwd\n")
     with pytest.raises(VideoError, match="a.wav is not sound that can be read"):
         read_sound(tmp_path / "a.wav")
-    with pytest.raises(VideoError, match="There is no file"):
+    with pytest.raises(FsthError, match="There is no file"):
         read_sound(tmp_path / "none.wav")
