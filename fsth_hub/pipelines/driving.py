@@ -303,10 +303,6 @@ class DrivingMotion:
         made = mine.origin if others.origin != "clip" else "clip"
         return replace(mine, landmarks=landmarks, reference=RESTING_LANDMARKS, origin=made)
 
-    def with_sound(self, file: ClipFile) -> Self:
-        """The motion with the sound of a file: a clip, or wav, mp3, flac, ogg, m4a."""
-        return replace(self, audio_from=read_sound(file, self.seconds))
-
     def resized(self, size: int) -> Self:
         """The same in pixels of a crop of another side."""
         if size == self.size:

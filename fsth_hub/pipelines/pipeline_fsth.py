@@ -29,6 +29,7 @@ from ..media.frames import Frames
 from ..media.motion_files import file_of, is_motion
 from ..media.paste_back import PasteBack
 from ..media.reading import Clip, open_clip
+from ..media.sound import read_sound
 from ..media.writing import write_clip
 from ..models.cropping import CropBox
 from ..models.downloading import fetch
@@ -823,6 +824,7 @@ class FsthPipeline(DiffusionPipeline):
             credentials=credentials,
             return_dict=return_dict,
         )
+        voice = None if sound is None else read_sound(sound)
         signed = credentials and check_credentials()
         pictures = None if isinstance(portraits, FsthPerson) else list_pictures(portraits)
         if isinstance(driving, DrivingMotion):
@@ -854,8 +856,8 @@ class FsthPipeline(DiffusionPipeline):
             driving_motion = driving.first(num_frames).resized(self.size)
         else:
             driving_motion = self.read_driving(clip, driving_face_index, crop)
-        if sound is not None:
-            driving_motion = driving_motion.with_sound(sound)
+        if voice is not None:
+            driving_motion = replace(driving_motion, audio_from=voice)
         total = len(driving_motion.landmarks)
         stage("landmarks")
 
