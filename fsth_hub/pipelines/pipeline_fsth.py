@@ -5,6 +5,7 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, Self
@@ -27,7 +28,6 @@ from ..landmarks.smoothing import DEFAULT_SMOOTHING
 from ..media.containers import ClipFile
 from ..media.frames import Frames
 from ..media.motion_files import file_of, is_motion
-from ..media.paste_back import PasteBack
 from ..media.reading import Clip, open_clip
 from ..media.sound import read_sound
 from ..media.writing import write_clip
@@ -63,9 +63,9 @@ from .loading import (
     merged_folder,
     source_of,
 )
-from .person import DEFAULT_SIZE, MAX_SIZE, FsthPerson, Portrait
+from .person import DEFAULT_SIZE, FsthPerson, Portrait
 from .pipeline_output import FsthPipelineOutput, FsthReport, as_output_type
-from .portraits import cut_heads, cut_mattes, for_inference
+from .portraits import cut_heads, cut_mattes, embed_pictures, for_inference
 from .tuning import bind, check_discriminator, tune
 
 
@@ -840,14 +840,9 @@ class FsthPipeline(DiffusionPipeline):
             started = time.perf_counter()
 
         # 2. Embed the person
-        if paste_back:
-            heads = cut_heads(pictures, self.detector, face_index, crop, self.size, paste_back=True)
-            person = self.embed_crops(*heads)
-        else:
-            person = portraits if pictures is None else self.embed(pictures, face_index, crop)
-        canvas = PasteBack(pictures[0], person.boxes[0]) if paste_back else None
-        if canvas is not None and size is None and self.generator.config.source_skips:
-            size = int(np.clip(canvas.box.side, self.size, MAX_SIZE)) // 2 * 2
+        person, canvas = portraits, None
+        if pictures is not None:
+            person, canvas, size = embed_pictures(self, pictures, face_index, crop, paste_back, size)
         size = self.output_size(person, size)
         stage("embed")
 
