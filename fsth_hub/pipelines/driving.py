@@ -21,7 +21,7 @@ from ..media import expression_files, motion_files
 from ..media.containers import ClipFile
 from ..media.frames import FPS_RANGE
 from ..media.live_link import read_live_link
-from ..media.motion_files import MotionFile, refuse_pickle, shipped_path
+from ..media.motion_files import MotionFile, file_of, refuse_pickle
 from ..media.mouth_cues import read_cues
 from ..media.reading import Clip
 from ..media.sound import read_sound
@@ -31,8 +31,6 @@ from ..models.landmark_drawing import rasterize_landmarks
 
 
 CUES_HEAD = "motion:talk"  # whose head, brows and eyes go with a mouth that was made of cues
-# How a motion's file is told from a clip: by its name.
-MOTION_SUFFIXES = (".safetensors", ".json", ".csv", ".tsv", *motion_files.PICKLES)
 MEAN_LANDMARKS = RESTING_POSE.project(MEAN_FACE).astype(np.float32)
 
 
@@ -147,23 +145,22 @@ class DrivingMotion:
         Raises:
             FsthError: It cannot be read, or holds no motion. Pickles are never opened.
         """
-        text = os.fspath(source) if isinstance(source, str | os.PathLike) else source
-        if not isinstance(text, str):
+        if not isinstance(source, str | os.PathLike):
             raise FsthError(f"A motion is read from a path, not {type(source)}.")
-        refuse_pickle(text)
-        text = file_of(text)
-        lower = os.fspath(text).lower()
+        refuse_pickle(source)
+        path = file_of(source)
+        lower = path.name.lower()
         if lower.endswith(expression_files.SUFFIX):
-            keyframes, fps, loop = expression_files.read_expressions(text)
+            keyframes, fps, loop = expression_files.read_expressions(path)
             return cls.from_keyframes(keyframes, fps, loop)
         if lower.endswith(".csv"):
-            expressions, fps = read_live_link(text)
+            expressions, fps = read_live_link(path)
             return cls.from_expressions(expressions, fps, "arkit")
         if lower.endswith((".json", ".tsv")):
-            mouth = cls.from_expressions(*read_cues(text), "cues")
+            mouth = cls.from_expressions(*read_cues(path), "cues")
             spoken = cls.load(CUES_HEAD).looped(mouth.seconds).with_regions(mouth, "mouth")
             return replace(spoken, name=None, licence=None, origin="cues")
-        return cls._of_file(motion_files.read_motion_file(text))
+        return cls._of_file(motion_files.read_motion_file(path))
 
     @classmethod
     def _of_file(cls, file: MotionFile) -> Self:
@@ -306,10 +303,6 @@ class DrivingMotion:
         made = mine.origin if others.origin != "clip" else "clip"
         return replace(mine, landmarks=landmarks, reference=RESTING_LANDMARKS, origin=made)
 
-    def with_sound(self, file: ClipFile) -> Self:
-        """The motion with the sound of a file: a clip, or wav, mp3, flac, ogg, m4a."""
-        return replace(self, audio_from=read_sound(file, self.seconds))
-
     def resized(self, size: int) -> Self:
         """The same in pixels of a crop of another side."""
         if size == self.size:
@@ -318,20 +311,6 @@ class DrivingMotion:
         landmarks = [None if points is None else points * scale for points in self.landmarks]
         reference = None if self.reference is None else self.reference * scale
         return replace(self, landmarks=landmarks, reference=reference, size=size)
-
-
-def is_motion(source: object) -> bool:
-    """Whether this names a motion, for [`~DrivingMotion.load`], and no clip."""
-    if not isinstance(source, str | os.PathLike) or not isinstance(name := os.fspath(source), str):
-        return False
-    return name.startswith(motion_files.SCHEME) or name.lower().endswith(MOTION_SUFFIXES)
-
-
-def file_of(source: str | os.PathLike) -> str | os.PathLike:
-    """The file that a motion's name stands for."""
-    name = os.fspath(source)
-    shipped = name.startswith(motion_files.SCHEME)
-    return shipped_path(name.removeprefix(motion_files.SCHEME)) if shipped else source
 
 
 def check_drive(driving: object, motion: MotionMode, regions: Iterable[str] | str | None) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, Self
@@ -26,8 +27,9 @@ from ..landmarks.motion import MotionMode
 from ..landmarks.smoothing import DEFAULT_SMOOTHING
 from ..media.containers import ClipFile
 from ..media.frames import Frames
-from ..media.paste_back import PasteBack
+from ..media.motion_files import file_of, is_motion
 from ..media.reading import Clip, open_clip
+from ..media.sound import read_sound
 from ..media.writing import write_clip
 from ..models.cropping import CropBox
 from ..models.downloading import fetch
@@ -47,7 +49,7 @@ from ..models.source_skips import FsthSources
 from ..provenance.credentials import OUTPUT_METADATA, Origin, check_credentials, sign
 from ..provenance.watermark import add_watermark
 from .caching import Cache, weights_state
-from .driving import DrivingMotion, adapt_motion, file_of, is_motion, read_motion
+from .driving import DrivingMotion, adapt_motion, read_motion
 from .engines import Engine, check_engine, compiled_components, compiled_generator, pick_engine
 from .identity import FsthIdentity, FsthTunedPerson
 from .inputs import check_inputs, check_size
@@ -61,9 +63,9 @@ from .loading import (
     merged_folder,
     source_of,
 )
-from .person import DEFAULT_SIZE, MAX_SIZE, FsthPerson, Portrait
+from .person import DEFAULT_SIZE, FsthPerson, Portrait
 from .pipeline_output import FsthPipelineOutput, FsthReport, as_output_type
-from .portraits import cut_heads, cut_mattes, for_inference
+from .portraits import cut_heads, cut_mattes, embed_pictures, for_inference
 from .tuning import bind, check_discriminator, tune
 
 
@@ -822,6 +824,7 @@ class FsthPipeline(DiffusionPipeline):
             credentials=credentials,
             return_dict=return_dict,
         )
+        voice = None if sound is None else read_sound(sound)
         signed = credentials and check_credentials()
         pictures = None if isinstance(portraits, FsthPerson) else list_pictures(portraits)
         if isinstance(driving, DrivingMotion):
@@ -837,24 +840,19 @@ class FsthPipeline(DiffusionPipeline):
             started = time.perf_counter()
 
         # 2. Embed the person
-        if paste_back:
-            heads = cut_heads(pictures, self.detector, face_index, crop, self.size, paste_back=True)
-            person = self.embed_crops(*heads)
-        else:
-            person = portraits if pictures is None else self.embed(pictures, face_index, crop)
-        canvas = PasteBack(pictures[0], person.boxes[0]) if paste_back else None
-        if canvas is not None and size is None and self.generator.config.source_skips:
-            size = int(np.clip(canvas.box.side, self.size, MAX_SIZE)) // 2 * 2
+        person, canvas = portraits, None
+        if pictures is not None:
+            person, canvas, size = embed_pictures(self, pictures, face_index, crop, paste_back, size)
         size = self.output_size(person, size)
         stage("embed")
 
         # 3. Follow the driver's face
         if clip is None:
-            driving_motion = driving.first(num_frames)
+            driving_motion = driving.first(num_frames).resized(self.size)
         else:
             driving_motion = self.read_driving(clip, driving_face_index, crop)
-        if sound is not None:
-            driving_motion = driving_motion.with_sound(sound)
+        if voice is not None:
+            driving_motion = replace(driving_motion, audio_from=voice)
         total = len(driving_motion.landmarks)
         stage("landmarks")
 
