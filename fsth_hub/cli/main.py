@@ -23,7 +23,7 @@ from . import people as cli_people
 from .checks import check_inputs, check_output, check_size, model_of
 from .ending import one_sentence, set_up_process
 from .express import express
-from .options import DetectorOption, DeviceOption, DtypeOption, FaceOption, ModelOption
+from .options import DetectorOption, DeviceOption, DtypeOption, EngineOption, FaceOption, ModelOption
 
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ def animate(
     frames: Annotated[int | None, typer.Option(min=1, metavar="N", help="Make no more than so many frames.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    engine: EngineOption = "auto",
     beside: Annotated[
         Path | None,
         typer.Option(
@@ -185,7 +186,7 @@ def animate(
         identity = fetch(identity)
         if model is None:
             model, model_revision = model_of(identity)
-    pipe = cli_loading.load_pipeline(model, device, dtype, model_revision)
+    pipe = cli_loading.load_pipeline(model, device, dtype, model_revision, engine)
     pipe.detector = found_detector
     person = portraits if identity is None else pipe.load_identity(identity)
     result = pipe(
@@ -309,10 +310,12 @@ def inspect_file(
 def info(model: ModelOption = None, device: DeviceOption = "auto", dtype: DtypeOption = "auto") -> None:
     """Show versions, device, the model's size and the detectors."""
     pipe = cli_loading.load_pipeline(model, device, dtype)
+    from ..pipelines.engines import pick_engine
     from ..pipelines.loading import BUNDLED_MODEL
 
     rows = versions()
-    rows |= {"device": pipe.device, "dtype": str(pipe.dtype).removeprefix("torch."), "model": model or BUNDLED_MODEL}
+    rows |= {"device": pipe.device, "dtype": str(pipe.dtype).removeprefix("torch.")}
+    rows |= {"engine": pick_engine("auto", pipe.generator), "model": model or BUNDLED_MODEL}
     networks = {name: part for name, part in pipe.components.items() if hasattr(part, "num_parameters")}
     rows |= {name: f"{network.num_parameters() / 1e6:.2f} M parameters" for name, network in networks.items()}
     folder = Path(model or BUNDLED_MODEL)

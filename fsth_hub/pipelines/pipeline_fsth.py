@@ -370,7 +370,7 @@ class FsthPipeline(DiffusionPipeline):
             boxes (`list[CropBox]`, *optional*): Where the crops come from.
         """
         images, drawings, points, mattes = self.prepare_portraits(crops, landmarks)
-        embedder, generator = for_inference(self.embedder), self.generator_for()
+        embedder, generator = for_inference(self.embedder), self._folded_generator()
         place = {"device": self._device_of(embedder), "dtype": embedder.dtype}
         seen = embedder(images.to(**place), drawings.to(**place))
         warn_of_strangers(seen.frame_embeddings[0].float().cpu().numpy(), np.stack(landmarks))
@@ -410,6 +410,7 @@ class FsthPipeline(DiffusionPipeline):
         """
         The generator of a person, for [`~FsthPipeline.generate_frame`]: on the pipeline's device and in its precision,
         folded for inference and with a LoRA merged. It is kept, and made anew if weights, device or precision change.
+        With the engine OpenVINO that computes what is slow of it, in float32 but for what it does not hurt.
 
         Args:
             person ([`FsthPerson`], *optional*): By default whoever was not fine-tuned.
@@ -417,6 +418,10 @@ class FsthPipeline(DiffusionPipeline):
         Returns:
             [`FsthGenerator`]: Not to be changed; the pipeline's own where that is offloaded.
         """
+        return self._computed(self._folded_generator(person), compiled_generator)
+
+    def _folded_generator(self, person: FsthPerson | None = None) -> FsthGenerator:
+        """The same, whatever the engine."""
         own = person is not None and bool(person.own_weights)
         if not own and is_hooked(self.generator):
             return for_inference(self.generator)
@@ -456,11 +461,10 @@ class FsthPipeline(DiffusionPipeline):
         check_engine(engine)
         self._engine = engine
 
-    def _computed(self, network: FsthPreTrainedModel) -> FsthPreTrainedModel:
-        """A network as the engine computes it."""
+    def _computed(self, network: FsthPreTrainedModel, make: Callable) -> FsthPreTrainedModel:
+        """A network as the engine computes it, OpenVINO by the copy that is made; that is kept."""
         if pick_engine(self.engine, network) == "torch":
             return network
-        make = compiled_generator if isinstance(network, FsthGenerator) else compiled_components
         fall_back = self.engine == "auto"
         state = fall_back, weights_state(network)
         return self._compiled.get(network, state, lambda: make(network, fall_back))
@@ -706,7 +710,6 @@ class FsthPipeline(DiffusionPipeline):
             `np.ndarray` of shape `(size, size, 3)`: uint8 RGB.
         """
         size = self.output_size(person, size)
-        generator = self._computed(generator)
         device, dtype = self._device_of(generator), generator.dtype
         adain_parameters, sources = person.inputs(device, dtype)
         drawing = self.image_processor.rasterize(points).to(device, dtype, memory_format=torch.channels_last)
@@ -725,7 +728,7 @@ class FsthPipeline(DiffusionPipeline):
         components, device = self._components_for(person), self._device_of(self.facial_components)
         images = normalize(torch.from_numpy(frame).permute(2, 0, 1)[None].to(device))
         sources = person.component_sources(components)
-        return self._computed(components)(images, landmarks.to(device), sources)
+        return self._computed(components, compiled_components)(images, landmarks.to(device), sources)
 
     def _components_for(self, person: FsthPerson) -> FsthFacialComponents:
         """The facial components of a person, as [`~FsthPipeline.generator_for`] has generators."""
@@ -891,6 +894,7 @@ class FsthPipeline(DiffusionPipeline):
             sound=audio_from is not None,
             watermark=watermark,
             credentials=signed,
+            engine=pick_engine(self.engine, self.generator),
             seconds=seconds,
         )
         output = FsthPipelineOutput(frames, fps, audio_from, report, origin, driving_motion)
