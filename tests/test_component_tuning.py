@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from fsth_hub.demo.people import unpack, write_file
 from fsth_hub.finetuning import components as tuning
 from fsth_hub.finetuning import loop
 from fsth_hub.finetuning.component_crops import cut_crop, open_part, part_openings
@@ -216,3 +217,11 @@ def test_components_that_are_missing_are_damage(pipe, method, tmp_path):
         (tmp_path / "none" / COMPONENTS_FOLDER / LORA_WEIGHTS_NAME).unlink()
     with pytest.raises(FsthError, match="damaged"):
         FsthIdentity.from_pretrained(tmp_path / "none")
+
+
+def test_a_file_of_the_page_holds_them_too(pipe, tmp_path):
+    made = tuned(pipe, method="lora")
+    write_file(made, tmp_path / "ada.zip")
+    folder = unpack(tmp_path / "ada.zip", tmp_path / "ada")
+    assert f"{COMPONENTS_FOLDER}/{LORA_WEIGHTS_NAME}" in files_of(folder)
+    assert np.array_equal(frames_of(pipe, pipe.load_identity(folder)), frames_of(pipe, made))
