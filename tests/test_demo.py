@@ -47,6 +47,7 @@ REPORT = FsthReport(
     portrait_boxes=(CropBox(0, 0, 400),),
     driving_box=CropBox(0, 0, 400),
     frames_without_face=(),
+    shots=((0, 2),),
     sound=False,
     watermark=True,
     credentials=True,
@@ -430,7 +431,7 @@ def test_example_is_drawn_once(studio, monkeypatch):
         calls.append(settings)
         for name in (CLIP_NAME, SIDE_BY_SIDE_NAME):
             (folder / name).write_text(f"{name} drawn as {settings}")
-        return REPORT
+        return REPORT, "Beware."
 
     monkeypatch.setattr(Animator, "_generate", generate)
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import warnings
 
 import numpy as np
 import pytest
@@ -299,18 +298,6 @@ def test_other_errors_are_not_taken_for_too_little_memory():
 
     with pytest.raises(RuntimeError, match="of another kind"):
         finetuning.with_less_memory(attempt, 2)
-
-
-def test_another_person_among_the_portraits_is_noticed():
-    embeddings = torch.ones(4, 12)
-    embeddings[:, 0] += 0.02 * torch.arange(4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        finetuning.warn_of_strangers(embeddings)
-        finetuning.warn_of_strangers(embeddings[:1])
-    embeddings[2, 3] = 0.6  # far from the others' mean, which it moves less
-    with pytest.warns(UserWarning, match="Portrait 3 seems to show another person"):
-        finetuning.warn_of_strangers(embeddings)
 
 
 def test_content_loss_needs_no_network_and_a_given_one_is_loaded_or_named(vgg, tmp_path):

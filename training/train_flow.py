@@ -129,7 +129,9 @@ class FlowLearner(nn.Module):
         """Mean end-point error of the refined flow and of the landmarks' own, in normalized coordinates."""
         sources = self.skips.encode(*(batch[name][:, 1:] for name in ("images", "drawings", "landmarks", "mattes")))
         sources = sources.map(lambda tensor: tensor[:, 0])
-        _, flow, _, _ = self.skips.refine(sources, batch["drawings"][:, 0], batch["landmarks"][:, 0])
+        drawings = batch["drawings"][:, 0]
+        known = self.skips.look(sources, batch["landmarks"][:, 0], drawings.shape[-1])
+        flow, _, _ = self.skips.refine(sources, drawings, known)
         share = batch["weight"] / batch["weight"].sum().clamp(min=1)  # B x h x w
         return tuple(((f - batch["residual"]).norm(dim=-1) * share).sum() for f in (flow, torch.zeros_like(flow)))
 

@@ -16,9 +16,11 @@ from typer.core import TyperGroup
 
 from ..landmarks import DEFAULT_DETECTOR, describe_detectors, get_detector
 from ..models.errors import FsthError, NoFaceError
+from ..saving import whole_file, write_json
 from . import loading as cli_loading
 from . import people as cli_people
 from .checks import check_inputs, check_output, check_size, model_of
+from .ending import one_sentence, set_up_process, warnings_as_sentences
 from .options import DetectorOption, DeviceOption, DtypeOption, FaceOption, ModelOption
 
 
@@ -31,14 +33,11 @@ OUTPUT = "Output"  # a heading in the help
 
 
 class OneLineErrors(TyperGroup):
-    """Says what is wrong with an input in one line, without a traceback, and exits with 1."""
+    """Says what is wrong with an input in one line, without a traceback, and exits with 1; a warning is a line."""
 
     def invoke(self, ctx):
-        try:
+        with one_sentence(), warnings_as_sentences():
             return super().invoke(ctx)
-        except FsthError as error:
-            typer.echo(f"fsth: error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(1) from error
 
 
 app = typer.Typer(
@@ -201,8 +200,7 @@ def animate(
         "versions": versions(),
     }
     if report_path is not None:
-        text = json.dumps(report, indent=2)
-        typer.echo(text) if to_stdout else report_path.write_text(text + "\n")
+        typer.echo(json.dumps(report, indent=2)) if to_stdout else write_json(report_path, report)
     made = result.report
     sound = "with sound" if made.sound and output.suffix.lower() == ".mp4" else "without sound"
     pixels = f"{'the head ' if paste_back else ''}{made.size} x {made.size} pixels"
@@ -211,6 +209,11 @@ def animate(
     seconds = sum(made.seconds.values())
     summary = f"{output}: {made.num_frames} frames at {made.fps:g} fps, {pixels}, {sound}, {seconds:.1f} s"
     typer.echo(summary, err=to_stdout)
+    if len(made.shots) > 1:
+        typer.echo(f"The driving clip has {len(made.shots)} shots: each moves from a pose of its own.", err=to_stdout)
+    if made.frames_without_face:
+        gone = f"{len(made.frames_without_face)} of {made.num_frames} frames"
+        typer.echo(f"No face was found in {gone} of the driving clip: the pose before is held there.", err=to_stdout)
 
 
 app.command("fine-tune")(cli_people.fine_tune)
@@ -229,6 +232,7 @@ def landmarks(
     check_output(output, (".png", *CLIPS), inputs=[file])
     from PIL import Image
 
+    from ..landmarks import set_upright
     from ..media.landmark_overlay import overlaid, overlaid_clip
     from ..media.reading import open_clip
     from ..media.writing import write_clip
@@ -241,13 +245,13 @@ def landmarks(
         count = write_clip(output, pictures, clip.fps, clip.audio_from)
         typer.echo(f"{output}: {count} frames at {clip.fps:g} fps")
         return
-    image = load_image(file)
-    faces = found_detector.detect(image)
+    image, faces, _ = set_upright(load_image(file), found_detector)
     if not faces:
         raise NoFaceError(f"No face was found in {file.name}; use a picture in which the face is seen clearly.")
     if face >= len(faces):
         raise FsthError(f"Face {face} was asked for, but {file.name} shows {len(faces)}, counted from 0.")
-    Image.fromarray(overlaid(image, faces[face].points)).save(output)
+    with whole_file(output) as unfinished:
+        Image.fromarray(overlaid(image, faces[face].points)).save(unfinished)
     typer.echo(f"{output}: face {face} of {len(faces)}, score {faces[face].score:.2f}")
 
 
@@ -300,4 +304,6 @@ def versions() -> dict[str, str]:
 def main() -> None:
     """Entry point of the `fsth` command."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # read when OpenCV is loaded
-    app(prog_name="fsth")
+    set_up_process()
+    with one_sentence():  # what lies before a command: help that cannot be printed
+        app(prog_name="fsth")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import gradio as gr
 
-from ..landmarks import Face, get_detector
+from ..landmarks import Face, get_detector, set_upright
+from ..landmarks.orientation import Upright
 from ..models.errors import FsthError
 from .jobs import Worker
 from .people import People
@@ -73,6 +74,12 @@ class Studio:
         with self._detecting:
             self._detector = self._detector or get_detector()
             return self._detector.detect(image)
+
+    def upright(self, image) -> Upright:
+        """A picture set upright, and its faces. Does not wait for the worker."""
+        with self._detecting:
+            self._detector = self._detector or get_detector()
+            return set_upright(image, self._detector)
 
     def stop(self, request: gr.Request) -> None:
         """Stop what a visitor has running: they cancelled it, or closed the page."""

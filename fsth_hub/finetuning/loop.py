@@ -9,7 +9,6 @@ flow of hair, shoulders and background would be learned from them (training/LOG.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ from accelerate.utils import find_executable_batch_size
 from safetensors import SafetensorError
 from torch import nn
 
-from ..models.errors import FsthError, FsthMemoryError, FsthWarning
+from ..landmarks.likeness import warn_of_strangers
+from ..models.errors import FsthError, FsthMemoryError
 from ..models.facial_components import FsthFacialComponents
 from ..models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from .components import ComponentTuner
@@ -43,10 +43,6 @@ ADVERSARIAL_WEIGHT = 0.1
 EVALUATE_EVERY = 10  # steps between evaluations on what is held out, and previews
 PATIENCE = 5  # evaluations without improvement before it stops
 BUNDLED_VGG = Path(__file__).parent / "weights" / "vgg16_relu4_3.safetensors"
-
-# How far a portrait's embedding may lie from the mean of the others, in lengths of that: with the bundled model frames
-# of one clip stay below half of it, and most pairs of people are beyond; landmarks do not tell.
-SAME_PERSON = 0.06
 
 
 @dataclass
@@ -106,21 +102,6 @@ def default_steps(num_portraits: int) -> int:
     """50 for one portrait, 230 for thirty and more, in between by the logarithm of their number."""
     share = math.log(min(num_portraits, MANY)) / math.log(MANY)
     return round(STEPS_FOR_ONE + share * (STEPS_FOR_MANY - STEPS_FOR_ONE))
-
-
-def warn_of_strangers(embeddings: torch.Tensor) -> None:
-    """Warn if a portrait's embedding (T x N) is so unlike the others' that it must be somebody else's."""
-    if len(embeddings) < 2:
-        return
-    others = (embeddings.sum(dim=0) - embeddings) / (len(embeddings) - 1)  # T x N
-    distances = (embeddings - others).norm(dim=1) / others.norm(dim=1)
-    if distances.max() > SAME_PERSON:
-        number = distances.argmax().item() + 1
-        warnings.warn(
-            f"Portrait {number} seems to show another person than the other portraits: fine-tuning would mix them.",
-            FsthWarning,
-            stacklevel=3,
-        )
 
 
 def generate_targets(generator: FsthGenerator, adain_parameters: torch.Tensor, episodes: Episodes) -> torch.Tensor:
@@ -317,7 +298,7 @@ def fine_tune(
         embeddings = embedder(images.to(embedder.dtype), landmark_images.to(embedder.dtype)).frame_embeddings
         embedding = embeddings.mean(dim=1)  # 1 x N
         adain_parameters = generator.project(embedding.to(generator.dtype)).float()
-    warn_of_strangers(embeddings[0].float())
+    warn_of_strangers(embeddings[0].float().cpu().numpy(), landmarks[0].float().cpu().numpy())
 
     def attempt(batch_size: int) -> FineTuned:
         sampler, beside = EpisodeSampler(images[0].float(), landmarks[0].float(), mattes[0].float(), seed), None

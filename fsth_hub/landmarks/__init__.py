@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Face": "base",
+    "FaceTracker": "tracking",
     "LandmarkDetector": "base",
     "LandmarkSmoother": "smoothing",
     "MotionAdapter": "motion",
+    "adapt_shots": "motion",
     "pick_reference": "motion",
+    "set_upright": "orientation",
     "smooth_clip": "smoothing",
+    "smooth_shots": "smoothing",
     "track_clip": "tracking",
 }
 

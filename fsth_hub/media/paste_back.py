@@ -31,8 +31,8 @@ class PasteBack:
 
     Args:
         photograph: The picture of which the portrait was cut, all that `load_image` takes. What is larger than 1920 x
-            1080 (or 1080 x 1920) is reduced to fit; an odd last row or column is left out, since H.264 needs even
-            sizes.
+            1080 (or 1080 x 1920) is reduced to fit, and what lies or stands on its head is set upright; an odd last
+            row or column is left out, since H.264 needs even sizes.
         box: Where the head was cut out (`FsthPerson.boxes`), pixels of the photograph.
 
     Raises:
@@ -40,16 +40,16 @@ class PasteBack:
     """
 
     def __init__(self, photograph: Picture, box: CropBox):
-        image = load_image(photograph)
+        image = np.rot90(load_image(photograph), box.turn)
         height, width = image.shape[:2]
         scale = min(1.0, MAX_SIZE[0] / max(width, height), MAX_SIZE[1] / min(width, height))
         if scale < 1:
             size = [max(2, 2 * round(scale * length / 2)) for length in (width, height)]
-            image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+            image = np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.LANCZOS))
         else:
             image = image[: max(1, height - height % 2), : max(1, width - width % 2)]
-        self.photograph = image
-        self.box = CropBox(*(scale * value for value in box))
+        self.photograph = np.ascontiguousarray(image)
+        self.box = CropBox(scale * box.left, scale * box.top, scale * box.side)
         self.still: np.ndarray | None = None
         columns, self.across, x_share = _span(self.box.left, self.box.side, image.shape[1])
         rows, self.down, y_share = _span(self.box.top, self.box.side, image.shape[0])

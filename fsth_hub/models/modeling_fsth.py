@@ -306,13 +306,32 @@ class FsthGenerator(FsthPreTrainedModel):
             sources (`FsthSources`, *optional*): of [`FsthGenerator.encode_sources`]; with source skips only.
             return_dict (`bool`, *optional*, defaults to `True`): an [`FsthGeneratorOutput`] or a plain tuple.
         """
-        fused, x = None, landmark_images
-        if self.config.source_skips:
-            fused = self.source_skips(sources, landmark_images, landmarks)
-            x = torch.cat([landmark_images, fused.images], dim=1)  # B x 6 x 256 x 256
-            x = inputs = reduce(x, self.config.working_size)
+        if not self.config.source_skips:
+            output = FsthGeneratorOutput(images=torch.tanh(self.generate(landmark_images, adain_parameters)))
+            return output if return_dict else output.to_tuple()
+        fused = self.source_skips(sources, landmark_images, landmarks)
+        inputs = reduce(torch.cat([landmark_images, fused.images], dim=1), self.config.working_size)
+        residual = self.generate(inputs, adain_parameters, fused.features)
+        residual = residual * fused.gain.to(residual.dtype)
+        composition = Composition(**fused.composition, residual=residual)
+        images = fused.images + enlarge(residual, fused.images.shape[-1])
+        output = FsthGeneratorOutput(images=images, warped=fused.images, composition=composition)
+        return output if return_dict else output.to_tuple()
 
-        encoded = []
+    def generate(self, inputs, adain_parameters, source_features=()) -> torch.Tensor:
+        """
+        The networks alone.
+
+        Args:
+            inputs (`torch.Tensor` of shape `(batch, 3 or 6, height, width)`):
+                Landmark drawings in [-1, 1], with source skips beside the fused warped portraits.
+            adain_parameters (`torch.Tensor` of shape `(batch, sum(adain_sizes))`): as in [`~FsthGenerator.forward`].
+            source_features (`Sequence` of `torch.Tensor`, *optional*): of [`FusedSources`]; with source skips only.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, 3, height, width)`: what the frames, or their residuals, are made of.
+        """
+        x, encoded = inputs, []
         for block in self.encoder:
             x = block(x)
             encoded.append(x)  # B x 64 x 128 x 128 ... B x 512 x 16 x 16
@@ -321,22 +340,15 @@ class FsthGenerator(FsthPreTrainedModel):
         for block in self.bottleneck:
             x = block(x, next(parameters), next(parameters))  # B x 512 x 16 x 16
         for level, block in enumerate(self.decoder):
-            if fused is not None and level > 0:
-                x = x + self.fusions[level - 1](encoded[3 - level], fused.features[3 - level])
+            if source_features and level > 0:
+                x = x + self.fusions[level - 1](encoded[3 - level], source_features[3 - level])
             x = block(x, next(parameters), next(parameters))  # B x 512 x 32 x 32 ... B x 64 x 256 x 256
             if level == 1:
                 x = self.attention(x)
 
-        if fused is not None:
+        if source_features:
             x = x + self.image_fusion(inputs)
-        x = self.head(F.relu(self.final_norm(x, next(parameters))))  # B x 3 x 256 x 256
-        output = FsthGeneratorOutput(images=torch.tanh(x))
-        if fused is not None:
-            x = x * fused.gain.to(x.dtype)
-            composition = Composition(**fused.composition, residual=x)
-            images = fused.images + enlarge(x, fused.images.shape[-1])
-            output = FsthGeneratorOutput(images=images, warped=fused.images, composition=composition)
-        return output if return_dict else output.to_tuple()
+        return self.head(F.relu(self.final_norm(x, next(parameters))))  # B x 3 x 256 x 256
 
 
 class FsthDiscriminator(FsthPreTrainedModel):

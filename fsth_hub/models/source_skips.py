@@ -15,7 +15,15 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from .configuration_fsth import FsthConfig
-from .landmark_flow import FADE_WIDTH, FIGURE_FADE_WIDTH, pixel_grid, portrait_flow, resize_flow, warp
+from .landmark_flow import (
+    FADE_WIDTH,
+    FIGURE_FADE_WIDTH,
+    PortraitFlow,
+    pixel_grid,
+    portrait_flow,
+    resize_flow,
+    warp,
+)
 from .landmark_layout import NOSE_BRIDGE, OUTER_LIPS
 from .layers import background_plates, blur
 
@@ -63,6 +71,23 @@ class FsthSources(ModelOutput):
         """Apply `function` to every tensor, for instance to repeat a person along the batch."""
         mapped = {name: function(value) for name, value in self.items() if name != "features"}
         return FsthSources(**mapped, features=tuple(function(feature) for feature in self.features))
+
+
+@dataclass
+class ChosenSources:
+    """The K portraits most like each frame of a batch.
+
+    Args:
+        sources ([`FsthSources`]): theirs, along the batch: `(batch * K, ...)`.
+        known ([`PortraitFlow`]): where the landmarks say to look in each, `(batch * K, ...)`.
+        similarity (`torch.Tensor` of shape `(batch, K)`): of [`landmark_similarity`].
+        chosen (`torch.Tensor` of shape `(batch, K)`): which portraits.
+    """
+
+    sources: FsthSources
+    known: PortraitFlow
+    similarity: torch.Tensor
+    chosen: torch.Tensor
 
 
 @dataclass
@@ -224,25 +249,44 @@ class SourceSkips(nn.Module):
             features=tuple(features),
         )
 
-    def refine(self, sources: FsthSources, landmark_images, landmarks):
+    def choose(self, sources: FsthSources, landmarks, size: int) -> ChosenSources:
         """
-        Where in one portrait each of a batch to look for what a frame shows.
+        The portraits most like each frame, and where the landmarks say to look in them.
+
+        Args:
+            sources ([`FsthSources`]): of [`~SourceSkips.encode`].
+            landmarks (`torch.Tensor` of shape `(batch, 78, 2)`): of the frames, pixels.
+            size (`int`): side of the frames in pixels.
+        """
+        similarity = landmark_similarity(landmarks[:, None], sources.landmarks, size)  # B x T
+        similarity, chosen = similarity.topk(min(MAX_FUSED, similarity.shape[1]))  # B x K
+        batch, num_portraits = similarity.shape
+        rows = torch.arange(batch, device=chosen.device)[:, None]
+        flat = sources.map(lambda tensor: tensor.expand(batch, *tensor.shape[1:])[rows, chosen].flatten(0, 1))
+        known = self.look(flat, landmarks.repeat_interleave(num_portraits, dim=0), size)
+        return ChosenSources(sources=flat, known=known, similarity=similarity, chosen=chosen)
+
+    def look(self, sources: FsthSources, landmarks, size: int) -> PortraitFlow:
+        """Where the landmarks say to look in one portrait each (`sources` without that dimension) of a batch."""
+        with torch.autocast(landmarks.device.type, enabled=False):
+            return portrait_flow(landmarks, sources.landmarks, size, fade_width(sources.mattes))
+
+    def refine(self, sources: FsthSources, landmark_images, known: PortraitFlow):
+        """
+        What the landmarks do not tell of where in one portrait each of a batch to look.
 
         Args:
             sources ([`FsthSources`]): of [`~SourceSkips.encode`], without the dimension of portraits.
             landmark_images (`torch.Tensor` of shape `(batch, 3, height, width)`): drawings of the frames, in [-1, 1].
-            landmarks (`torch.Tensor` of shape `(batch, 78, 2)`): of the frames, pixels.
+            known ([`PortraitFlow`]): of [`~SourceSkips.look`].
 
         Returns:
-            The flow that the landmarks give ([`PortraitFlow`]), what it lacks around the face
-            (`(batch, h, w, 2)`, normalized coordinates, at 1/4 of the networks' resolution), and the logits of
-            confidence and of visibility there (both `(batch, 1, h, w)`).
+            What the flow lacks around the face (`(batch, h, w, 2)`, normalized coordinates, at 1/4 of the networks'
+            resolution), and the logits of confidence and of visibility there (both `(batch, 1, h, w)`).
         """
-        size, quarter = landmark_images.shape[-1], self.config.working_size // 4
-        grid = pixel_grid(quarter, quarter, landmarks.device)
-        with torch.autocast(landmarks.device.type, enabled=False):
-            known = portrait_flow(landmarks, sources.landmarks, size, fade_width(sources.mattes))
-            flow = resize_flow(known.flow, quarter, quarter)  # B x 64 x 64 x 2
+        quarter = self.config.working_size // 4
+        grid = pixel_grid(quarter, quarter, known.flow.device)
+        flow = resize_flow(known.flow, quarter, quarter)  # B x 64 x 64 x 2
         pictures = torch.cat([sources.images, sources.landmark_images], dim=1)
         small = reduce(pictures, quarter)  # B x 6 x 64 x 64
         warped = warp(torch.cat([small, sources.features[1]], dim=1), flow, grid)
@@ -250,19 +294,17 @@ class SourceSkips(nn.Module):
         flow_input = (flow / FLOW_UNIT).permute(0, 3, 1, 2).to(warped.dtype)
         refined = self.refiner(torch.cat([drawing, warped, flow_input], dim=1)).float()  # B x 4 x 64 x 64
         residual_flow = FLOW_UNIT * refined[:, :2].permute(0, 2, 3, 1)
-        return known, residual_flow, refined[:, 2:3], refined[:, 3:]
+        return residual_flow, refined[:, 2:3], refined[:, 3:]
 
     def forward(self, sources: FsthSources, landmark_images, landmarks) -> FusedSources:
-        size = landmark_images.shape[-1]
-        similarity = landmark_similarity(landmarks[:, None], sources.landmarks, size)  # B x T
-        similarity, chosen = similarity.topk(min(MAX_FUSED, similarity.shape[1]))  # B x K
+        return self.fuse(self.choose(sources, landmarks, landmark_images.shape[-1]), landmark_images)
+
+    def fuse(self, chosen: ChosenSources, landmark_images) -> FusedSources:
+        """Warp portraits, of [`~SourceSkips.choose`], to the frames with these drawings, and make one of them."""
+        flat, known, similarity, size = chosen.sources, chosen.known, chosen.similarity, landmark_images.shape[-1]
         batch, num_portraits = similarity.shape
-        rows = torch.arange(batch, device=chosen.device)[:, None]
-        flat = sources.map(lambda tensor: tensor.expand(batch, *tensor.shape[1:])[rows, chosen].flatten(0, 1))
-        landmark_images, landmarks = (
-            tensor.repeat_interleave(num_portraits, dim=0) for tensor in (landmark_images, landmarks)
-        )  # BK x ...
-        known, residual_flow, confidence, visibility = self.refine(flat, landmark_images, landmarks)
+        landmark_images = landmark_images.repeat_interleave(num_portraits, dim=0)  # BK x ...
+        residual_flow, confidence, visibility = self.refine(flat, landmark_images, known)
         residual_flow = resize_flow(residual_flow, size, size)
         flow = known.flow + residual_flow * (1 - known.exactness)  # BK x 256 x 256 x 2
         # portraits are trusted until training says otherwise
@@ -275,6 +317,8 @@ class SourceSkips(nn.Module):
             return warp(maps, resize_flow(flow, height, width), pixel_grid(height, width, maps.device), mode)
 
         def fuse(maps):
+            if num_portraits == 1:
+                return maps
             height, width = maps.shape[-2:]
             weights = F.interpolate(shares.flatten(0, 1), (height, width), mode="bilinear").to(maps.dtype)
             return (maps * weights).unflatten(0, (batch, num_portraits)).sum(dim=1)
@@ -288,14 +332,14 @@ class SourceSkips(nn.Module):
         figures = sample(flat.images.float() - (1 - flat.mattes.float()) * flat.plates.float(), mode="bicubic")
         images = shade * figures + (1 - shade) * flat.cavities + (1 - mattes) * flat.plates
         composition = Composition(
-            chosen=chosen,
+            chosen=chosen.chosen,
             cavities=flat.cavities.unflatten(0, (batch, num_portraits)),
             flow=flow.unflatten(0, (batch, num_portraits)),
             shares=shares,
             shade=shade.unflatten(0, (batch, num_portraits)),
         )
         return FusedSources(
-            images=fuse(images).to(sources.images.dtype),
+            images=fuse(images).to(flat.images.dtype),
             features=tuple(fuse(warp_features(maps)) for maps in flat.features),
             gain=fuse(reduce(margin(mattes) * (shade + (1 - shade) * flat.light), self.config.working_size)),
             composition=composition,

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-import tempfile
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..models.facial_components import FsthFacialComponents
 from ..models.image_processing_fsth import load_image
 from ..models.landmark_layout import NUM_POINTS
 from ..models.modeling_fsth import FsthGenerator, FsthPreTrainedModel, is_hooked
+from ..saving import put_folder, reason, workplace
 from .person import FsthPerson
 
 
@@ -112,8 +113,9 @@ class FsthIdentity:
             "consent": self.consent,
         }
         try:
+            folder = Path(os.path.realpath(folder))  # a link stays
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            with workplace(folder.parent) as temporary:
                 whole = Path(temporary, "identity")
                 whole.mkdir()
                 save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, whole / WEIGHTS_NAME)
@@ -122,11 +124,9 @@ class FsthIdentity:
                     if self.component_weights is not None:
                         save_lora(self.component_weights, whole / COMPONENTS_FOLDER, self.base_model)
                 (whole / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
-                if folder.exists():
-                    folder.rename(Path(temporary, "replaced"))
-                whole.rename(folder)
+                put_folder(whole, folder)
         except (OSError, SafetensorError) as error:
-            raise FsthError(f"The identity cannot be written to {folder}: {error}.") from error
+            raise FsthError(f"The identity cannot be written to {folder}: {reason(error)}.") from error
 
     @classmethod
     def from_pretrained(
@@ -210,7 +210,7 @@ def _read(folder: Path) -> dict:
         "adain_parameters": adain_parameters,
         "crops": crops.numpy(),
         "crop_landmarks": landmarks.numpy(),
-        "boxes": [CropBox(*map(float, box)) for box in config["boxes"]],
+        "boxes": [CropBox(*map(float, box[:3]), *map(int, box[3:])) for box in config["boxes"]],
         "base_model": config["base_model"],
         "fingerprint": config["fingerprint"],
         "steps": config["steps"],
@@ -322,7 +322,7 @@ class FsthTunedPerson(FsthIdentity, FsthPerson):
         if consent is not True:
             raise FsthError(f"Nothing was published: it takes consent=True, by which you state that {CONSENT}.")
         pictures = [Image.fromarray(load_image(photograph)) for photograph in photographs]
-        with tempfile.TemporaryDirectory() as temporary:
+        with workplace() as temporary:
             folder = Path(temporary, "identity")
             replace(self, consent=CONSENT).save_pretrained(folder)
             for number, picture in enumerate(pictures, start=1):
@@ -341,16 +341,17 @@ def describe(model: str, revision: str | None) -> str:
 def check_folder(folder: str | Path) -> Path:
     """Refuse (`FsthError`) a place for an identity where something else lies or nothing can be written."""
     folder = Path(folder)
-    is_identity = (folder / CONFIG_NAME).is_file() and (folder / WEIGHTS_NAME).is_file()
-    if folder.is_file() or folder.is_dir() and any(folder.iterdir()) and not is_identity:
-        raise FsthError(f"{folder} holds something else than an identity: give a new folder.")
-    parent = next(parent for parent in folder.absolute().parents if parent.exists())
     try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
+        target = Path(os.path.realpath(folder))
+        if target.is_symlink():
+            raise FsthError(f"{folder} cannot be written: it is a link that leads back to itself.")
+        is_identity = (target / CONFIG_NAME).is_file() and (target / WEIGHTS_NAME).is_file()
+        if target.exists() and not target.is_dir() or target.is_dir() and any(target.iterdir()) and not is_identity:
+            raise FsthError(f"{folder} holds something else than an identity: give a new folder.")
+        with workplace(next(parent for parent in target.parents if parent.exists())):
+            return folder
     except OSError as error:
-        raise FsthError(f"{folder} cannot be written: {error.strerror}.") from error
-    return folder
+        raise FsthError(f"{folder} cannot be written: {reason(error)}.") from error
 
 
 def fingerprint(network: FsthPreTrainedModel) -> str:

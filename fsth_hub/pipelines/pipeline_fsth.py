@@ -4,8 +4,7 @@ import copy
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, Self
@@ -21,6 +20,8 @@ from transformers import PreTrainedModel
 
 from ..checks import check_number
 from ..landmarks import LandmarkDetector, get_detector
+from ..landmarks.expression import Expression
+from ..landmarks.likeness import warn_of_strangers
 from ..landmarks.motion import MotionMode
 from ..landmarks.smoothing import DEFAULT_SMOOTHING
 from ..media.containers import ClipFile
@@ -32,6 +33,7 @@ from ..models.cropping import CropBox
 from ..models.downloading import fetch
 from ..models.errors import FsthError
 from ..models.facial_components import FsthComponentsOutput, FsthFacialComponents
+from ..models.folding import fold
 from ..models.image_processing_fsth import FsthImageProcessor, list_pictures, normalize
 from ..models.modeling_fsth import (
     FsthDiscriminator,
@@ -45,10 +47,20 @@ from ..models.source_skips import FsthSources
 from ..provenance.credentials import OUTPUT_METADATA, Origin, check_credentials, sign
 from ..provenance.watermark import add_watermark
 from .caching import Cache, weights_state
-from .driving import DrivingMotion, adapt_motion, read_motion
+from .driving import DrivingMotion, adapt_motion, file_of, is_motion, read_motion
+from .engines import Engine, check_engine, compiled_components, compiled_generator, pick_engine
 from .identity import FsthIdentity, FsthTunedPerson
 from .inputs import check_inputs, check_size
-from .loading import BUNDLED_MODEL, INDEX, check_components, class_names, forget, loading_error, source_of
+from .loading import (
+    BUNDLED_MODEL,
+    INDEX,
+    check_components,
+    class_names,
+    forget,
+    loading_error,
+    merged_folder,
+    source_of,
+)
 from .person import DEFAULT_SIZE, MAX_SIZE, FsthPerson, Portrait
 from .pipeline_output import FsthPipelineOutput, FsthReport, as_output_type
 from .portraits import cut_heads, cut_mattes, for_inference
@@ -103,7 +115,9 @@ class FsthPipeline(DiffusionPipeline):
         self.register_to_config(detector=(None, None))  # a component that is not saved
         self.detector = get_detector() if detector is None else detector
         self.size = generator.config.image_size
+        self.engine = "auto"
         self._generators, self._components = Cache(NUM_KEPT_GENERATORS), Cache(NUM_KEPT_GENERATORS)
+        self._compiled = Cache(2 * NUM_KEPT_GENERATORS)  # of generators and of facial components
 
     # Loading and saving
 
@@ -125,6 +139,7 @@ class FsthPipeline(DiffusionPipeline):
         local_files_only: bool = False,
         force_download: bool = False,
         trust_remote_code: bool = False,
+        engine: Engine = "auto",
         **components,
     ) -> Self:
         """
@@ -150,12 +165,14 @@ class FsthPipeline(DiffusionPipeline):
             variant (`str`, *optional*): Which weights, such as `"fp16"` for those in `model.fp16.safetensors`.
             revision, token, cache_dir, local_files_only, force_download: as in `huggingface_hub.snapshot_download`.
             trust_remote_code (`bool`, *optional*): Makes no difference: a folder's own code is not needed here.
+            engine (`str`, *optional*, defaults to `"auto"`): see [`~FsthPipeline.engine`].
             components: Those to take instead of the folder's, by name; `None` for an optional one to do without.
 
         Raises:
             FsthError: There is no such folder or repository, or it holds no pipeline that can be loaded so.
             TypeError: There is no such argument, and no component of that name.
         """
+        check_engine(engine)
         if torch_dtype is not None and dtype is not None:
             raise FsthError("Give `dtype` or `torch_dtype`, which is its older name, but not both.")
         dtype = torch_dtype if dtype is None else dtype
@@ -188,6 +205,7 @@ class FsthPipeline(DiffusionPipeline):
                 network.to(memory_format=torch.channels_last)  # as inference takes it
         if "generator" not in components:
             pipe.generator.source = source_of(name, folder)
+        pipe.engine = engine
         return pipe
 
     @classmethod
@@ -268,11 +286,12 @@ class FsthPipeline(DiffusionPipeline):
         for name in self._optional_components:
             if isinstance(getattr(self, name), PreTrainedModel):  # diffusers forgets one that was added later
                 self.register_modules(**{name: getattr(self, name)})
-        super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
-        forget(Path(save_directory, INDEX), "_name_or_path")  # where it was loaded from, on this machine
-        if variant is not None:
-            for path in Path(save_directory).glob("*/config.json"):
-                forget(path, "dtype")  # that of the variant saved last: loading any other would follow it
+        with merged_folder(save_directory) as folder:
+            super().save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
+            forget(Path(folder, INDEX), "_name_or_path")  # where it was loaded from, on this machine
+            if variant is not None:
+                for path in folder.glob("*/config.json"):
+                    forget(path, "dtype")  # that of the variant saved last: loading any other would follow it
         if push_to_hub:
             self.push_to_hub(repo_id, variant=variant, **publishing)
 
@@ -351,9 +370,10 @@ class FsthPipeline(DiffusionPipeline):
         images, drawings, points, mattes = self.prepare_portraits(crops, landmarks)
         embedder, generator = for_inference(self.embedder), self.generator_for()
         place = {"device": self._device_of(embedder), "dtype": embedder.dtype}
-        embedding = embedder(images.to(**place), drawings.to(**place)).embedding
+        seen = embedder(images.to(**place), drawings.to(**place))
+        warn_of_strangers(seen.frame_embeddings[0].float().cpu().numpy(), np.stack(landmarks))
         return FsthPerson(
-            adain_parameters=generator.project(embedding.to(self._device_of(generator), generator.dtype)),
+            adain_parameters=generator.project(seen.embedding.to(self._device_of(generator), generator.dtype)),
             sources=self.encode_sources(generator, images, drawings, points, mattes),
             landmarks=points[0, 0].cpu().numpy(),
             boxes=boxes or [],
@@ -387,7 +407,7 @@ class FsthPipeline(DiffusionPipeline):
     def generator_for(self, person: FsthPerson | None = None) -> FsthGenerator:
         """
         The generator of a person, for [`~FsthPipeline.generate_frame`]: on the pipeline's device and in its precision,
-        with spectral norm folded and a LoRA merged. It is kept, and made anew if weights, device or precision change.
+        folded for inference and with a LoRA merged. It is kept, and made anew if weights, device or precision change.
 
         Args:
             person ([`FsthPerson`], *optional*): By default whoever was not fine-tuned.
@@ -404,7 +424,7 @@ class FsthPipeline(DiffusionPipeline):
             generator = person.tuned_generator(self.generator) if own else self.generator
             if (generator.device, generator.dtype) != tuple(place.values()):
                 generator = copy.deepcopy(generator).to(**place)
-            return generator.fold_spectral_norm().requires_grad_(False).to(memory_format=torch.channels_last)
+            return fold(generator)
 
         owner, weights = (person, person.own_weights) if own else (self.generator, (self.generator,))
         return self._generators.get(owner, (*place.values(), weights_state(*weights)), make)
@@ -419,6 +439,29 @@ class FsthPipeline(DiffusionPipeline):
             "Group offload does not work with this pipeline: call enable_model_cpu_offload() or "
             "enable_sequential_cpu_offload() instead."
         )
+
+    @property
+    def engine(self) -> Engine:
+        """
+        What computes frames: `"torch"`, or on processors `"openvino"`, which has to be installed (the extra `fast`)
+        and takes the precision that the processor is quickest in, whatever the pipeline's is; frames differ by one
+        grey level at most. `"auto"` takes OpenVINO where it can, and PyTorch otherwise.
+        """
+        return self._engine
+
+    @engine.setter
+    def engine(self, engine: Engine):
+        check_engine(engine)
+        self._engine = engine
+
+    def _computed(self, network: FsthPreTrainedModel) -> FsthPreTrainedModel:
+        """A network as the engine computes it."""
+        if pick_engine(self.engine, network) == "torch":
+            return network
+        make = compiled_generator if isinstance(network, FsthGenerator) else compiled_components
+        fall_back = self.engine == "auto"
+        state = fall_back, weights_state(network)
+        return self._compiled.get(network, state, lambda: make(network, fall_back))
 
     # Fine-tuning
 
@@ -525,7 +568,8 @@ class FsthPipeline(DiffusionPipeline):
 
         Args:
             driving: A video (path, bytes, file object), frames (array N x H x W x 3, tensor N x C x H x W, a list or
-                any other iterable of pictures) or a clip, as [`open_clip`] takes them.
+                any other iterable of pictures) or a clip, as [`open_clip`] takes them. What has no pictures is read
+                by [`~DrivingMotion.load`].
             face_index (`int`, *optional*, defaults to 0): Which face, counted from the largest in the first frame.
             crop (`bool`, *optional*, defaults to `True`): `False` if the clip is a square head crop already.
             num_frames (`int`, *optional*): Read no more than so many frames.
@@ -537,6 +581,8 @@ class FsthPipeline(DiffusionPipeline):
             FsthError: The clip cannot be read; [`NoFaceError`] where no frame has a face.
         """
         check_number("face_index", face_index, 0, whole=True)
+        if is_motion(driving):
+            return DrivingMotion.load(driving).first(num_frames)
         clip = open_clip(driving, fps=fps, max_frames=num_frames)
         with self.progress_bar(total=clip.frame_count or 0) as progress:
             return read_motion(clip, self.detector, face_index, crop, self.size, progress.update)
@@ -550,33 +596,78 @@ class FsthPipeline(DiffusionPipeline):
         motion_strength: float = 1.0,
         smoothing: float = DEFAULT_SMOOTHING,
         size: int | None = None,
+        regions: Iterable[str] | str | None = None,
     ) -> Iterator[np.ndarray]:
         """
         Generate the person frame by frame as the driver moves: each size x size x 3 uint8 RGB, without a watermark.
 
         Args:
             person ([`FsthPerson`]): of [`~FsthPipeline.embed`] or [`~FsthPipeline.fine_tune`].
-            driving ([`DrivingMotion`]): of [`~FsthPipeline.read_driving`].
+            driving ([`DrivingMotion`]): of [`~FsthPipeline.read_driving`], or one of its own makers.
             motion (`str`, *optional*, defaults to `"relative"`):
                 `"relative"` moves the portrait by the change of the driver from a reference frame; `"absolute"` takes
                 over the driver's landmarks, and with them the shape of the driver's face (the paper's way).
             reference_frame (`int`, *optional*):
-                The driver's frame that counts as the portrait's own pose; by default the one most like the portrait.
+                The driver's frame that counts as the portrait's own pose; by default the motion's own reference, or
+                the frame most like the portrait.
             motion_strength (`float`, *optional*, defaults to 1):
                 How much of the driver's change to take over, 0 (the portrait stays still) to 2; relative motion only.
             smoothing (`float`, *optional*, defaults to 0.05):
                 Seconds, 0 to 1, over which the detector's jitter is averaged out while the driver's head rests; 0
-                takes the landmarks as they were found. What moves is smoothed less, and nothing lags.
+                takes the landmarks as they were found. What moves is smoothed less, and nothing lags. Only what was
+                found in a clip is smoothed.
             size (`int`, *optional*): as in [`~FsthPipeline.output_size`].
+            regions (`list[str]`, *optional*):
+                What moves of "head", "brows", "eyes", "gaze" and "mouth"; by default all. Relative motion only.
         """
         size = self.output_size(person, size)
-        landmarks = adapt_motion(person.landmarks, driving, motion, reference_frame, motion_strength, smoothing)
+        driving = driving.resized(self.size)
+        options = (motion, reference_frame, motion_strength, smoothing, regions)
+        landmarks = adapt_motion(person.landmarks, driving, *options)
         generator = self.generator_for(person)
         try:
             for points in landmarks:
                 yield self.generate_frame(generator, person, points, size)
         finally:
             self.maybe_free_model_hooks()
+
+    def express(
+        self,
+        portraits: Portrait | Sequence[Portrait] | FsthPerson,
+        expression: Expression,
+        *,
+        crop: bool = True,
+        face_index: int | Sequence[int] = 0,
+        size: int | None = None,
+        paste_back: bool = False,
+        output_path: str | os.PathLike | None = None,
+        watermark: bool = True,
+        credentials: bool = True,
+    ) -> Image.Image:
+        """
+        Show a person with another expression.
+
+        ```python
+        pipe.express("portrait.jpg", Expression(smile=0.6, yaw=8))
+        ```
+
+        Args:
+            portraits, crop, face_index, size, paste_back, watermark: as in [`~FsthPipeline.__call__`].
+            expression ([`Expression`]): How the face is to differ from the first portrait's.
+            output_path (`str` or `Path`, *optional*): Write the picture, too, as .png.
+            credentials (`bool`, *optional*, defaults to `True`): Sign the written picture.
+
+        Returns:
+            `PIL.Image.Image`: RGB.
+
+        Raises:
+            FsthError: An input cannot be used.
+        """
+        from .expressing import express
+
+        options = {"crop": crop, "face_index": face_index, "size": size, "paste_back": paste_back}
+        options |= {"output_path": output_path, "watermark": watermark, "credentials": credentials}
+        return express(self, portraits, expression, **options)
 
     def output_size(self, person: FsthPerson, size: int | None = None) -> int:
         """
@@ -613,6 +704,7 @@ class FsthPipeline(DiffusionPipeline):
             `np.ndarray` of shape `(size, size, 3)`: uint8 RGB.
         """
         size = self.output_size(person, size)
+        generator = self._computed(generator)
         device, dtype = self._device_of(generator), generator.dtype
         adain_parameters, sources = person.inputs(device, dtype)
         drawing = self.image_processor.rasterize(points).to(device, dtype, memory_format=torch.channels_last)
@@ -630,7 +722,8 @@ class FsthPipeline(DiffusionPipeline):
         """What the facial components add to a frame (size x size x 3 float32, 0 to 255) at 1 x 78 x 2 landmarks."""
         components, device = self._components_for(person), self._device_of(self.facial_components)
         images = normalize(torch.from_numpy(frame).permute(2, 0, 1)[None].to(device))
-        return components(images, landmarks.to(device), person.component_sources(components))
+        sources = person.component_sources(components)
+        return self._computed(components)(images, landmarks.to(device), sources)
 
     def _components_for(self, person: FsthPerson) -> FsthFacialComponents:
         """The facial components of a person, as [`~FsthPipeline.generator_for`] has generators."""
@@ -660,6 +753,8 @@ class FsthPipeline(DiffusionPipeline):
         motion_strength: float = 1.0,
         smoothing: float = DEFAULT_SMOOTHING,
         size: int | None = None,
+        regions: Iterable[str] | str | None = None,
+        sound: ClipFile | None = None,
         paste_back: bool = False,
         output_path: str | os.PathLike | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
@@ -673,8 +768,9 @@ class FsthPipeline(DiffusionPipeline):
 
         Args:
             portraits: Pictures of one person, or an [`FsthPerson`], such as an [`FsthIdentity`].
-            driving: A clip or its frames, or a [`DrivingMotion`] of [`~FsthPipeline.read_driving`].
-            motion, reference_frame, motion_strength, smoothing: as in [`~FsthPipeline.drive`].
+            driving: A clip or its frames, a [`DrivingMotion`], or what [`~DrivingMotion.load`] takes, as "motion:nod".
+            motion, reference_frame, motion_strength, smoothing, regions: as in [`~FsthPipeline.drive`].
+            sound: A clip or recording (wav, mp3, flac, ogg, m4a) whose sound to take instead of the driver's.
             size (`int`, *optional*):
                 Side of the frames in pixels, even, 256 to 1024, but never more than the first portrait has; by default
                 512, or with `paste_back` as many as the head has in the photograph.
@@ -701,6 +797,8 @@ class FsthPipeline(DiffusionPipeline):
             FsthError: An input cannot be used; the message says which, and what to do.
         """
         # 1. Check inputs: what can be known to fail fails before any work
+        named = driving if is_motion(driving) else None
+        driving = driving if named is None else DrivingMotion.load(named)
         check_inputs(
             self.generator.config,
             portraits,
@@ -713,6 +811,7 @@ class FsthPipeline(DiffusionPipeline):
             reference_frame=reference_frame,
             motion_strength=motion_strength,
             smoothing=smoothing,
+            regions=regions,
             size=size,
             paste_back=paste_back,
             output_path=output_path,
@@ -726,7 +825,7 @@ class FsthPipeline(DiffusionPipeline):
         signed = credentials and check_credentials()
         pictures = None if isinstance(portraits, FsthPerson) else list_pictures(portraits)
         if isinstance(driving, DrivingMotion):
-            clip, driving_file = None, driving.audio_from
+            clip, driving_file = None, driving.audio_from if named is None else file_of(named)
         else:
             clip = open_clip(driving, fps=fps, max_frames=num_frames)
             driving_file = clip.file
@@ -738,7 +837,11 @@ class FsthPipeline(DiffusionPipeline):
             started = time.perf_counter()
 
         # 2. Embed the person
-        person = portraits if pictures is None else self.embed(pictures, face_index, crop)
+        if paste_back:
+            heads = cut_heads(pictures, self.detector, face_index, crop, self.size, paste_back=True)
+            person = self.embed_crops(*heads)
+        else:
+            person = portraits if pictures is None else self.embed(pictures, face_index, crop)
         canvas = PasteBack(pictures[0], person.boxes[0]) if paste_back else None
         if canvas is not None and size is None and self.generator.config.source_skips:
             size = int(np.clip(canvas.box.side, self.size, MAX_SIZE)) // 2 * 2
@@ -747,15 +850,18 @@ class FsthPipeline(DiffusionPipeline):
 
         # 3. Follow the driver's face
         if clip is None:
-            driving_motion = replace(driving, landmarks=driving.landmarks[:num_frames])
+            driving_motion = driving.first(num_frames)
         else:
             driving_motion = self.read_driving(clip, driving_face_index, crop)
+        if sound is not None:
+            driving_motion = driving_motion.with_sound(sound)
         total = len(driving_motion.landmarks)
         stage("landmarks")
 
         # 4. Generate frame by frame
         def generate_frames():
-            frames = self.drive(person, driving_motion, motion, reference_frame, motion_strength, smoothing, size)
+            options = (motion, reference_frame, motion_strength, smoothing, size, regions)
+            frames = self.drive(person, driving_motion, *options)
             with self.progress_bar(total=total) as progress:
                 for index, frame in enumerate(frames if canvas is None else map(canvas, frames)):
                     frame = add_watermark(frame) if watermark else frame
@@ -764,7 +870,8 @@ class FsthPipeline(DiffusionPipeline):
                     yield frame
                     progress.update()
 
-        origin = Origin.of(self.model_name, person, pictures, driving_file) if signed else None
+        driver = driving_motion.title, driving_file
+        origin = Origin.of(self.model_name, person, pictures, driver) if signed else None
         fps, audio_from = driving_motion.fps, driving_motion.audio_from
         if output_path is None:
             frames = as_output_type([Image.fromarray(frame) for frame in generate_frames()], output_type)
@@ -782,6 +889,7 @@ class FsthPipeline(DiffusionPipeline):
             portrait_boxes=tuple(person.boxes),
             driving_box=driving_motion.box,
             frames_without_face=tuple(driving_motion.missing),
+            shots=driving_motion.shots,
             sound=audio_from is not None,
             watermark=watermark,
             credentials=signed,

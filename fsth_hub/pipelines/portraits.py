@@ -2,6 +2,7 @@
 
 import copy
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..landmarks import LandmarkDetector
+from ..landmarks import LandmarkDetector, set_upright
 from ..media.matting import cut_out
-from ..models.cropping import CropBox, crop_box, crop_image, to_crop, whole_frame
-from ..models.errors import FsthError, NoFaceError
+from ..models.cropping import CropBox, crop_box, crop_image, reaches_outside, share_outside, to_crop, whole_frame
+from ..models.errors import FsthError, FsthWarning, NoFaceError
 from ..models.image_processing_fsth import Picture, list_pictures, load_image
 from ..models.modeling_fsth import FsthPreTrainedModel, is_hooked
 from .person import DEFAULT_SIZE, MAX_SIZE
@@ -25,6 +26,7 @@ def cut_heads(
     face_index: int | Sequence[int],
     crop: bool,
     min_side: int,
+    paste_back: bool = False,
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[CropBox]]:
     """
     Cut the heads out of portraits.
@@ -33,6 +35,8 @@ def cut_heads(
         portraits, face_index, crop: as in [`~FsthPipeline.embed`].
         detector ([`LandmarkDetector`]): what finds the faces.
         min_side (`int`): Crops are as large as the heads, but no smaller than so many pixels, and 1024 at most.
+        paste_back (`bool`, *optional*, defaults to `False`):
+            The frames go back into the photograph, so that nobody is to be warned of portraits that are cut closely.
 
     Returns:
         The crops (each S x S x 3 uint8 RGB), their landmarks (78 x 2, pixels of the crop), and the squares in the
@@ -44,22 +48,39 @@ def cut_heads(
     indices = [face_index] * len(portraits) if isinstance(face_index, int) else face_index
     if len(indices) != len(portraits):
         raise FsthError(f"There are {len(portraits)} portraits but face indices for {len(indices)}.")
-    crops, landmarks, boxes = [], [], []
+    crops, landmarks, boxes, outside = [], [], [], {}
     for number, (portrait, face_index) in enumerate(zip(portraits, indices, strict=True), start=1):
         name = Path(portrait).name if isinstance(portrait, str | os.PathLike) else f"portrait {number}"
-        image = load_image(portrait, f"Portrait {number}")
-        faces = detector.detect(image)
+        image, faces, turn = set_upright(load_image(portrait, f"Portrait {number}"), detector)
         if not faces:
             raise NoFaceError(f"No face was found in {name}; use a picture in which the face is seen clearly.")
         if not 0 <= face_index < len(faces):
             raise FsthError(f"Face {face_index} was asked for, but {name} shows {len(faces)}, counted from 0.")
         points = faces[face_index].points
-        box = crop_box(points) if crop else whole_frame(*image.shape[1::-1], name)
+        width, height = image.shape[1::-1]
+        box = crop_box(points) if crop else whole_frame(width, height, name)
+        if reaches_outside(box, width, height):
+            outside[name] = share_outside(box, width, height)
         side = min(max(round(box.side), min_side), MAX_SIZE)
         crops.append(crop_image(image, box, side))
         landmarks.append(to_crop(points, box, side))
-        boxes.append(box)
+        boxes.append(box._replace(turn=turn))
+    if outside and not paste_back:
+        warn_of_close_cuts(outside)
     return crops, landmarks, boxes
+
+
+def warn_of_close_cuts(outside: dict[str, float]) -> None:
+    """Warn of portraits (by name) of whose crops so much lies beyond the photograph, 0 to 1, and is made up."""
+    names, share = " and ".join(outside), max(outside.values())
+    names = names.replace("portrait", "Portrait", 1) if names.startswith("portrait ") else names  # no file's name
+    warnings.warn(
+        f"{names} {'are' if len(outside) > 1 else 'is'} cut closely around the head, so that "
+        f"{share:.0%} of the frame lies beyond the photograph and is made up; paste the head back into the photograph "
+        "instead (--paste-back, paste_back=True), or take a picture with more around the head.",
+        FsthWarning,
+        stacklevel=4,
+    )
 
 
 def cut_mattes(crops: Sequence[np.ndarray], landmarks: Sequence[np.ndarray], size: int) -> torch.Tensor:

@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageEnhance
 from torch.utils.data import Dataset
 
-from fsth_hub.models.cropping import CropBox, crop_image, to_crop
+from fsth_hub.models.cropping import CropBox, crop_repeating_edges, to_crop
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.landmark_drawing import rasterize_landmarks
 from fsth_hub.models.landmark_layout import FLIP, INNER_LIPS, IRISES, LEFT_EYE, RIGHT_EYE
@@ -190,7 +190,7 @@ class EpisodeDataset(Dataset):
 
     def plain_transform(self, image: Image.Image, matte: Image.Image, points: np.ndarray) -> tuple:
         box = CropBox(0, 0, image.width)
-        pixels, matte = (crop_image(np.asarray(picture), box, self.image_size) for picture in (image, matte))
+        pixels, matte = (crop_repeating_edges(np.asarray(picture), box, self.image_size) for picture in (image, matte))
         return pixels, matte, to_crop(points, box, self.image_size)
 
     def random_transform(self, rng: np.random.Generator):
@@ -202,7 +202,9 @@ class EpisodeDataset(Dataset):
             side = image.width
             left, top = (side * (0.5 + offset - zoom / 2) for offset in shift)
             box = CropBox(left, top, side * zoom)
-            pixels, matte = (crop_image(np.asarray(picture), box, self.image_size) for picture in (image, matte))
+            pixels, matte = (
+                crop_repeating_edges(np.asarray(picture), box, self.image_size) for picture in (image, matte)
+            )
             pixels = Image.fromarray(pixels)
             for enhance, factor in zip(
                 (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True

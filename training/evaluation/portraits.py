@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fsth_hub.landmarks import MotionAdapter, pick_reference, smooth_clip
+from fsth_hub.landmarks import MotionAdapter, pick_reference, set_upright, smooth_clip
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.image_processing_fsth import load_image
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
@@ -56,8 +56,7 @@ def read_motion(pipe: FsthPipeline, driver: Path) -> list[np.ndarray | None]:
 
 def read_portrait(pipe: FsthPipeline, path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """The head crop, as large as the networks see it, and its landmarks, or None where no face is found."""
-    image = load_image(path)
-    faces = pipe.detector.detect(image)
+    image, faces, _ = set_upright(load_image(path), pipe.detector)
     return pipe.image_processor.crop(image, faces[0].points)[:2] if faces else None
 
 

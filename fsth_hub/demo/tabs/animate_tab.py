@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ import numpy as np
 from ...landmarks.motion import MAX_STRENGTH
 from ...landmarks.smoothing import DEFAULT_SMOOTHING, MAX_SMOOTHING
 from ...media.reading import open_clip
-from ...models.errors import FsthError
+from ...models.errors import FsthError, FsthWarning
 from ...pipelines.person import DEFAULT_SIZE
 from ...pipelines.side_by_side import write_side_by_side
 from ..errors import told_to_visitor
@@ -137,14 +138,17 @@ class Animator:
             yield None, None, None, progress_bar("Getting ready"), ""
             work = partial(self._generate, own or paths, driving, faces, settings, Path(folder))
             try:
-                report = yield from self.studio.worker.stream(request and request.session_hash, work)
+                report, said = yield from self.studio.worker.stream(request and request.session_hash, work)
             except JobStopped:
                 yield None, None, None, "", "Cancelled."
                 return
-            details = describe(settings, report, own)
+            details = f"{said} {describe(settings, report, own)}".lstrip()
             if kept:
-                shutil.copytree(folder, kept, dirs_exist_ok=True)
-                (kept / DETAILS_NAME).write_text(details)  # last: it says that the clips are whole
+                try:
+                    shutil.copytree(folder, kept, dirs_exist_ok=True)
+                    (kept / DETAILS_NAME).write_text(details)  # last: it says that the clips are whole
+                except OSError:  # the disk is full: the next visitor's is drawn again
+                    shutil.rmtree(kept, ignore_errors=True)
             yield *clips_in(folder), None, "", details
 
     def _generate(
@@ -155,8 +159,8 @@ class Animator:
         settings: Settings,
         folder: Path,
         job: Job,
-    ) -> "FsthReport":
-        """The work itself, on the worker's thread: writes both clips, returns the pipeline's report."""
+    ) -> tuple["FsthReport", str]:
+        """The work itself, on the worker's thread: writes both clips, returns the pipeline's report and warnings."""
         own = portraits if isinstance(portraits, Kept) else None
         pipe = self.studio.pipeline(own.model if own else settings.model)
         clip = open_limited(driving, int(settings.max_frames) if settings.max_frames else None)
@@ -184,19 +188,22 @@ class Animator:
                     job.report((None, None, gr.skip(), laying_out(index), ""))
                 yield frame
 
-        output = pipe(
-            own.identity if own else portraits,
-            replace(clip, read=read),
-            face_index=0 if own else faces[0],
-            driving_face_index=faces[1],
-            output_path=folder / CLIP_NAME,
-            callback_on_frame_end=show,
-            **settings.pipeline_arguments(),
-        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", FsthWarning)
+            output = pipe(
+                own.identity if own else portraits,
+                replace(clip, read=read),
+                face_index=0 if own else faces[0],
+                driving_face_index=faces[1],
+                output_path=folder / CLIP_NAME,
+                callback_on_frame_end=show,
+                **settings.pipeline_arguments(),
+            )
+        said = [str(warning.message) for warning in caught if warning.category is FsthWarning]
         beside, frames = folder / SIDE_BY_SIDE_NAME, drawn_frames(output)
         portrait, whole = (own.identity.crops[0], True) if own else (portraits[0], settings.paste_back)
         write_side_by_side(beside, portrait, clip, output, frames, pipe.size, whole=whole)
-        return output.report
+        return output.report, " ".join(said)
 
 
 def clips_in(folder: str | Path) -> tuple[str, str]:
