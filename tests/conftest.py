@@ -9,7 +9,7 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fsth_hub.finetuning import loop as finetuning
 from fsth_hub.pipelines import engines
@@ -71,6 +71,14 @@ def vgg(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("vgg") / "vgg.safetensors"
     save_file({name: 0.3 * weight for name, weight in vgg_weights((2, 2, 3, 3, 3)).items()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def vgg_with_heads(vgg, tmp_path_factory) -> Path:
+    """The same with the heads of LPIPS."""
+    path = tmp_path_factory.mktemp("vgg") / "vgg.safetensors"
+    save_file(load_file(vgg) | {f"lin{level}.weight": torch.full((1, 2, 1, 1), 0.5) for level in range(5)}, path)
     return path
 
 
