@@ -30,7 +30,6 @@ from testing_utils.faces import face
 from testing_utils.networks import SIZE
 from testing_utils.paths import DRIVER, PORTRAIT
 from testing_utils.pipelines import NO_FACE, StubDetector, make_pipeline, picture
-from testing_utils.stills import texture
 
 
 TALKS = {"mouth": 6.0, "eyes": 15.0}
@@ -51,9 +50,7 @@ class TableDetector:
 
 
 def frame(number: int, blur: float = 0.0, light: float = 1.0) -> np.ndarray:
-    image = texture(3, 256)
-    noise = np.random.default_rng(1).integers(-40, 40, image.shape)
-    image = np.clip(image.astype(int) // 2 + 64 + noise, 0, 255).astype(np.uint8)
+    image = np.random.default_rng(1).integers(80, 160, (256, 256, 3), np.uint8)
     image = cv2.GaussianBlur(image, (0, 0), blur) if blur else image
     image = (light * image).astype(np.uint8)
     image[0, 0] = number

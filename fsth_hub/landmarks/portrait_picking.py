@@ -114,7 +114,7 @@ def clear_frames(looks: Sequence[Look]) -> np.ndarray:
     usual = np.median(light)
     demands = (
         np.array([look.whole for look in looks]),
-        sizes >= min(SMALL, sizes.max()),
+        sizes >= min(SMALL, 0.8 * sizes.max()),
         (light >= DARK * usual) & (light <= BRIGHT * usual),
         movements <= max(QUICK, 1.1 * np.median(movements)),
         sharpness >= BLURRED * np.percentile(sharpness, 90),
