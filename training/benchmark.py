@@ -263,8 +263,8 @@ def to_markdown(result: dict) -> str:
     parameters = ", ".join(f"{name} {number / 1e6:.2f} M" for name, number in result["parameters"].items())
     lines = [
         f"{machine}, {result['instructions']}; torch {result['torch']} on {result['device']},"
-        f" {result['default_dtype']} by default, OpenVINO {result['openvino']}, OpenMP {result['openmp']}; parameters: {parameters}. Best of"
-        f" {result['repeats']}, {result['frames']} frames each.",
+        f" {result['default_dtype']} by default, OpenVINO {result['openvino']}, OpenMP {result['openmp']};"
+        f" parameters: {parameters}. Best of {result['repeats']}, {result['frames']} frames each.",
         "",
         "| stage | |",
         "|---|---|",

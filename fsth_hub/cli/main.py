@@ -20,10 +20,19 @@ from ..saving import whole_file, write_json
 from . import loading as cli_loading
 from . import motion as cli_motion
 from . import people as cli_people
+from . import portraits as cli_portraits
 from .checks import check_inputs, check_output, check_size, model_of
 from .ending import one_sentence, set_up_process
 from .express import express
-from .options import DetectorOption, DeviceOption, DtypeOption, EngineOption, FaceOption, ModelOption
+from .options import (
+    DetectorOption,
+    DeviceOption,
+    DtypeOption,
+    EngineOption,
+    FaceOption,
+    ModelOption,
+    ShotsOption,
+)
 
 
 if TYPE_CHECKING:
@@ -54,7 +63,8 @@ app = typer.Typer(
 def animate(
     *,
     portraits: Annotated[
-        list[Path] | None, typer.Argument(metavar="PORTRAIT", help="Pictures of one person.", show_default=False)
+        list[Path] | None,
+        typer.Argument(metavar="PORTRAIT", help="Pictures or a clip of one person.", show_default=False),
     ] = None,
     driving: Annotated[
         str,
@@ -117,6 +127,7 @@ def animate(
     ] = True,
     detector: DetectorOption = DEFAULT_DETECTOR,
     face: FaceOption = 0,
+    shots: ShotsOption = None,
     driving_face: Annotated[
         int, typer.Option(min=0, metavar="N", help="The same for the first frame of the clip.")
     ] = 0,
@@ -172,12 +183,13 @@ def animate(
     if report_path is not None and not to_stdout:
         check_output(report_path, (".json",), inputs=[output])
     check_size(size)
+    from ..landmarks.portrait_picking import DEFAULT_SHOTS
     from ..landmarks.regions import check_regions
     from ..landmarks.smoothing import DEFAULT_SMOOTHING
+    from ..media.reading import holds_clip
 
     regions = None if regions is None else check_regions([name.strip() for name in regions.split(",")])
-
-    smoothing = DEFAULT_SMOOTHING if smoothing is None else smoothing
+    smoothing, shots = DEFAULT_SMOOTHING if smoothing is None else smoothing, shots or DEFAULT_SHOTS
     found_detector = get_detector(detector)
     model_revision = None
     if identity is not None:
@@ -189,6 +201,8 @@ def animate(
     pipe = cli_loading.load_pipeline(model, device, dtype, model_revision, engine)
     pipe.detector = found_detector
     person = portraits if identity is None else pipe.load_identity(identity)
+    if beside is not None and identity is None and holds_clip(portraits[0]):  # whose first portrait is shown
+        person = [*pipe.pick_portraits(portraits[0], shots, face, crop), *portraits[1:]]
     result = pipe(
         person,
         driver,
@@ -202,6 +216,7 @@ def animate(
         crop=crop,
         face_index=face,
         driving_face_index=driving_face,
+        shots=shots,
         num_frames=frames,
         output_path=output,
         watermark=watermark,
@@ -209,9 +224,10 @@ def animate(
     )
     if beside is not None:
         from ..media.reading import open_clip
+        from ..pipelines.portrait_picking import photograph_of
         from ..pipelines.side_by_side import write_side_by_side
 
-        portrait = portraits[0] if identity is None else person.crops[0]
+        portrait = person.crops[0] if identity is not None else photograph_of(person[0])
         clip = open_clip(output, fps=result.fps, allow_still=True)
         frames = show_progress(clip, result.report.num_frames)
         whole = paste_back or identity is not None
@@ -254,6 +270,7 @@ app.command("fine-tune")(cli_people.fine_tune)
 app.command()(cli_people.publish)
 app.command()(express)
 app.add_typer(cli_motion.app, name="motion")
+app.command()(cli_portraits.portraits)
 
 
 @app.command()

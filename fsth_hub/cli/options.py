@@ -28,6 +28,13 @@ FaceOption = Annotated[
     int, typer.Option(min=0, metavar="N", help="Which face of the picture, counted from 0, the largest.")
 ]
 
+ShotsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=64, metavar="N", help="Portraits to take of a clip of the person; by default 8.", show_default=False
+    ),
+]
+
 PrivateOption = Annotated[
     bool,
     typer.Option("--private/--public", help="Who can see a repository that is new.", rich_help_panel=PUBLISHING),

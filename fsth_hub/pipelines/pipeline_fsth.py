@@ -24,6 +24,7 @@ from ..landmarks import LandmarkDetector, get_detector
 from ..landmarks.expression import Expression
 from ..landmarks.likeness import warn_of_strangers
 from ..landmarks.motion import MotionMode
+from ..landmarks.portrait_picking import DEFAULT_SHOTS, MAX_SHOTS
 from ..landmarks.smoothing import DEFAULT_SMOOTHING
 from ..media.containers import ClipFile
 from ..media.frames import Frames
@@ -36,7 +37,7 @@ from ..models.downloading import fetch
 from ..models.errors import FsthError
 from ..models.facial_components import FsthComponentsOutput, FsthFacialComponents
 from ..models.folding import fold
-from ..models.image_processing_fsth import FsthImageProcessor, list_pictures, normalize
+from ..models.image_processing_fsth import FsthImageProcessor, normalize
 from ..models.modeling_fsth import (
     FsthDiscriminator,
     FsthEmbedder,
@@ -63,8 +64,16 @@ from .loading import (
     merged_folder,
     source_of,
 )
-from .person import DEFAULT_SIZE, FsthPerson, Portrait
+from .person import DEFAULT_SIZE, FsthPerson
 from .pipeline_output import FsthPipelineOutput, FsthReport, as_output_type
+from .portrait_picking import (
+    PickedPortrait,
+    Portrait,
+    files_of,
+    list_portraits,
+    pick_from_clips,
+    pick_portraits,
+)
 from .portraits import cut_heads, cut_mattes, embed_pictures, for_inference
 from .tuning import bind, check_discriminator, tune
 
@@ -332,30 +341,80 @@ class FsthPipeline(DiffusionPipeline):
     # Getting to know a person
 
     def embed(
-        self, portraits: Portrait | Sequence[Portrait], face_index: int | Sequence[int] = 0, crop: bool = True
+        self,
+        portraits: Portrait | Sequence[Portrait],
+        face_index: int | Sequence[int] = 0,
+        crop: bool = True,
+        shots: int = DEFAULT_SHOTS,
     ) -> FsthPerson:
         """
         Learn a person from one or more portraits (section 3.4 without fine-tuning).
 
         Args:
-            portraits: A picture or several of one person, each all that [`load_image`] takes.
+            portraits: A picture or several of one person, each all that [`load_image`] takes, or a clip of them, of
+                which [`~FsthPipeline.pick_portraits`] takes frames.
             face_index (`int` or `list[int]`, *optional*, defaults to 0):
                 Which face of a picture, counted from the largest; one for all pictures, or one for each.
             crop (`bool`, *optional*, defaults to `True`): `False` if the pictures are square head crops already.
+            shots (`int`, *optional*, defaults to 8): How many frames of a clip to take, 1 to 64.
 
         Raises:
             FsthError: A picture cannot be read or has too few faces; [`NoFaceError`] where it has none.
         """
-        return self.embed_crops(*self.read_portraits(portraits, face_index, crop))
+        return self.embed_crops(*self.read_portraits(portraits, face_index, crop, shots))
+
+    def pick_portraits(
+        self,
+        clip: ClipFile | Frames | Clip,
+        shots: int = DEFAULT_SHOTS,
+        face_index: int = 0,
+        crop: bool = True,
+    ) -> list[PickedPortrait]:
+        """
+        Pick the frames of a clip that serve best as its person's portraits: sharp, and as unlike as the person gets.
+
+        ```python
+        for portrait in pipe.pick_portraits("person.mp4"):
+            portrait.image.save(f"{portrait.time:.2f} s, {portrait.why}.png")
+        ```
+
+        Args:
+            clip: A video (path, bytes, file object), its frames or a clip, as [`open_clip`] takes them; it is read
+                twice, in constant memory. Of one that changes shots the longest shot is taken.
+            shots (`int`, *optional*, defaults to 8): How many, 1 to 64; fewer come where fewer frames are clear.
+            face_index (`int`, *optional*, defaults to 0): Whose, counted from the largest face where the clip begins.
+            crop (`bool`, *optional*, defaults to `True`): `False` if the clip is a square head crop already.
+
+        Returns:
+            `list[PickedPortrait]`: First the one that motion is counted from. They go wherever portraits do.
+
+        Raises:
+            FsthError: The clip cannot be read; [`NoFaceError`] where no frame has a face.
+        """
+        check_number("shots", shots, 1, MAX_SHOTS, whole=True)
+        check_number("face_index", face_index, 0, whole=True)
+        clip = open_clip(clip, allow_still=True)
+        with self.progress_bar(total=clip.frame_count or 0) as progress:
+            return pick_portraits(clip, self.detector, shots, face_index, crop, progress.update)
 
     def read_portraits(
-        self, portraits: Portrait | Sequence[Portrait], face_index: int | Sequence[int] = 0, crop: bool = True
+        self,
+        portraits: Portrait | Sequence[Portrait],
+        face_index: int | Sequence[int] = 0,
+        crop: bool = True,
+        shots: int = DEFAULT_SHOTS,
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[CropBox]]:
         """
         Cut the heads out of portraits: the crops, their landmarks, and the squares, as `embed_crops` takes them. Crops
         are as large as the heads, but no smaller than what the networks see, and 1024 pixels at most.
         """
-        return cut_heads(portraits, self.detector, face_index, crop, self.size)
+        pictures, face_index = self._pick_from_clips(list_portraits(portraits), face_index, crop, shots)
+        return cut_heads(pictures, self.detector, face_index, crop, self.size)
+
+    def _pick_from_clips(self, portraits: list, face_index: int | Sequence[int], crop: bool, shots: int) -> tuple:
+        return pick_from_clips(
+            portraits, face_index, lambda clip, index: self.pick_portraits(clip, shots, index, crop)
+        )
 
     @torch.no_grad()
     def embed_crops(
@@ -505,6 +564,7 @@ class FsthPipeline(DiffusionPipeline):
         seed: int = 0,
         face_index: int = 0,
         crop: bool = True,
+        shots: int = DEFAULT_SHOTS,
     ) -> FsthTunedPerson:
         """
         Fine-tune the model to a person (section 3.4); the pipeline's own networks stay as they are.
@@ -516,7 +576,7 @@ class FsthPipeline(DiffusionPipeline):
         ```
 
         Args:
-            portraits, face_index, crop: as in [`~FsthPipeline.embed`]; 1 to 64 portraits.
+            portraits, face_index, crop, shots: as in [`~FsthPipeline.embed`]; 1 to 64 portraits.
             method (`str`, *optional*, defaults to `"full"`):
                 `"full"` tunes the generator itself, as the paper does, and keeps all its weights; `"lora"` tunes and
                 keeps low-rank updates of its convolutions, about 1 MB with the bundled model. Either tunes the facial
@@ -536,7 +596,7 @@ class FsthPipeline(DiffusionPipeline):
             FsthError: A portrait or option cannot be used, the loss is not finite, or memory is too small.
         """
         check_discriminator(self)
-        crops, landmarks, boxes = self.read_portraits(portraits, face_index, crop)
+        crops, landmarks, boxes = self.read_portraits(portraits, face_index, crop, shots)
         options = {"method": method, "steps": steps, "learning_rate": learning_rate, "content": content}
         options |= {"callback": callback, "seed": seed}
         return self.fine_tune_crops(crops, landmarks, boxes=boxes, **options)
@@ -752,6 +812,7 @@ class FsthPipeline(DiffusionPipeline):
         crop: bool = True,
         face_index: int | Sequence[int] = 0,
         driving_face_index: int = 0,
+        shots: int = DEFAULT_SHOTS,
         num_frames: int | None = None,
         fps: float | None = None,
         reference_frame: int | None = None,
@@ -772,7 +833,7 @@ class FsthPipeline(DiffusionPipeline):
         Animate a person.
 
         Args:
-            portraits: Pictures of one person, or an [`FsthPerson`], such as an [`FsthIdentity`].
+            portraits: Pictures or a clip of one person, or an [`FsthPerson`], such as an [`FsthIdentity`].
             driving: A clip or its frames, a [`DrivingMotion`], or what [`~DrivingMotion.load`] takes, as "motion:nod".
             motion, reference_frame, motion_strength, smoothing, regions: as in [`~FsthPipeline.drive`].
             sound: A clip or recording (wav, mp3, flac, ogg, m4a) whose sound to take instead of the driver's.
@@ -781,7 +842,7 @@ class FsthPipeline(DiffusionPipeline):
                 512, or with `paste_back` as many as the head has in the photograph.
             paste_back (`bool`, *optional*, defaults to `False`):
                 Put the moving head back into the first portrait, reduced to fit 1920 x 1080 or 1080 x 1920 pixels.
-            crop, face_index, driving_face_index, num_frames, fps:
+            crop, face_index, shots, driving_face_index, num_frames, fps:
                 as in [`~FsthPipeline.embed`] and [`~FsthPipeline.read_driving`]; of a [`DrivingMotion`] the first
                 `num_frames` frames are taken, at its own rate.
             output_path (`str` or `Path`, *optional*):
@@ -811,6 +872,7 @@ class FsthPipeline(DiffusionPipeline):
             motion=motion,
             face_index=face_index,
             driving_face_index=driving_face_index,
+            shots=shots,
             num_frames=num_frames,
             fps=fps,
             reference_frame=reference_frame,
@@ -829,7 +891,7 @@ class FsthPipeline(DiffusionPipeline):
         )
         voice = None if sound is None else read_sound(sound)
         signed = credentials and check_credentials()
-        pictures = None if isinstance(portraits, FsthPerson) else list_pictures(portraits)
+        pictures = None if isinstance(portraits, FsthPerson) else list_portraits(portraits)
         if isinstance(driving, DrivingMotion):
             clip, driving_file = None, driving.audio_from if named is None else file_of(named)
         else:
@@ -845,6 +907,7 @@ class FsthPipeline(DiffusionPipeline):
         # 2. Embed the person
         person, canvas = portraits, None
         if pictures is not None:
+            pictures, face_index = self._pick_from_clips(pictures, face_index, crop, shots)
             person, canvas, size = embed_pictures(self, pictures, face_index, crop, paste_back, size)
         size = self.output_size(person, size)
         stage("embed")
@@ -872,7 +935,8 @@ class FsthPipeline(DiffusionPipeline):
                     progress.update()
 
         driver = driving_motion.title, driving_file
-        origin = Origin.of(self.model_name, person, pictures, driver) if signed else None
+        sources = None if pictures is None else files_of(pictures)
+        origin = Origin.of(self.model_name, person, sources, driver) if signed else None
         fps, audio_from = driving_motion.fps, driving_motion.audio_from
         if output_path is None:
             frames = as_output_type([Image.fromarray(frame) for frame in generate_frames()], output_type)
