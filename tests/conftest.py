@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fsth_hub.finetuning import loop as finetuning
-from fsth_hub.pipelines import engines
+from fsth_hub.pipelines import engines, parallel
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 from testing_utils.clips import make_clip
 from testing_utils.feature_networks import vgg_weights
@@ -27,9 +27,10 @@ from training import networks
 @pytest.fixture(scope="session", autouse=True)
 def own_settings(tmp_path_factory):
     """Tests sign what they generate with keys of their own, not with the user's, keep converted models elsewhere, and
-    have PyTorch compute everything: `test_engines.py` is about what else may."""
+    have PyTorch compute everything, one frame after the other: what else there is has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engines, "is_installed", lambda: False)
+        patch.setattr(parallel, "num_workers", lambda network: 1)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("settings")))
         patch.delenv("FSTH_C2PA_CERT", raising=False)

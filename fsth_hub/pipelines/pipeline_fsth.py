@@ -49,6 +49,7 @@ from ..models.modeling_fsth import (
 from ..models.source_skips import FsthSources
 from ..provenance.credentials import OUTPUT_METADATA, Origin, check_credentials, sign
 from ..provenance.watermark import add_watermark
+from . import parallel
 from .caching import Cache, weights_state
 from .driving import DrivingMotion, adapt_motion, read_motion
 from .engines import Engine, check_engine, compiled_components, compiled_generator, pick_engine
@@ -692,8 +693,10 @@ class FsthPipeline(DiffusionPipeline):
         landmarks = adapt_motion(person.landmarks, driving, *options)
         generator = self.generator_for(person)
         try:
-            for points in landmarks:
-                yield self.generate_frame(generator, person, points, size)
+            workers = parallel.num_workers(generator)
+            yield from parallel.draw_ahead(
+                lambda points: self.generate_frame(generator, person, points, size), landmarks, workers
+            )
         finally:
             self.maybe_free_model_hooks()
 
