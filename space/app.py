@@ -11,7 +11,7 @@ os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(PRIVA
 
 ON_ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")  # as `spaces` reads it
 if ON_ZERO_GPU:
-    from zero_gpu import draw_on_gpu  # imports `spaces`, which must come before torch
+    from zero_gpu import generate_on_gpu  # imports `spaces`, which must come before torch
 
 import gradio as gr
 
@@ -31,11 +31,11 @@ def read_secrets() -> None:
 
 
 def build() -> gr.Blocks:
-    """The page; on ZeroGPU its clips are drawn on a GPU."""
+    """The page; on ZeroGPU its clips are generated on a GPU."""
     if not ON_ZERO_GPU:
         return create_demo()
     demo = create_demo(FsthPipeline.from_pretrained())
-    draw_on_gpu(demo.studio)
+    generate_on_gpu(demo.studio)
     return demo
 
 

@@ -9,7 +9,7 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fsth_hub.finetuning import loop as finetuning
 from fsth_hub.pipelines import engines, parallel
@@ -21,7 +21,7 @@ from testing_utils.networks import NETWORKS, tiny, tiny_config
 from testing_utils.pipelines import picture
 from testing_utils.shards import NUM_FRAMES, grey, write_shards
 from testing_utils.stills import write_face_clips, write_stills
-from training import meta_train
+from training import networks
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,6 +76,14 @@ def vgg(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def vgg_with_heads(vgg, tmp_path_factory) -> Path:
+    """The same with the heads of LPIPS."""
+    path = tmp_path_factory.mktemp("vgg") / "vgg.safetensors"
+    save_file(load_file(vgg) | {f"lin{level}.weight": torch.full((1, 2, 1, 1), 0.5) for level in range(5)}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def pretrained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pretrained")
     for name, network in NETWORKS.items():
@@ -87,7 +95,7 @@ def pretrained(tmp_path_factory) -> Path:
 def train(shards, vgg, tmp_path, monkeypatch):
     """Meta-training, the real script on tiny networks: takes its options and returns its folder."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(meta_train, "FsthConfig", tiny_config)
+    monkeypatch.setattr(networks, "FsthConfig", tiny_config)
 
     def train(shards=shards, **options) -> Path:
         return train_tiny(shards, **{"output_dir": tmp_path / "run", "vgg": vgg} | options)

@@ -215,7 +215,7 @@ def nodding(points: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("dtype, near", [(torch.float32, 0.3), (torch.bfloat16, 1)])
 def test_at_their_size_it_is_what_the_networks_draw(pipe, person, generator, dtype, near):
     points = nodding(person.landmarks)
-    drawing, sources = pipe.image_processor.draw(points).to(dtype), person.sources
+    drawing, sources = pipe.image_processor.rasterize(points).to(dtype), person.sources
     sources = sources.map(lambda tensor: tensor.to(dtype) if tensor is not sources.landmarks else tensor)
     generator = generator.to(dtype)
     with torch.no_grad():

@@ -47,6 +47,7 @@ REPORT = FsthReport(
     portrait_boxes=(CropBox(0, 0, 400),),
     driving_box=CropBox(0, 0, 400),
     frames_without_face=(),
+    shots=((0, 2),),
     sound=False,
     watermark=True,
     credentials=True,
@@ -405,7 +406,7 @@ def test_model_of_one_size_takes_the_default(tmp_path, files):
     animate = Animator(studio).animate
     *_, (result, _, _, _, details) = animate([(files[0], None)], files[1], [], [], max_frames=2)
     assert result and f"{SIZE} x {SIZE} pixels" in details
-    with pytest.raises(gr.Error, match="draws frames of 64 x 64 pixels alone"):
+    with pytest.raises(gr.Error, match="generates frames of 64 x 64 pixels alone"):
         list(animate([(files[0], None)], files[1], [], [], max_frames=2, size=1024))
 
 
@@ -427,13 +428,13 @@ def test_example_is_drawn_once(studio, monkeypatch):
     """The second visitor who takes the example gets what was drawn for the first; own files are never kept."""
     calls = []
 
-    def draw(self, portraits, driving, faces, settings, folder, job):
+    def generate(self, portraits, driving, faces, settings, folder, job):
         calls.append(settings)
         for name in (CLIP_NAME, SIDE_BY_SIDE_NAME):
             (folder / name).write_text(f"{name} drawn as {settings}")
-        return REPORT
+        return REPORT, "Beware."
 
-    monkeypatch.setattr(Animator, "_draw", draw)
+    monkeypatch.setattr(Animator, "_generate", generate)
 
     def visit(portrait=PORTRAIT, **options):
         for output in Animator(studio).animate([(str(portrait), None)], str(DRIVER), [], [], **options):
@@ -493,7 +494,7 @@ def test_unknown_failures_are_told_kindly(studio, files, monkeypatch, capsys):
     def broken(*_, **__):
         raise RuntimeError("/secret/path")
 
-    monkeypatch.setattr(Animator, "_draw", broken)
+    monkeypatch.setattr(Animator, "_generate", broken)
     with pytest.raises(gr.Error, match="not your fault"):
         list(Animator(studio).animate([(files[0], None)], files[1], [], []))
     assert "/secret/path" in capsys.readouterr().err

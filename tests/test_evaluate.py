@@ -172,7 +172,7 @@ def test_everything_is_written(run, tmp_path):
     assert list(bob["cross"]["1"]) == [UNMOVED, WARP, "tiny FF"] and list(bob["cross"]) == ["1"]
     portrait, drawn = bob["cross"]["1"][UNMOVED], bob["cross"]["1"]["tiny FF"]
     assert portrait["csim"] == pytest.approx(1) and portrait["pose"] == pytest.approx(0, abs=1e-3)
-    assert 0 < drawn["csim"] < 1 and drawn["frames"] == 3 and drawn["seconds"]["draw"] > 0
+    assert 0 < drawn["csim"] < 1 and drawn["frames"] == 3 and drawn["seconds"]["generate"] > 0
     assert ann["self"]["5"]["tiny FF"]["seconds"]["embed"] > 0
     machine = results["settings"]["machine"]
     assert machine["torch"] == torch.__version__ and machine["dtype"] == "float32" and machine["hardware"]

@@ -2,7 +2,6 @@
 
 import json
 import re
-import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from PIL import Image
 from torch import nn
 
 from fsth_hub.finetuning import loop as finetuning
-from fsth_hub.finetuning import losses
 from fsth_hub.finetuning.episodes import deform, make_episodes
 from fsth_hub.finetuning.loop import METHODS, PixelLoss, default_steps, fine_tune, load_content
 from fsth_hub.finetuning.lora import merge
@@ -302,30 +300,16 @@ def test_other_errors_are_not_taken_for_too_little_memory():
         finetuning.with_less_memory(attempt, 2)
 
 
-def test_another_person_among_the_portraits_is_noticed():
-    embeddings = torch.ones(4, 12)
-    embeddings[:, 0] += 0.02 * torch.arange(4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        finetuning.warn_of_strangers(embeddings)
-        finetuning.warn_of_strangers(embeddings[:1])
-    embeddings[2, 3] = 0.6  # far from the others' mean, which it moves less
-    with pytest.warns(UserWarning, match="Portrait 3 seems to show another person"):
-        finetuning.warn_of_strangers(embeddings)
-
-
-def test_content_loss_at_hand_or_not(vgg, monkeypatch, tmp_path):
-    assert "vgg" in load_content(vgg)(*torch.rand(2, 1, 3, SIZE, SIZE), portraits(1)[2][0])
+def test_content_loss_needs_no_network_and_a_given_one_is_loaded_or_named(vgg, tmp_path):
+    images = torch.rand(2, 3, SIZE, SIZE)
+    assert "vgg" in load_content(vgg)(images[:1], images[1:], portraits(1)[2][0])
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     with pytest.raises(FsthError, match="broken.safetensors"):
         load_content(tmp_path / "broken.safetensors")
-
-    def unreachable(*_):
-        raise OSError("no network")
-
-    monkeypatch.setattr(losses, "load_weights", unreachable)
-    with pytest.warns(UserWarning, match="pixels and the discriminator's features alone"):
-        assert isinstance(load_content(), PixelLoss)
+    content = load_content()  # conftest's hub answers nothing
+    assert len(content.backbone.stages) == len(content.backbone.heads) == 4
+    equal, other = (content(image, images[:1], portraits(1)[2][0])["vgg"] for image in (images[:1], images[1:]))
+    assert equal == 0 < other
 
 
 # The script.

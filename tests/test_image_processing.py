@@ -157,6 +157,9 @@ def test_what_is_no_picture_is_one_sentence(tmp_path, picture):
         with pytest.raises(FsthError, match=reason) as caught:
             load_image(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)
+    for absent in (tmp_path / "missing.png", tmp_path, "https://example.org/b.jpg"):
+        with pytest.raises(OSError, match="no picture at"):
+            load_image(absent)
     with pytest.raises(FsthError, match="download"):
         load_image("https://example.org/a.jpg")
     for image in (
@@ -271,8 +274,8 @@ def test_landmarks_are_drawn_and_follow_the_size(points):
     expected = rasterize_landmarks(points * scale, 64)
     assert expected.max() > 100
     np.testing.assert_array_equal(processor.postprocess(drawings)[0], expected)
-    np.testing.assert_array_equal(processor.draw(features.landmarks[0].numpy()), drawings)
-    np.testing.assert_array_equal(processor.draw(features.landmarks[0, 0].numpy()), drawings[:1])
+    np.testing.assert_array_equal(processor.rasterize(features.landmarks[0].numpy()), drawings)
+    np.testing.assert_array_equal(processor.rasterize(features.landmarks[0, 0].numpy()), drawings[:1])
     assert isinstance(processor.preprocess(images[:1], points, return_tensors="np").landmark_images, np.ndarray)
 
 

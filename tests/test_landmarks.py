@@ -11,7 +11,15 @@ import pytest
 from fsth_hub.landmarks import DETECTORS, DetectorEntry, describe_detectors, get_detector
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.models import landmark_drawing
-from fsth_hub.models.cropping import CropBox, crop_box, crop_image, to_crop
+from fsth_hub.models.cropping import (
+    CropBox,
+    crop_box,
+    crop_image,
+    crop_repeating_edges,
+    reaches_outside,
+    share_outside,
+    to_crop,
+)
 from fsth_hub.models.errors import FsthError, NoFaceError
 from fsth_hub.models.landmark_drawing import rasterize_landmarks
 from fsth_hub.models.landmark_layout import (
@@ -148,11 +156,64 @@ def test_crop_and_points_agree():
     np.testing.assert_allclose(found, to_crop(np.array([155.0, 85.0]), box, 256), atol=0.3)
 
 
-def test_beyond_the_border_the_edge_is_repeated():
+def test_beyond_the_border_the_edge_is_repeated_for_training():
     image = np.zeros((40, 60, 3), np.uint8)
     image[:, :30], image[:, 30:] = (200, 10, 20), (30, 220, 40)
-    cropped = crop_image(image, CropBox(-20, -60, 160), 80)
+    cropped = crop_repeating_edges(image, CropBox(-20, -60, 160), 80)
     assert (cropped[:, :20] == image[0, 0]).all() and (cropped[:, -40:] == image[0, -1]).all()
+    assert (crop_repeating_edges(image[..., 0], CropBox(-20, -60, 160), 80) == cropped[..., 0]).all()
+
+
+BOXES = {
+    "top": CropBox(20, -60, 100), "left": CropBox(-70, 20, 100), "right": CropBox(120, 20, 100),
+    "bottom": CropBox(20, 120, 100), "corner": CropBox(-50, -50, 120), "all around": CropBox(-80, -80, 340),
+    "a little": CropBox(-4, 30, 100),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("side", BOXES)
+def test_beyond_the_border_nothing_goes_on_as_a_streak(side):
+    """Of lines that end at the border none is left farther out, and there is no step where the picture ends."""
+    image = np.full((180, 180, 3), 90, np.uint8)
+    image[::12], image[1::12], image[:, ::12], image[:, 1::12] = 250, 250, 250, 250
+    box, size = BOXES[side], 256
+    cropped = crop_image(image, box, size)
+    place = (np.arange(size) + 0.5) * box.side / size
+    across = np.maximum(-(box.left + place), box.left + place - 180).clip(0)
+    down = np.maximum(-(box.top + place), box.top + place - 180).clip(0)[:, None]
+    distance = np.hypot(across, down) / box.side * np.ones((size, 1))
+    rough = np.hypot(*np.gradient(cropped.mean(axis=2)))
+    assert rough[distance == 0].max() > 20
+    if (distance > 0.12).any():
+        assert rough[distance > 0.12].max() < 4
+    edges_repeated = crop_repeating_edges(image, box, size)
+    inside = distance == 0
+    assert (cropped[inside] == edges_repeated[inside]).mean() > 0.97
+    at_border = (distance > 0) & (distance < 1.5 / size)
+    assert np.abs(cropped[at_border].astype(int) - edges_repeated[at_border]).mean() < 30
+    mean = cropped[distance > 0].mean()
+    assert abs(mean - image.mean()) < 30  # neither black nor white
+
+
+def test_a_square_within_the_picture_is_cut_as_ever():
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    for box in (CropBox(3.3, 4.2, 80), CropBox(0, 0, 90), CropBox(-1.5, 1, 90)):  # the last one but for a hair
+        np.testing.assert_array_equal(crop_image(image, box, 64), crop_repeating_edges(image, box, 64))
+
+
+def test_how_much_lies_outside():
+    assert share_outside(CropBox(10, 10, 50), 100, 100) == 0 and not reaches_outside(CropBox(10, 10, 50), 100, 100)
+    assert share_outside(CropBox(-25, -25, 50), 100, 100) == 0.75 and reaches_outside(CropBox(-25, -25, 50), 100, 100)
+    assert share_outside(CropBox(75, 10, 50), 100, 100) == 0.5 and reaches_outside(CropBox(75, 10, 50), 100, 100)
+    assert share_outside(CropBox(10, 60, 50), 100, 100) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_a_picture_is_turned_before_it_is_cut(turn):
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    box = CropBox(5, 7, 60)
+    lying = np.rot90(image, -turn)
+    np.testing.assert_array_equal(crop_image(lying, box._replace(turn=turn), 64), crop_image(image, box, 64))
 
 
 def test_shrinking_averages():
@@ -185,8 +246,9 @@ def test_models_are_those_of_the_notice():
     lines = (ROOT / "NOTICE").read_text().splitlines()
     files = [ROOT / line for line in lines if line.startswith("fsth_hub/")]
     sums = [line.split()[1] for line in lines if line.strip().startswith("SHA-256")]
-    carried = {path for kind in ("*.tflite", "*.onnx") for path in (ROOT / "fsth_hub").rglob(kind)}
-    assert set(files) == carried and len(files) == 4
+    kinds = ("*.tflite", "*.onnx", "finetuning/weights/*.safetensors")  # those of the model are ours
+    carried = {path for kind in kinds for path in (ROOT / "fsth_hub").rglob(kind)}
+    assert set(files) == carried and len(files) == 5
     assert [hashlib.sha256(file.read_bytes()).hexdigest() for file in files] == sums
     carrier = ROOT
     for line in lines:

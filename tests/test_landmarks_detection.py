@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsth_hub.landmarks import Face, get_detector, track_clip
+from fsth_hub.landmarks import Face, FaceTracker, get_detector, track_clip
 from fsth_hub.landmarks.mediapipe import MESH_TO_68
 from fsth_hub.models.cropping import crop_box
 from fsth_hub.models.errors import FsthError, NoFaceError
@@ -169,7 +169,7 @@ def test_crop_fits_the_prepared_clips(detector):
     for path in sorted((SHARED / "clips" / "val").glob("*/clip00.mp4"))[:8]:
         frame = cv2.VideoCapture(str(path)).read()[1]
         boxes.append(crop_box(detector.detect(np.ascontiguousarray(frame[..., ::-1]))[0].points))
-    np.testing.assert_allclose(np.median(boxes, axis=0), [0, 0, 256], atol=12)
+    np.testing.assert_allclose(np.median(boxes, axis=0), [0, 0, 256, 0], atol=12)
 
 
 @needs_data
@@ -193,6 +193,16 @@ def test_tracking_loses_a_face_and_finds_it_elsewhere(detector):
     np.testing.assert_allclose(still.points, after.points, atol=1.5)
 
 
+class Scene(np.ndarray):
+    """A grey picture that carries what a `ScriptedDetector` finds in it."""
+
+
+def scene(faces, lost=False, value=90):
+    picture = np.full((8, 8, 3), value, np.uint8).view(Scene)
+    picture.faces, picture.lost = faces, lost
+    return picture
+
+
 class ScriptedDetector:
     """Shows the faces whose middles are listed for each frame; tracks until told that the face is lost."""
 
@@ -201,30 +211,49 @@ class ScriptedDetector:
 
     def detect(self, image):
         self.detections += 1
-        return [face_at(x) for x in image["faces"]]
+        return [face_at(x) for x in image.faces]
 
     def track(self, image, previous):
-        return None if image.get("lost") else previous
+        return None if image.lost else previous
 
 
 def face_at(x):
-    return Face(np.full((78, 2), x, np.float32), 1.0)
+    corners = np.zeros((78, 2), np.float32)
+    corners[0] = 10  # so that it has a size
+    return Face(corners + x, 1.0)
 
 
 def middles(frames, detector, **kwargs):
-    return [None if face is None else face.points[0, 0] for face in track_clip(frames, detector, **kwargs)]
+    return [None if face is None else face.points[1, 0] for face in track_clip(frames, detector, **kwargs)]
+
+
+def test_a_cut_is_another_shot_and_the_face_is_looked_for_anew():
+    """The light changes at once in the third frame and the face stays; in the fifth it is elsewhere."""
+    detector = ScriptedDetector()
+    track = FaceTracker(detector)
+    frames = [scene([10]), scene([10]), scene([10], value=250), scene([10], value=250), scene([70]), scene([70])]
+    assert [track(frame).points[1, 0] for frame in frames] == [10, 10, 10, 10, 70, 70]
+    assert track.shots == ((0, 4), (4, 6)) and detector.detections == 3
+
+
+def test_a_face_long_gone_is_looked_for_less_often_and_not_missed():
+    detector = ScriptedDetector()
+    track = FaceTracker(detector)
+    frames = [scene([10])] + 200 * [scene([], lost=True)] + 6 * [scene([12])]
+    found = [track(frame) is not None for frame in frames]
+    assert detector.detections <= 12 + 190 / 5 + 2
+    assert found[0] and not any(found[1:201]) and found[206]
 
 
 def test_detector_runs_only_when_the_face_is_lost():
     detector = ScriptedDetector()
-    lost = {"faces": [90, 12], "lost": True}
-    frames = [{"faces": []}, {"faces": [10, 90]}, {"faces": [90, 10]}, lost, {"faces": []}]
+    frames = [scene([]), scene([10, 90]), scene([90, 10]), scene([90, 12], lost=True), scene([])]
     assert middles(frames, detector) == [None, 10, 10, 12, 12]
     assert detector.detections == 3
 
 
 def test_face_index_picks_the_face_and_keeps_to_it():
-    frames = [{"faces": [10, 90]}, {"faces": [], "lost": True}, {"faces": [20, 70]}]
+    frames = [scene([10, 90]), scene([], lost=True), scene([20, 70])]
     assert middles(frames, ScriptedDetector(), face_index=1) == [90, None, 70]
     with pytest.raises(NoFaceError, match="Face 2"):
         middles(frames, ScriptedDetector(), face_index=2)
@@ -233,10 +262,10 @@ def test_face_index_picks_the_face_and_keeps_to_it():
 def test_tracking_streams():
     def endless():
         while True:
-            yield {"faces": [10]}
+            yield scene([10])
 
     faces = track_clip(endless(), ScriptedDetector())
-    assert next(faces).points[0, 0] == next(faces).points[0, 0] == 10
+    assert next(faces).points[1, 0] == next(faces).points[1, 0] == 10
 
 
 def test_face_alignment_offline_names_the_default(monkeypatch):

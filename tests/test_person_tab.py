@@ -24,8 +24,9 @@ from fsth_hub.demo.inputs import look_at_picture
 from fsth_hub.demo.people import Kept, People
 from fsth_hub.demo.studio import DRIVER, Studio
 from fsth_hub.demo.tabs.animate_tab import FINE_TUNED, Animator
-from fsth_hub.demo.tabs.person_tab import NOTHING_GAINED, SIMPLER_LOSS, Tuner
 from fsth_hub.demo.tabs.publish_form import Publisher
+from fsth_hub.demo.tabs.tuner import NOTHING_GAINED, Tuner
+from fsth_hub.finetuning.feature_networks import VGGFeatures
 from fsth_hub.finetuning.loop import PixelLoss
 from fsth_hub.finetuning.lora import LORA_CONFIG_NAME, LORA_WEIGHTS_NAME
 from fsth_hub.hub.model_card import CONSENT
@@ -121,7 +122,7 @@ def test_fine_tuned_person_is_shown_as_it_is_learned(tuner, portraits):
     assert any(isinstance(output[0], np.ndarray) for output in outputs)
     assert any("Learning the face: step 1 of 2" in output[1] for output in outputs)
     assert "Fine-tuned on 1 portrait, low-rank updates, step 2 kept." in outputs[-1][3]
-    assert SIMPLER_LOSS in outputs[-1][2]["value"] and NOTHING_GAINED not in outputs[-1][2]["value"]
+    assert NOTHING_GAINED not in outputs[-1][2]["value"]
     assert tuner.studio.people.get(ANNA).identity.method == "lora"
 
 
@@ -283,7 +284,7 @@ def test_animates_the_fine_tuned_person(tuner, anna, files, portraits, monkeypat
 
 def test_try_takes_the_example_where_there_is_no_clip(tuner, anna, monkeypatch):
     clips = []
-    monkeypatch.setattr(Animator, "_draw", lambda self, who, driving, *_: clips.append(driving) or 1 / 0)
+    monkeypatch.setattr(Animator, "_generate", lambda self, who, driving, *_: clips.append(driving) or 1 / 0)
     assert "not your fault" in told(tuner.try_out(None, [], ANNA))
     assert clips == [str(DRIVER)]
 
@@ -381,12 +382,7 @@ def test_for_programs(tuner, files, hub, tmp_path, monkeypatch):
         demo.close()
 
 
-def test_vgg_is_looked_for_again():
-    """The network that compares details is kept once it was found; until then each visitor is told (SIMPLER_LOSS)."""
+def test_what_compares_frames_is_loaded_once_and_needs_no_network():
     studio = Studio((make_pipeline(),))
-    with pytest.warns(UserWarning, match="cannot be fetched"):
-        first = studio.content()
-    with pytest.warns(UserWarning, match="cannot be fetched"):
-        assert isinstance(first, PixelLoss) and studio.content() is not first
-    studio._content = torch.nn.Identity()
-    assert studio.content() is studio._content
+    content = studio.content()
+    assert isinstance(content.backbone, VGGFeatures) and studio.content() is content

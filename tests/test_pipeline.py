@@ -11,13 +11,13 @@ from huggingface_hub import constants
 from PIL import Image
 
 from fsth_hub.device import default_dtype
+from fsth_hub.landmarks import motion as motion_module
 from fsth_hub.media.reading import open_clip
 from fsth_hub.models import downloading
 from fsth_hub.models.cropping import crop_box, to_crop
-from fsth_hub.models.errors import FsthError, NoFaceError, VideoError
+from fsth_hub.models.errors import FsthError, FsthNotFoundError, NoFaceError, VideoError
 from fsth_hub.models.landmark_layout import FACE, interocular
 from fsth_hub.models.modeling_fsth import FsthEmbedder
-from fsth_hub.pipelines import driving
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 from testing_utils.clips import make_clip
 from testing_utils.networks import SIZE, tiny
@@ -264,7 +264,7 @@ def test_relative_motion_starts_from_the_portrait(pipe, monkeypatch):
 def test_without_reference_the_frame_most_like_the_portrait_counts(pipe, monkeypatch):
     drawn = spy_on_points(pipe, monkeypatch)
     person, motion = pipe.embed(picture()), pipe.read_driving(clip(0, 20, 40))
-    monkeypatch.setattr(driving, "pick_reference", lambda portrait, frames: 2)
+    monkeypatch.setattr(motion_module, "pick_reference", lambda portrait, frames: 2)
     list(pipe.drive(person, motion))
     assert np.allclose(drawn[2], person.landmarks, atol=0.01) and not np.allclose(drawn[0], drawn[2], atol=1)
 
@@ -347,7 +347,7 @@ def test_driving_box_fits_the_clip(pipe):
         (clip(0, 1), {"motion_strength": 3}, FsthError, "motion_strength must be a number from 0 to 2, not 3"),
         (clip(0, 1), {"smoothing": -1}, FsthError, "smoothing, in seconds, must be a number from 0 to 1, not -1"),
         ([], {}, VideoError, "empty"),
-        ("no_such.mp4", {}, VideoError, "no_such.mp4"),
+        ("no_such.mp4", {}, FsthNotFoundError, "no_such.mp4"),
     ],
 )
 def test_bad_driving_is_one_sentence_and_writes_nothing(pipe, driving, options, error, message, tmp_path):

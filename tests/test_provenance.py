@@ -276,7 +276,7 @@ def test_a_photograph_with_credentials_is_not_called_generated(tmp_path, astrona
     manifest = ORIGIN.manifest()
     (action,) = manifest["assertions"][0]["data"]["actions"]
     action["digitalSourceType"] = "http://cv.iptc.org/newscodes/digitalsourcetype/digitalCapture"
-    with credentials._signer(c2pa) as signer, c2pa.Builder(manifest) as builder:
+    with credentials._signer(c2pa, signing_key.signing_key()) as signer, c2pa.Builder(manifest) as builder:
         builder.sign_file(str(tmp_path / "raw.jpg"), str(path), signer)
     assert not inspect(path).ai_generated and "without saying that it is AI-generated" in inspect(path).summary()
 
@@ -292,7 +292,7 @@ def test_inspecting_asks_nobody(tmp_path, astronaut):
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     Image.fromarray(astronaut).save(tmp_path / "raw.jpg")
-    with credentials._signer(c2pa) as signer, c2pa.Builder(ORIGIN.manifest()) as builder:
+    with credentials._signer(c2pa, signing_key.signing_key()) as signer, c2pa.Builder(ORIGIN.manifest()) as builder:
         builder.set_no_embed()
         builder.set_remote_url(f"http://127.0.0.1:{server.server_port}/manifest")
         builder.sign_file(str(tmp_path / "raw.jpg"), str(tmp_path / "remote.jpg"), signer)

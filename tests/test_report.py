@@ -29,7 +29,7 @@ def measured(lpips: float, akd: float | None = 2.0, **seconds) -> dict:
         "ssim": 0.5,
         "csim": 0.8,
         "akd": akd,
-        "seconds": {"draw": 0.1} | seconds,
+        "seconds": {"generate": 0.1} | seconds,
     }
 
 

@@ -28,7 +28,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
-from fsth_hub.finetuning.loop import VGG19
 from fsth_hub.media.reading import open_clip
 from testing_utils.demo import animate_arguments
 from testing_utils.hub_server import ANN_READS, ENDPOINT
@@ -94,7 +93,6 @@ def test_requirements_are_the_package_s(folder):
 def test_front_matter_agrees_with_the_project(folder):
     card = SpaceCard.load(folder / "README.md").data
     assert f"gradio[oauth]=={card.sdk_version}" in (folder / "requirements.txt").read_text().splitlines()
-    assert card.preload_from_hub == [f"{VGG19} model.safetensors"] and card.models == [VGG19]
     assert card.hf_oauth and card.hf_oauth_scopes == ["contribute-repos"]
 
 

@@ -3,7 +3,7 @@
     python training/evaluate.py SHARDS --lpips ALEXNET.safetensors --identity_network ARCFACE.onnx --output_dir RUN
 
 Self-reenactment: of one clip of each person, T portraits from its first half stand for the person, and frames of its
-second half are drawn from their landmarks and compared with the truth. Beside each model, feed-forward and fine-tuned,
+second half are generated from their landmarks and compared with the truth. Beside each model, feed-forward and tuned,
 stand the first portrait as it is and the portrait warped by the landmarks alone. Cross-reenactment (`--cross`): the
 portrait is driven by other people's clips. Portraits (`--portraits`, `--drivers`): paintings and photographs are
 driven by clips, and eyes and mouth compared with what the landmarks ask for.
@@ -46,6 +46,7 @@ from training.evaluation.reenactment import (
     feed_forward,
     fine_tuned,
     one_clip_per_person,
+    picked_frames,
     source_frames,
     timed,
     unmoved_portrait,
@@ -63,7 +64,13 @@ def parse_args(argv=None):
     parser.add_argument("--lpips", help="AlexNet with LPIPS heads: safetensors file or hub repository")
     parser.add_argument("--identity_network", help="ONNX file of a face-recognition network, for CSIM")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 8, 32], help="numbers of portraits, T")
-    parser.add_argument("--num_frames", type=int, default=32, help="frames drawn per clip, at most")
+    parser.add_argument(
+        "--pick",
+        default="even",
+        choices=["even", "picked"],
+        help="portraits evenly spread, or as the pipeline picks",
+    )
+    parser.add_argument("--num_frames", type=int, default=32, help="frames generated per clip, at most")
     parser.add_argument("--people", type=int, help="no more than so many people")
     parser.add_argument(
         "--fine_tune", nargs="+", default=[], choices=METHODS, help="also fine-tune each model on each person"
@@ -149,6 +156,7 @@ def describe_settings(args, clips: list[ClipRecord], pipes: dict[str, FsthPipeli
     return {
         "data": {
             "num_frames": args.num_frames,
+            "pick": args.pick,
             "sha256": sha256(*(part for clip in clips for part in (clip.key.encode(), clip.landmarks.tobytes()))),
         },
         "models": {name: {"sha256": weights_hash(pipe)} for name, pipe in pipes.items()},
@@ -174,6 +182,7 @@ def open_results(path: Path, settings: dict) -> dict:
         return {"settings": settings, "commands": [], "people": {}}
     results = json.loads(path.read_text())
     before = results["settings"]
+    before["data"].setdefault("pick", "even")  # measured before there was another way
     other = [
         f"{group} {name}"
         for group, values in settings.items()
@@ -200,6 +209,7 @@ def command_line(args) -> str:
         if getattr(args, name) is not None:
             parts += [f"--{name}", public(getattr(args, name))]
     parts += ["--shots", *map(str, args.shots), "--num_frames", str(args.num_frames)]
+    parts += ["--pick", args.pick] * (args.pick != "even")
     for name in ("people", "people_fine_tuned", "fine_tune_steps"):
         if getattr(args, name) is not None:
             parts += [f"--{name}", str(getattr(args, name))]
@@ -231,7 +241,7 @@ def measure(args):
     side = clips[0].image(0).width
     for name, pipe in pipes.items():
         if pipe.size != side:
-            raise FsthError(f"The shards hold frames of {side} pixels, and {name} draws {pipe.size}.")
+            raise FsthError(f"The shards hold frames of {side} pixels, and {name} generates {pipe.size}.")
     instruments = Instruments(LPIPS(load_weights(args.lpips)), IdentityNetwork(args.identity_network), get_detector())
 
     methods = {UNMOVED: unmoved_portrait, WARP: warped_portrait}
@@ -262,7 +272,8 @@ def measure(args):
             tasks.append(CrossReenactment(clip, drivers, args.num_frames, instruments))
 
         for shots in args.shots:
-            sources = source_frames(len(clip.frames), shots)
+            even = args.pick == "even"
+            sources = source_frames(len(clip.frames), shots) if even else picked_frames(clip, shots)
             if sources is None:
                 print(f"{name}: too few frames ({len(clip.frames)}) for T = {shots}", flush=True)
                 person["left_out"] = sorted({*person["left_out"], shots})
@@ -309,23 +320,23 @@ def measure_tasks(
         wanted = [task for task in tasks if method not in person[task.name].get(str(shots), {})]
         if not wanted:
             continue
-        draw, costs = prepare(*sources)
+        generate, costs = prepare(*sources)
         for task in wanted:
-            drawn, times = zip(*(timed(draw, points) for points in task.targets), strict=True)
-            measured = task.measure(drawn, [draw(points) for points in task.extremes])
+            fake, times = zip(*(timed(generate, points) for points in task.targets), strict=True)
+            measured = task.measure(fake, [generate(points) for points in task.extremes])
             numbers = {key: round(value, 4) for key, value in measured.items() if value is not None}
             print(f"{name}, T = {shots}, {task.name}, {method}: {numbers}", flush=True)
-            seconds = costs.get("seconds", {}) | {"draw": float(np.median(times))}
+            seconds = costs.get("seconds", {}) | {"generate": float(np.median(times))}
             measured |= costs | {"seconds": seconds}
             person[task.name].setdefault(str(shots), {})[method] = measured
-            save_pictures(folder, name, task, shots, method, sources[0][0], drawn)
+            save_pictures(folder, name, task, shots, method, sources[0][0], fake)
             save_results(folder / RESULTS, results)
 
 
-def save_pictures(folder: Path, name: str, task, shots: int, method: str, portrait: np.ndarray, drawn):
+def save_pictures(folder: Path, name: str, task, shots: int, method: str, portrait: np.ndarray, fake):
     """Some frames of a method, and what belongs beside them in a grid."""
     drawings = {index: rasterize_landmarks(task.targets[index], len(portrait)) for index in task.shown}
-    columns = {"portrait": [portrait] * len(drawn), "landmarks": drawings, method: drawn}
+    columns = {"portrait": [portrait] * len(fake), "landmarks": drawings, method: fake}
     if task.real:
         columns[task.real_title] = task.real
     for column, frames in columns.items():

@@ -39,7 +39,9 @@ def parse_args(argv=None):
     parser.add_argument("--method", choices=METHODS, default="full", help="all weights of the generator, or LoRA")
     parser.add_argument("--steps", type=int, help="at most so many; by default by the number of photographs")
     parser.add_argument("--learning_rate", type=float, help="Adam's for the generator; by default by the method")
-    parser.add_argument("--vgg", help="VGG of the content loss: safetensors file or hub id; by default VGG19")
+    parser.add_argument(
+        "--vgg", help="VGG of the content loss: safetensors file or hub id; by default the package's VGG16"
+    )
     parser.add_argument("--face_network", help="face network of the content loss; without it that term is left out")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)

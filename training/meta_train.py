@@ -6,14 +6,17 @@
         training/meta_train.py SHARDS ...                                            # the same line on four machines
 
 Runs on one CPU, one GPU or many, in float32 or bfloat16. Needs torch, transformers, accelerate, safetensors, numpy
-and pillow alone. What is drawn at random depends on the seed and the step alone, so a run that is resumed goes on
-exactly where its last checkpoint was made, on as many processes as there are then. The networks for inference are the
+and pillow alone. What is sampled depends on the seed and the step alone, so a run that is resumed goes on exactly
+where its last checkpoint was made, on as many processes as there are then. The networks for inference are the
 exponential moving averages in OUTPUT_DIR/model.
 """
 
+import argparse
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,6 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, set_seed
 from PIL import Image
 from torch import nn
-from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, default_collate
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
@@ -32,12 +34,10 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
 from fsth_hub.finetuning import losses
-from fsth_hub.finetuning.losses import ADVERSARIAL_TERMS, CONTENT_TERMS, ContentLoss, Judgement
+from fsth_hub.finetuning.losses import ADVERSARIAL_TERMS, CONTENT_TERMS, ContentLoss, Judgement, LossTerm
 from fsth_hub.hub.client import create_repository, publish
-from fsth_hub.models.configuration_fsth import FsthConfig
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.image_processing_fsth import normalize
-from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from training.checkpoints import (
     append_line,
     last_checkpoint,
@@ -48,57 +48,8 @@ from training.checkpoints import (
     to_column,
 )
 from training.data.dataset import EpisodeDataset, EpisodeKey, read_index, sample_batches
+from training.networks import MetaLearner, build_networks, settle_spectral_norm
 from training.options import parse_args, weights_of
-
-
-POWER_ITERATIONS = 15
-
-
-class MetaLearner(nn.Module):
-    """Embedder and generator as one module, so that distributed training sees one forward pass."""
-
-    def __init__(self, embedder: FsthEmbedder, generator: FsthGenerator):
-        super().__init__()
-        self.embedder = embedder
-        self.generator = generator
-
-    def forward(self, images, landmark_images, landmarks, mattes):
-        """Draw frame 0 of each episode as the person of frames 1 .. K; B x (1 + K) x ..."""
-        sources = images[:, 1:], landmark_images[:, 1:]
-        embedder_output = self.embedder(*sources)
-        adain_parameters = self.generator.project(embedder_output.embedding)
-        if self.generator.config.source_skips:
-            pyramid = self.generator.encode_sources(*sources, landmarks[:, 1:], mattes[:, 1:])
-            output = self.generator(landmark_images[:, 0], adain_parameters, landmarks[:, 0], pyramid)
-        else:
-            output = self.generator(landmark_images[:, 0], adain_parameters)
-        return output.images, output.warped, embedder_output.frame_embeddings
-
-
-def build_networks(args, num_clips: int):
-    if not args.pretrained:
-        make_config = FsthConfig.paper if args.preset == "paper" else FsthConfig
-        names = ("image_size", "network_size", "self_attention", "source_skips")
-        options = {name: getattr(args, name) for name in names}
-        networks = [network(make_config(**options)) for network in (FsthEmbedder, FsthGenerator)]
-        return *networks, FsthDiscriminator(make_config(**options, num_identities=num_clips))
-    embedder, generator, saved = (
-        network.from_pretrained(args.pretrained / name, dtype=torch.float32)
-        for network, name in (
-            (FsthEmbedder, "embedder"),
-            (FsthGenerator, "generator"),
-            (FsthDiscriminator, "discriminator"),
-        )
-    )
-    network_size = args.network_size or saved.config.network_size
-    sizes = {"image_size": args.image_size, "network_size": network_size and min(network_size, args.image_size)}
-    for network in (embedder, generator):
-        network.config.update(sizes)
-    # a saved discriminator knows no training video: W starts anew, the rest goes on
-    changes = sizes | {"num_identities": num_clips}
-    discriminator = FsthDiscriminator(FsthConfig(**saved.config.to_diff_dict() | changes))
-    discriminator.load_state_dict(saved.state_dict(), strict=False)
-    return embedder.train(), generator.train(), discriminator
 
 
 def make_schedule(args, optimizer: torch.optim.Optimizer, rate: float, steps_done: int, num_steps: int):
@@ -108,17 +59,6 @@ def make_schedule(args, optimizer: torch.optim.Optimizer, rate: float, steps_don
     if args.lr_schedule == "cosine":
         return get_cosine_schedule_with_warmup(optimizer, args.warmup_steps, num_steps + 1, last_epoch=steps_done)
     return get_constant_schedule_with_warmup(optimizer, args.warmup_steps, last_epoch=steps_done)
-
-
-def settle_spectral_norm(network: nn.Module):
-    """Bring the power iteration of averaged weights to its end: the vectors that came with them are other weights'."""
-    network.train()
-    with torch.no_grad():
-        for module in network.modules():
-            if parametrize.is_parametrized(module, "weight"):
-                for _ in range(POWER_ITERATIONS):
-                    module.weight  # noqa: B018 (in training mode every look at it is one iteration)
-    network.eval()
 
 
 def make_accelerator(args) -> Accelerator:
@@ -177,6 +117,196 @@ def to_device(batch, device):
     return images, landmark_images, landmarks, mattes.float() / 255
 
 
+@dataclass
+class Training:
+    """Networks, optimisers and losses of a run.
+
+    Args:
+        learner, discriminator, generator_optimizer, discriminator_optimizer: as Accelerate prepared them.
+        networks (`dict[str, nn.Module]`): `"learner"`, `"discriminator"` and `"average"` as they are, for checkpoints.
+        optimizers (`dict[str, torch.optim.Optimizer]`): the same of the optimisers.
+        generator_schedule, discriminator_schedule: their rates.
+        content ([`ContentLoss`]): compares frames.
+        adversarial_terms (`tuple[LossTerm]`): of what the discriminator says.
+    """
+
+    args: argparse.Namespace
+    accelerator: Accelerator
+    learner: nn.Module
+    discriminator: nn.Module
+    generator_optimizer: torch.optim.Optimizer
+    discriminator_optimizer: torch.optim.Optimizer
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    generator_schedule: torch.optim.lr_scheduler.LRScheduler
+    discriminator_schedule: torch.optim.lr_scheduler.LRScheduler
+    content: ContentLoss
+    adversarial_terms: tuple[LossTerm, ...]
+
+
+def make_training(args, accelerator: Accelerator, num_clips: int, checkpoint: Path | None) -> tuple[Training, dict]:
+    """Networks and optimisers, new or as a checkpoint left them, and that run's `progress`: its `step`, the `log` of
+    each step's terms since the last line, the `seconds` that these took, and all its `minutes`."""
+    device = accelerator.device
+    embedder, generator, discriminator = build_networks(args, num_clips)
+    learner = MetaLearner(embedder, generator).to(device, memory_format=torch.channels_last)
+    discriminator = discriminator.to(device, memory_format=torch.channels_last)
+    content = ContentLoss.load(args.vgg, args.face_network, weights_of(args, CONTENT_TERMS))
+    content = content.to(device, memory_format=torch.channels_last)
+    average = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
+    betas = (args.beta1, 0.999)
+    generator_optimizer = torch.optim.Adam(learner.parameters(), args.generator_lr, betas)
+    discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), args.discriminator_lr, betas)
+
+    progress = {"step": 0, "log": {}, "seconds": 0.0, "minutes": 0.0}
+    networks = {"learner": learner, "discriminator": discriminator, "average": average}
+    optimizers = {"generator_optimizer": generator_optimizer, "discriminator_optimizer": discriminator_optimizer}
+    if checkpoint:
+        try:
+            progress = load_checkpoint(checkpoint, networks, optimizers)
+        except (OSError, RuntimeError) as error:
+            problem = str(error).splitlines()[0]
+            raise FsthError(
+                f"{checkpoint} does not fit; resume with the same shards and networks. ({problem})"
+            ) from error
+        accelerator.print(f"resumed {checkpoint}")
+
+    # the discriminator's rate starts when the discriminator does
+    step, start = progress["step"], args.adversarial_start
+    generator_schedule = make_schedule(args, generator_optimizer, args.generator_lr, step, args.max_steps)
+    discriminator_schedule = make_schedule(
+        args, discriminator_optimizer, args.discriminator_lr, max(step - start, 0), args.max_steps - start
+    )
+    training = Training(
+        args,
+        accelerator,
+        *accelerator.prepare(learner, discriminator, generator_optimizer, discriminator_optimizer),
+        networks,
+        optimizers,
+        generator_schedule,
+        discriminator_schedule,
+        content,
+        losses.with_weights(ADVERSARIAL_TERMS, weights_of(args, ADVERSARIAL_TERMS)),
+    )
+    return training, progress
+
+
+def update_generator(training: Training, batches: Iterator, step: int, terms: dict) -> list[tuple]:
+    """
+    One update of embedder and generator.
+
+    Args:
+        batches (`Iterator`): of the loader.
+        terms (`dict`): to which the loss terms are added.
+
+    Returns:
+        `list[tuple]`: for each part of the update real frames, landmark drawings, clips' numbers and generated frames.
+    """
+    args, accelerator, learner = training.args, training.accelerator, training.learner
+    discriminator = training.networks["discriminator"]
+    window, generated = sample_window(args, step), []
+    discriminator.requires_grad_(False)  # the generator's gradients must not leak into it
+    for part in range(args.gradient_accumulation_steps):
+        batch = next(batches)
+        images, landmark_images, landmarks, mattes = to_device(batch, accelerator.device)
+        real, drawing = images[:, 0].contiguous(memory_format=torch.channels_last), landmark_images[:, 0]
+        clip = batch["clip"].to(accelerator.device)
+        # a pass in training mode is a power iteration: one for an update, however many parts it has
+        learner.train(part == 0)
+        discriminator.train(part == 0)
+        with accelerator.accumulate(learner):
+            with accelerator.autocast():
+                fake, _, frame_embeddings = learner(images, landmark_images, landmarks, mattes)
+                part_terms = training.content(fake, real, landmarks[:, 0], window)
+                if step > args.adversarial_start:
+                    person = discriminator.identities(clip)
+                    judged = discriminator(fake, drawing, person)
+                    discriminator.eval()
+                    with torch.no_grad():
+                        real_features = discriminator(real, drawing, person).features
+                    judgement = Judgement(judged.scores, judged.features, real_features, frame_embeddings, person)
+                    part_terms |= losses.weigh(training.adversarial_terms, judgement)
+            accelerator.backward(sum(part_terms.values()))
+            training.generator_optimizer.step()
+            training.generator_optimizer.zero_grad()
+        for name, term in part_terms.items():
+            terms[name] += term.detach() / args.gradient_accumulation_steps
+        generated.append((real, drawing, clip, fake.detach()))
+    training.networks["average"].update_parameters(training.networks["learner"])
+    discriminator.requires_grad_(True)
+    return generated
+
+
+def update_discriminator(training: Training, batches: Iterator, generated: list[tuple], terms: dict) -> None:
+    """Its updates of one step: on the frames that [`update_generator`] has just generated, then on new ones."""
+    args, accelerator = training.args, training.accelerator
+    for update in range(args.discriminator_steps):
+        for part in range(args.gradient_accumulation_steps):
+            if update == 0:
+                real, drawing, clip, fake = generated[part]
+            else:
+                batch = next(batches)
+                images, landmark_images, landmarks, mattes = to_device(batch, accelerator.device)
+                real, drawing, clip = images[:, 0], landmark_images[:, 0], batch["clip"].to(accelerator.device)
+                training.learner.train(part == 0)
+                with torch.no_grad(), accelerator.autocast():
+                    fake, _, _ = training.learner(images, landmark_images, landmarks, mattes)
+            training.discriminator.train(part == 0)
+            with accelerator.accumulate(training.discriminator):
+                with accelerator.autocast():
+                    # one pass over both: two would advance the power iteration, and synchronise, twice
+                    person = training.networks["discriminator"].identities(clip).repeat(2, 1)
+                    pairs = torch.cat([real, fake]), drawing.repeat(2, 1, 1, 1), person
+                    loss = losses.discriminator_loss(*training.discriminator(*pairs).scores.chunk(2))
+                accelerator.backward(loss)
+                training.discriminator_optimizer.step()
+                training.discriminator_optimizer.zero_grad()
+            terms["discriminator"] += loss.detach() / (args.gradient_accumulation_steps * args.discriminator_steps)
+
+
+def write_log(training: Training, step: int, log: dict[str, list[float]], seconds: float, minutes: float) -> None:
+    """A line of the terms' means since the last one."""
+    args, accelerator = training.args, training.accelerator
+    episodes_per_step = args.gradient_accumulation_steps * args.batch_size * accelerator.num_processes
+    entry = {name: round(float(np.mean(values)), 4) for name, values in log.items()}
+    entry["images_per_second"] = round(max(map(len, log.values())) * episodes_per_step / seconds, 2)
+    entry["minutes"] = round(minutes, 1)
+    entry["learning_rate"] = training.generator_schedule.get_last_lr()[0]
+    if accelerator.device.type == "cuda":
+        entry["gpu_gigabytes"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    if accelerator.is_main_process:
+        append_line(args.output_dir / "log.jsonl", {"step": step, **entry})
+    accelerator.log(entry, step)
+    accelerator.print({"step": step, **entry})
+
+
+def write_validation(training: Training, step: int, validation: list) -> None:
+    """The averaged generator's scores, and a picture."""
+    args, accelerator = training.args, training.accelerator
+    with accelerator.autocast():
+        scores, picture = validate(training.networks["average"].module, training.content, validation)
+    Image.fromarray(picture).save(args.output_dir / f"sample-{step:07d}.jpg", quality=90)
+    append_line(args.output_dir / "validation.jsonl", {"step": step, **scores})
+    accelerator.log({f"validation/{name}": score for name, score in scores.items()}, step)
+    track_picture(accelerator, picture, step)
+    accelerator.print(f"step {step}: validation {scores}")
+
+
+def save(training: Training, step: int, progress: dict) -> None:
+    """A checkpoint to resume from, and the networks for inference."""
+    args, average = training.args, training.networks["average"].module
+    save_checkpoint(args.output_dir, step, training.networks, training.optimizers, progress, args.keep_checkpoints)
+    save_networks(args.output_dir / "model", average.embedder, average.generator, training.networks["discriminator"])
+
+
+def held_out_batches(args, device) -> list[tuple]:
+    """32 fixed episodes of the validation clips, four at a time, as [`to_device`] gives them."""
+    clips = read_index(args.validation_shards)
+    dataset = EpisodeDataset(clips, args.image_size, 1, augment=False, far_sources=args.far_sources)
+    batch = default_collate([dataset[EpisodeKey(i % len(dataset), 1, (i,))] for i in range(32)])
+    return list(zip(*(part.split(4) for part in to_device(batch, device)), strict=True))
+
+
 def main(argv=None):
     args = parse_args(sys.argv[1:] if argv is None else argv, __doc__)
     started = time.monotonic()
@@ -188,144 +318,33 @@ def main(argv=None):
     if not len(dataset):
         raise FsthError(f"No clip in {args.shards} has more than {args.num_sources} frames: lower --num_sources.")
     accelerator = make_accelerator(args)
-    device = accelerator.device
-    if accelerator.is_main_process:
+    device, main_process = accelerator.device, accelerator.is_main_process
+    if main_process:
         if args.push_to_hub:
             args.push_to_hub = create_repository(args.push_to_hub, private=not args.hub_public)  # before training
         args.output_dir.mkdir(parents=True, exist_ok=True)
     accelerator.init_trackers("fsth_hub", {name: str(value) for name, value in vars(args).items()})
 
-    # networks and optimisers
+    # networks, and data from where an earlier run stopped
     set_seed(args.seed)
-    embedder, generator, discriminator = build_networks(args, len(dataset))
-    learner = MetaLearner(embedder, generator).to(device, memory_format=torch.channels_last)
-    discriminator = discriminator.to(device, memory_format=torch.channels_last)
-    content = ContentLoss.load(args.vgg, args.face_network, weights_of(args, CONTENT_TERMS))
-    content = content.to(device, memory_format=torch.channels_last)
-    adversarial_terms = losses.with_weights(ADVERSARIAL_TERMS, weights_of(args, ADVERSARIAL_TERMS))
-    average = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
-    betas = (args.beta1, 0.999)
-    generator_optimizer = torch.optim.Adam(learner.parameters(), args.generator_lr, betas)
-    discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), args.discriminator_lr, betas)
-
-    # where an earlier run stopped; `log` holds the terms of each step since the last line
-    step, progress = 0, {"log": {}, "seconds": 0.0, "minutes": 0.0}
-    networks = {"learner": learner, "discriminator": discriminator, "average": average}
-    optimizers = {"generator_optimizer": generator_optimizer, "discriminator_optimizer": discriminator_optimizer}
-    if checkpoint:
-        try:
-            progress = load_checkpoint(checkpoint, networks, optimizers)
-        except (OSError, RuntimeError) as error:
-            problem = str(error).splitlines()[0]
-            raise FsthError(
-                f"{checkpoint} does not fit; resume with the same shards and networks. ({problem})"
-            ) from error
-        step = progress.pop("step")
-        accelerator.print(f"resumed {checkpoint}")
-    log, seconds, minutes_before = progress["log"], progress["seconds"], progress["minutes"]
-    if accelerator.is_main_process:
+    training, progress = make_training(args, accelerator, len(dataset), checkpoint)
+    step, minutes_before = progress.pop("step"), progress["minutes"]
+    if main_process:
         for name in ("log.jsonl", "validation.jsonl"):
             rewind_log(args.output_dir / name, step)
-    # the discriminator's rate starts when the discriminator does
-    start = args.adversarial_start
-    generator_schedule = make_schedule(args, generator_optimizer, args.generator_lr, step, args.max_steps)
-    discriminator_schedule = make_schedule(
-        args, discriminator_optimizer, args.discriminator_lr, max(step - start, 0), args.max_steps - start
-    )
-    bare_learner, bare_discriminator = learner, discriminator
-    learner, discriminator, generator_optimizer, discriminator_optimizer = accelerator.prepare(
-        learner, discriminator, generator_optimizer, discriminator_optimizer
-    )
+    sampler = sample_batches(dataset.clips, args, step + 1, accelerator.num_processes, accelerator.process_index)
+    pinned = device.type == "cuda"
+    batches = iter(DataLoader(dataset, batch_sampler=sampler, num_workers=args.num_workers, pin_memory=pinned))
+    validation = held_out_batches(args, device) if args.validation_shards and main_process else []
 
-    loader = DataLoader(
-        dataset,
-        batch_sampler=sample_batches(
-            dataset.clips, args, step + 1, accelerator.num_processes, accelerator.process_index
-        ),
-        num_workers=args.num_workers,
-        pin_memory=device.type == "cuda",
-    )
-    validation = []
-    if args.validation_shards and accelerator.is_main_process:
-        held_out = EpisodeDataset(
-            read_index(args.validation_shards), args.image_size, 1, augment=False, far_sources=args.far_sources
-        )
-        batch = default_collate([held_out[EpisodeKey(i % len(held_out), 1, (i,))] for i in range(32)])
-        validation = list(zip(*(part.split(4) for part in to_device(batch, device)), strict=True))
-
-    def save():
-        if accelerator.is_main_process:
-            progress = {"log": log, "seconds": seconds, "minutes": minutes_before + minutes}
-            save_checkpoint(args.output_dir, step, networks, optimizers, progress, args.keep_checkpoints)
-            save_networks(
-                args.output_dir / "model", average.module.embedder, average.module.generator, bare_discriminator
-            )
-
-    batches = iter(loader)
-    num_parts = args.gradient_accumulation_steps
-    episodes_per_step = num_parts * args.batch_size * accelerator.num_processes
     while step < args.max_steps:
         step += 1
         step_started = time.monotonic()
         adversarial = step > args.adversarial_start
-        terms, drawn = defaultdict(float), []
-        window = sample_window(args, step)
-
-        # generator: its gradients must not leak into the discriminator
-        bare_discriminator.requires_grad_(False)
-        for part in range(num_parts):
-            batch = next(batches)
-            images, landmark_images, landmarks, mattes = to_device(batch, device)
-            real, drawing = images[:, 0].contiguous(memory_format=torch.channels_last), landmark_images[:, 0]
-            clip = batch["clip"].to(device)
-            # a pass in training mode is a power iteration: one for an update, however many parts it has
-            learner.train(part == 0)
-            bare_discriminator.train(part == 0)
-            with accelerator.accumulate(learner):
-                with accelerator.autocast():
-                    fake, _, frame_embeddings = learner(images, landmark_images, landmarks, mattes)
-                    part_terms = content(fake, real, landmarks[:, 0], window)
-                    if adversarial:
-                        person = bare_discriminator.identities(clip)
-                        judged = bare_discriminator(fake, drawing, person)
-                        bare_discriminator.eval()
-                        with torch.no_grad():
-                            real_features = bare_discriminator(real, drawing, person).features
-                        judgement = Judgement(judged.scores, judged.features, real_features, frame_embeddings, person)
-                        part_terms |= losses.weigh(adversarial_terms, judgement)
-                accelerator.backward(sum(part_terms.values()))
-                generator_optimizer.step()
-                generator_optimizer.zero_grad()
-            for name, term in part_terms.items():
-                terms[name] += term.detach() / num_parts
-            drawn.append((real, drawing, clip, fake.detach()))
-        average.update_parameters(bare_learner)
-        bare_discriminator.requires_grad_(True)
-
-        # discriminator: the frames just drawn first, then new ones if it takes more than one update
-        num_updates = args.discriminator_steps if adversarial else 0
-        for update in range(num_updates):
-            for part in range(num_parts):
-                if update == 0:
-                    real, drawing, clip, fake = drawn[part]
-                else:
-                    batch = next(batches)
-                    images, landmark_images, landmarks, mattes = to_device(batch, device)
-                    real, drawing, clip = images[:, 0], landmark_images[:, 0], batch["clip"].to(device)
-                    learner.train(part == 0)
-                    with torch.no_grad(), accelerator.autocast():
-                        fake, _, _ = learner(images, landmark_images, landmarks, mattes)
-                discriminator.train(part == 0)
-                with accelerator.accumulate(discriminator):
-                    with accelerator.autocast():
-                        # one pass over both: two would advance the power iteration, and synchronise, twice
-                        person = bare_discriminator.identities(clip).repeat(2, 1)
-                        judged = discriminator(torch.cat([real, fake]), drawing.repeat(2, 1, 1, 1), person)
-                        loss = losses.discriminator_loss(*judged.scores.chunk(2))
-                    accelerator.backward(loss)
-                    discriminator_optimizer.step()
-                    discriminator_optimizer.zero_grad()
-                terms["discriminator"] += loss.detach() / (num_parts * num_updates)
+        terms = defaultdict(float)
+        generated = update_generator(training, batches, step, terms)
+        if adversarial:
+            update_discriminator(training, batches, generated, terms)
 
         # every process has its own losses and its own clock, and all must log and stop together
         own = [*terms.values(), torch.tensor((time.monotonic() - started) / 60, device=device)]
@@ -334,42 +353,30 @@ def main(argv=None):
         if not np.isfinite(list(values.values())).all():
             raise FsthError(f"The loss is not finite at step {step}: {values}. Resume at a lower rate.")
         for name, value in values.items():
-            log.setdefault(name, []).append(value)
-        seconds += time.monotonic() - step_started
+            progress["log"].setdefault(name, []).append(value)
+        progress["seconds"] += time.monotonic() - step_started
+        progress["minutes"] = minutes_before + minutes
         if step % args.log_every == 0:
-            entry = {name: round(float(np.mean(values)), 4) for name, values in log.items()}
-            entry["images_per_second"] = round(max(map(len, log.values())) * episodes_per_step / seconds, 2)
-            entry["minutes"] = round(minutes_before + minutes, 1)
-            entry["learning_rate"] = generator_schedule.get_last_lr()[0]
-            if device.type == "cuda":
-                entry["gpu_gigabytes"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-            if accelerator.is_main_process:
-                append_line(args.output_dir / "log.jsonl", {"step": step, **entry})
-            accelerator.log(entry, step)
-            accelerator.print({"step": step, **entry})
-            log, seconds = {}, 0.0
-        generator_schedule.step()
+            write_log(training, step, **progress)
+            progress |= {"log": {}, "seconds": 0.0}
+        training.generator_schedule.step()
         if adversarial:
-            discriminator_schedule.step()
+            training.discriminator_schedule.step()
 
         last_step = minutes > args.max_minutes or step == args.max_steps
-        if last_step or step % args.save_every == 0 or step % args.sample_every == 0:
-            settle_spectral_norm(average.module)
-        if validation and (step % args.sample_every == 0 or last_step):
-            with accelerator.autocast():
-                scores, picture = validate(average.module, content, validation)
-            Image.fromarray(picture).save(args.output_dir / f"sample-{step:07d}.jpg", quality=90)
-            append_line(args.output_dir / "validation.jsonl", {"step": step, **scores})
-            accelerator.log({f"validation/{name}": score for name, score in scores.items()}, step)
-            track_picture(accelerator, picture, step)
-            accelerator.print(f"step {step}: validation {scores}")
-        if step % args.save_every == 0 or last_step:
-            save()
+        saves = last_step or step % args.save_every == 0
+        samples = last_step or step % args.sample_every == 0
+        if saves or samples:
+            settle_spectral_norm(training.networks["average"].module)
+        if samples and validation:
+            write_validation(training, step, validation)
+        if saves and main_process:
+            save(training, step, progress)
         if last_step:
             break
 
     accelerator.wait_for_everyone()
-    if args.push_to_hub and accelerator.is_main_process:
+    if args.push_to_hub and main_process:
         accelerator.print(f"the model is in {args.output_dir / 'model'}")
         message = "Upload the trained networks"
         accelerator.print(publish(args.output_dir / "model", args.push_to_hub, commit_message=message))

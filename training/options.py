@@ -54,7 +54,7 @@ def parse_args(argv: list[str], description: str) -> argparse.Namespace:
     add("--image_size", type=int, default=256, help="side of the training frames in pixels, a multiple of 64")
     add("--network_size", type=int, help="side in pixels of what the networks work on, a multiple of 16: IMAGE_SIZE")
     add("--num_sources", type=int, default=8, help="K, portraits per episode; the paper has 8")
-    add("--vary_sources", action=switch, default=False, help="draw K from 1 .. num_sources for each batch")
+    add("--vary_sources", action=switch, default=False, help="sample K from 1 .. num_sources for each batch")
     add("--far_sources", action=switch, default=False, help="portraits whose eyes and mouth are unlike the frame's")
     add("--batch_size", type=int, default=8, help="episodes per process; the paper gives none, its authors' code 8")
     add(
@@ -90,7 +90,7 @@ def parse_args(argv: list[str], description: str) -> argparse.Namespace:
     )  # fmt: skip
     add("--face_network", help="in VGGFace's place, whose weights have no clear licence; without it no such term")
     add("--loss_weights", choices=list(LOSS_WEIGHTS), default="v2", help="weights of that version of the paper")
-    add("--window", type=int, help="side in pixels of a random square for the VGG and LPIPS, drawn for each step")
+    add("--window", type=int, help="side in pixels of a random square for the VGG and LPIPS, sampled for each step")
     for term in TERMS:
         versions = {version: weights[term.name] for version, weights in LOSS_WEIGHTS.items()}
         same = len(set(versions.values())) == 1

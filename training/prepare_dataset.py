@@ -50,7 +50,7 @@ from fsth_hub.models.landmark_layout import FACE
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m4v"}
 VOXCELEB2 = re.compile(r"(?:^|/)(id\d{5})/[\w-]{11}/\d{5}\.mp4$")
 JPEG_QUALITY = 92
-MIN_FRAMES = 9  # K = 8 and one to draw
+MIN_FRAMES = 9  # K = 8 and one to generate
 # Where there are more frames than are kept, every second or third is enough to follow a face.
 MAX_STRIDE = 3
 # The landmarks of a face that moved by more than this share of its size are looked for once more, from where it is:

@@ -4,7 +4,7 @@
     accelerate launch training/train_components.py SHARDS ...                        # all GPUs of a machine
 
 A step trains both networks on a batch of their own: first against pixels and LPIPS alone, then against their
-discriminators too. What is drawn at random depends on seed, step and rank alone, and a run goes on with --resume. The
+discriminators too. What is sampled depends on seed, step and rank alone, and a run goes on with --resume. The
 networks, as moving averages, are in OUTPUT_DIR/model.
 """
 
@@ -27,7 +27,8 @@ from torch.optim.swa_utils import AveragedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
-from fsth_hub.finetuning.feature_networks import VGGFeatures, load_weights, lpips_distance
+from fsth_hub.finetuning.components import perceptual_loss, pixel_loss
+from fsth_hub.finetuning.feature_networks import VGGFeatures, load_weights
 from fsth_hub.finetuning.losses import adversarial_loss, discriminator_loss, feature_matching_loss
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.facial_components import FsthComponentDiscriminators, FsthComponentsConfig, FsthFacialComponents
@@ -49,7 +50,6 @@ NUM_VALIDATION, VALIDATION_STILLS = 96, 0.25  # crops of each network, and the s
 NUM_SHOWN = 14
 FALL_FROM = 0.6  # of the steps, after which the rate falls
 WINDOW = 2 / 3  # of a crop's side, at random: what LPIPS sees of it in one step
-INSIDE_WEIGHT = 2.0  # of pixels within lips and lids, over those around
 
 
 def parse_args(argv=None):
@@ -112,22 +112,9 @@ def moving_average(decay: float):
     return update
 
 
-def pixel_loss(fake, batch) -> torch.Tensor:
-    """Mean absolute difference, within lips and lids more than around."""
-    inside = batch["masks"].amax(dim=1, keepdim=True)
-    return ((fake - batch["images"]).abs() * (1 + INSIDE_WEIGHT * inside)).mean()
-
-
-def perceptual_loss(vgg: VGGFeatures, fake, real, corner: tuple[int, int], window: int) -> torch.Tensor:
-    """LPIPS of a square of the crops."""
+def window_of(crops: torch.Tensor, corner: tuple[int, int], window: int) -> torch.Tensor:
     top, left = corner
-    fake, real = (
-        x[..., top : top + window, left : left + window].contiguous(memory_format=torch.channels_last)
-        for x in (fake, real)
-    )
-    with torch.no_grad():
-        wanted = vgg(real, last=True)[1]
-    return lpips_distance(vgg(fake, last=True)[1], wanted, vgg.heads)
+    return crops[..., top : top + window, left : left + window]
 
 
 @torch.no_grad()
@@ -141,7 +128,7 @@ def validate(learner, vgg, batch: dict, network: str, chunk: int = 24) -> tuple[
     scores = {}
     for name, images in (("", fake), ("_warped", batch["warped"])):
         pairs = zip(images.split(chunk), batch["images"].split(chunk), strict=True)
-        distances = [perceptual_loss(vgg, *pair, (0, 0), images.shape[-1]).item() for pair in pairs]
+        distances = [perceptual_loss(vgg, *pair).item() for pair in pairs]
         scores[f"{network}_lpips{name}"] = float(np.mean(distances))
         scores[f"{network}_pixel{name}"] = F.l1_loss(images, batch["images"]).item()
     shown = np.linspace(0, len(fake) - 1, NUM_SHOWN).astype(int)
@@ -221,7 +208,7 @@ def main(argv=None):
             for group in optimizer.param_groups:
                 group["lr"] = args.learning_rate * min(1, step / 100) * (1 - fallen) + 1e-6
         adversarial = step > args.adversarial_start
-        terms, discriminator_terms, drawn = {}, [], {}
+        terms, discriminator_terms, generated = {}, [], {}
         for network in trained:
             rng = np.random.default_rng([args.seed, step, rank, NETWORKS.index(network)])
             batch = crops[network].batch(rng, batch_sizes[network], still_shares[network])
@@ -229,9 +216,10 @@ def main(argv=None):
             corner = tuple(rng.integers(sizes[network] - window + 1, size=2).tolist())
             with accelerator.autocast():
                 fake = learner(network, batch)
+                seen = (window_of(crops, corner, window) for crops in (fake, batch["images"]))
                 own = {
-                    "pixel": args.pixel_weight * pixel_loss(fake, batch),
-                    "lpips": args.lpips_weight * perceptual_loss(vgg, fake, batch["images"], corner, window),
+                    "pixel": args.pixel_weight * pixel_loss(fake, batch["images"], batch["masks"]),
+                    "lpips": args.lpips_weight * perceptual_loss(vgg, *seen),
                 }
                 if adversarial:
                     condition = batch["warped"], batch["masks"]
@@ -243,14 +231,14 @@ def main(argv=None):
                     own["matching"] = args.feature_matching_weight * feature_matching_loss(features, wanted)
                     bare["discriminators"].requires_grad_(True)
             terms |= {f"{network}_{name}": term for name, term in own.items()}
-            drawn[network] = (batch, fake.detach())
+            generated[network] = (batch, fake.detach())
         accelerator.backward(sum(terms.values()))
         accelerator.clip_grad_norm_(learner.parameters(), 1.0)
         optimizers[0].step()
         optimizers[0].zero_grad()
         average.update_parameters(bare["learner"])
         if adversarial:
-            for network, (batch, fake) in drawn.items():
+            for network, (batch, fake) in generated.items():
                 with accelerator.autocast():
                     condition = batch["warped"], batch["masks"]
                     real_scores, _ = discriminators(network, batch["images"], *condition)

@@ -30,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that 
 
 from fsth_hub.models.image_processing_fsth import normalize, to_pixels
 from fsth_hub.models.landmark_flow import pixel_grid, portrait_flow, warp
-from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from fsth_hub.models.source_skips import FLOW_UNIT, SourceSkips, fade_width, reduce
 from training.checkpoints import save_networks
 from training.data.dataset import ClipRecord, EpisodeDataset, EpisodeKey, read_index
+from training.networks import load_networks
 
 
 ERROR_WINDOW = 9  # pixels over which the measured flow is judged
@@ -140,12 +140,12 @@ def sample_pairs(clips: list[ClipRecord], args, num_processes: int) -> list[list
     """Batches of pairs of frames; people equally often, however many clips there are of them."""
     clips_of = Counter(clip.identity for clip in clips)
     shares = np.array([1 / clips_of[clip.identity] / len(clips_of) for clip in clips])
-    drawn = np.random.default_rng(args.seed).choice(
+    chosen = np.random.default_rng(args.seed).choice(
         len(clips), (args.max_steps * num_processes, args.batch_size), p=shares
     )
     return [
         [EpisodeKey(int(clip), 1, (args.seed, number, position)) for position, clip in enumerate(batch)]
-        for number, batch in enumerate(drawn)
+        for number, batch in enumerate(chosen)
     ]
 
 
@@ -153,14 +153,7 @@ def main(argv=None):
     args = parse_args(argv)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     set_seed(args.seed)
-    embedder, generator, discriminator = (
-        network.from_pretrained(args.pretrained / name, dtype=torch.float32)
-        for network, name in (
-            (FsthEmbedder, "embedder"),
-            (FsthGenerator, "generator"),
-            (FsthDiscriminator, "discriminator"),
-        )
-    )
+    embedder, generator, discriminator = load_networks(args.pretrained)
     if not generator.config.source_skips:
         sys.exit(f"The generator in {args.pretrained} has no source skips, and with them no flow to refine.")
 
@@ -171,7 +164,7 @@ def main(argv=None):
     validation = []
     if args.validation_shards:
         held_out = EpisodeDataset(read_index(args.validation_shards), args.image_size, 1, augment=False)
-        keys = [[EpisodeKey(clip, 1, (clip, draw)) for clip in range(len(held_out))] for draw in range(2)]
+        keys = [[EpisodeKey(clip, 1, (clip, sample)) for clip in range(len(held_out))] for sample in range(2)]
         validation = [
             send_to_device(batch, accelerator.device)
             for batch in DataLoader(FlowDataset(held_out, side), batch_sampler=keys)

@@ -4,39 +4,31 @@ PyTorch is imported by those that need it, as in main.py.
 """
 
 import json
-import tempfile
+import os
 from pathlib import Path
 
-from ..models.errors import FsthError
+from ..models.errors import FsthError, FsthNotFoundError
+from ..saving import check_file
 
 
 def check_inputs(*paths: Path) -> None:
     """Refuse files that do not exist."""
     for path in paths:
         if not path.is_file():
-            raise FsthError(f"There is no file {path}: check the path.")
+            raise FsthNotFoundError(f"There is no file {path}: check the path.")
 
 
 def check_output(path: Path, suffixes: tuple[str, ...], inputs: list[Path]) -> None:
     """Refuse a file that could not be written, or that would replace one of the inputs."""
     if path.suffix.lower() not in suffixes:
         raise FsthError(f"{path.name} cannot be written: its name must end in {' or '.join(suffixes)}.")
-    if path.is_dir():
-        raise FsthError(f"{path} is a folder: give the name of a file to write.")
-    if path.resolve() in [other.resolve() for other in inputs]:
+    if os.path.realpath(path) in [os.path.realpath(other) for other in inputs]:
         raise FsthError(f"{path} would replace a file that is needed: give another name.")
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise FsthError(f"There is no folder {folder} to write {path.name} into: make it first.")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise FsthError(f"{path.name} cannot be written into {folder}: {error.strerror}.") from error
+    check_file(path)
 
 
 def check_size(size: int | None) -> None:
-    """Refuse a size of frames that no model draws; how small one may be is the model's to say."""
+    """Refuse a size of frames that no model generates; how small one may be is the model's to say."""
     if size is None:
         return
     from ..pipelines.person import MAX_SIZE

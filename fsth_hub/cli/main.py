@@ -16,10 +16,23 @@ from typer.core import TyperGroup
 
 from ..landmarks import DEFAULT_DETECTOR, describe_detectors, get_detector
 from ..models.errors import FsthError, NoFaceError
+from ..saving import whole_file, write_json
 from . import loading as cli_loading
+from . import motion as cli_motion
 from . import people as cli_people
+from . import portraits as cli_portraits
 from .checks import check_inputs, check_output, check_size, model_of
-from .options import DetectorOption, DeviceOption, DtypeOption, EngineOption, FaceOption, ModelOption
+from .ending import one_sentence, set_up_process
+from .express import express
+from .options import (
+    DetectorOption,
+    DeviceOption,
+    DtypeOption,
+    EngineOption,
+    FaceOption,
+    ModelOption,
+    ShotsOption,
+)
 
 
 if TYPE_CHECKING:
@@ -31,14 +44,11 @@ OUTPUT = "Output"  # a heading in the help
 
 
 class OneLineErrors(TyperGroup):
-    """Says what is wrong with an input in one line, without a traceback, and exits with 1."""
+    """Says what is wrong with an input in one line, without a traceback, and exits with 1; a warning is a line."""
 
     def invoke(self, ctx):
-        try:
+        with one_sentence():
             return super().invoke(ctx)
-        except FsthError as error:
-            typer.echo(f"fsth: error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(1) from error
 
 
 app = typer.Typer(
@@ -53,9 +63,13 @@ app = typer.Typer(
 def animate(
     *,
     portraits: Annotated[
-        list[Path] | None, typer.Argument(metavar="PORTRAIT", help="Pictures of one person.", show_default=False)
+        list[Path] | None,
+        typer.Argument(metavar="PORTRAIT", help="Pictures or a clip of one person.", show_default=False),
     ] = None,
-    driving: Annotated[Path, typer.Option(help="The clip whose motion to take.")],
+    driving: Annotated[
+        str,
+        typer.Option(help="What moves it: a clip, or a motion: motion:nod, .motion.safetensors, ...", metavar="FILE"),
+    ],
     output: Annotated[Path, typer.Option(help="The clip to write: .mp4, with the driver's sound, or .gif.")],
     identity: Annotated[
         str | None, typer.Option(help="A fine-tuned person instead of portraits: folder or hub id.")
@@ -87,6 +101,24 @@ def animate(
             show_default=False,
         ),
     ] = None,
+    regions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Move these alone: head, brows, eyes, gaze, mouth, as in eyes,mouth.",
+            show_default=False,
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S", help="Repeat (or cut) a motion, which is no clip, to this length.", show_default=False
+        ),
+    ] = None,
+    sound: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The sound to take instead of the driver's: wav, m4a, a clip, ..."),
+    ] = None,
     paste_back: Annotated[
         bool, typer.Option("--paste-back", help="Put the head back into the first portrait.")
     ] = False,
@@ -95,6 +127,7 @@ def animate(
     ] = True,
     detector: DetectorOption = DEFAULT_DETECTOR,
     face: FaceOption = 0,
+    shots: ShotsOption = None,
     driving_face: Annotated[
         int, typer.Option(min=0, metavar="N", help="The same for the first frame of the clip.")
     ] = 0,
@@ -135,10 +168,12 @@ def animate(
     portraits = portraits or []
     if bool(portraits) == (identity is not None):
         raise FsthError("Give either portraits or the --identity of a fine-tuned person.")
-    check_inputs(*portraits, driving)
-    check_output(output, CLIPS, inputs=[*portraits, driving])
+    driver, driving_path = cli_motion.read_driver(driving, seconds)
+    inputs = [*portraits, *[driving_path] * (driving_path is not None), *[sound] * (sound is not None)]
+    check_inputs(*inputs)
+    check_output(output, CLIPS, inputs=inputs)
     if beside is not None:
-        check_output(beside, CLIPS, inputs=[*portraits, driving, output])
+        check_output(beside, CLIPS, inputs=[*inputs, output])
     if face and not portraits:
         raise FsthError("--face chooses a face of portraits: leave it out where an --identity is given.")
     if paste_back and not portraits:
@@ -148,9 +183,13 @@ def animate(
     if report_path is not None and not to_stdout:
         check_output(report_path, (".json",), inputs=[output])
     check_size(size)
+    from ..landmarks.portrait_picking import DEFAULT_SHOTS
+    from ..landmarks.regions import check_regions
     from ..landmarks.smoothing import DEFAULT_SMOOTHING
+    from ..media.reading import holds_clip
 
-    smoothing = DEFAULT_SMOOTHING if smoothing is None else smoothing
+    regions = None if regions is None else check_regions([name.strip() for name in regions.split(",")])
+    smoothing, shots = DEFAULT_SMOOTHING if smoothing is None else smoothing, shots or DEFAULT_SHOTS
     found_detector = get_detector(detector)
     model_revision = None
     if identity is not None:
@@ -162,10 +201,14 @@ def animate(
     pipe = cli_loading.load_pipeline(model, device, dtype, model_revision, engine)
     pipe.detector = found_detector
     person = portraits if identity is None else pipe.load_identity(identity)
+    if beside is not None and identity is None and holds_clip(portraits[0]):  # whose first portrait is shown
+        person = [*pipe.pick_portraits(portraits[0], shots, face, crop), *portraits[1:]]
     result = pipe(
         person,
-        driving,
+        driver,
         motion=motion,
+        regions=regions,
+        sound=sound,
         motion_strength=motion_strength,
         smoothing=smoothing,
         size=size,
@@ -173,6 +216,7 @@ def animate(
         crop=crop,
         face_index=face,
         driving_face_index=driving_face,
+        shots=shots,
         num_frames=frames,
         output_path=output,
         watermark=watermark,
@@ -180,16 +224,20 @@ def animate(
     )
     if beside is not None:
         from ..media.reading import open_clip
+        from ..pipelines.portrait_picking import photograph_of
         from ..pipelines.side_by_side import write_side_by_side
 
-        portrait = portraits[0] if identity is None else person.crops[0]
+        portrait = person.crops[0] if identity is not None else photograph_of(person[0])
         clip = open_clip(output, fps=result.fps, allow_still=True)
         frames = show_progress(clip, result.report.num_frames)
         whole = paste_back or identity is not None
-        write_side_by_side(beside, portrait, driving, result, frames, pipe.size, whole)
+        pictures = driver if driver is driving_path else cli_motion.black_frames(driver)
+        write_side_by_side(beside, portrait, pictures, result, frames, pipe.size, whole)
     report = result.report.to_dict() | {
         "output": str(output),
         "model": model or "bundled",
+        "driving": driving,
+        "regions": regions,
         "motion": motion,
         "motion_strength": motion_strength,
         "smoothing": smoothing,
@@ -202,8 +250,7 @@ def animate(
         "versions": versions(),
     }
     if report_path is not None:
-        text = json.dumps(report, indent=2)
-        typer.echo(text) if to_stdout else report_path.write_text(text + "\n")
+        typer.echo(json.dumps(report, indent=2)) if to_stdout else write_json(report_path, report)
     made = result.report
     sound = "with sound" if made.sound and output.suffix.lower() == ".mp4" else "without sound"
     pixels = f"{'the head ' if paste_back else ''}{made.size} x {made.size} pixels"
@@ -212,10 +259,18 @@ def animate(
     seconds = sum(made.seconds.values())
     summary = f"{output}: {made.num_frames} frames at {made.fps:g} fps, {pixels}, {sound}, {seconds:.1f} s"
     typer.echo(summary, err=to_stdout)
+    if len(made.shots) > 1:
+        typer.echo(f"The driving clip has {len(made.shots)} shots: each moves from a pose of its own.", err=to_stdout)
+    if made.frames_without_face:
+        gone = f"{len(made.frames_without_face)} of {made.num_frames} frames"
+        typer.echo(f"No face was found in {gone} of the driving clip: the pose before is held there.", err=to_stdout)
 
 
 app.command("fine-tune")(cli_people.fine_tune)
 app.command()(cli_people.publish)
+app.command()(express)
+app.add_typer(cli_motion.app, name="motion")
+app.command()(cli_portraits.portraits)
 
 
 @app.command()
@@ -230,6 +285,7 @@ def landmarks(
     check_output(output, (".png", *CLIPS), inputs=[file])
     from PIL import Image
 
+    from ..landmarks import set_upright
     from ..media.landmark_overlay import overlaid, overlaid_clip
     from ..media.reading import open_clip
     from ..media.writing import write_clip
@@ -242,13 +298,13 @@ def landmarks(
         count = write_clip(output, pictures, clip.fps, clip.audio_from)
         typer.echo(f"{output}: {count} frames at {clip.fps:g} fps")
         return
-    image = load_image(file)
-    faces = found_detector.detect(image)
+    image, faces, _ = set_upright(load_image(file), found_detector)
     if not faces:
         raise NoFaceError(f"No face was found in {file.name}; use a picture in which the face is seen clearly.")
     if face >= len(faces):
         raise FsthError(f"Face {face} was asked for, but {file.name} shows {len(faces)}, counted from 0.")
-    Image.fromarray(overlaid(image, faces[face].points)).save(output)
+    with whole_file(output) as unfinished:
+        Image.fromarray(overlaid(image, faces[face].points)).save(unfinished)
     typer.echo(f"{output}: face {face} of {len(faces)}, score {faces[face].score:.2f}")
 
 
@@ -303,4 +359,6 @@ def versions() -> dict[str, str]:
 def main() -> None:
     """Entry point of the `fsth` command."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # read when OpenCV is loaded
-    app(prog_name="fsth")
+    set_up_process()
+    with one_sentence():  # what lies before a command: help that cannot be printed
+        app(prog_name="fsth")

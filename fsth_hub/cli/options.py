@@ -28,6 +28,13 @@ FaceOption = Annotated[
     int, typer.Option(min=0, metavar="N", help="Which face of the picture, counted from 0, the largest.")
 ]
 
+ShotsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=64, metavar="N", help="Portraits to take of a clip of the person; by default 8.", show_default=False
+    ),
+]
+
 PrivateOption = Annotated[
     bool,
     typer.Option("--private/--public", help="Who can see a repository that is new.", rich_help_panel=PUBLISHING),
@@ -47,7 +54,7 @@ PhotographsOption = Annotated[
         "--include-photograph",
         metavar="FILE",
         help="Publish this photograph too, without its metadata; can be repeated. Others stay here, but not the "
-        "crops of the head, at most 512 pixels wide and high, that the model draws from.",
+        "crops of the head, at most 512 pixels wide and high, that the model generates from.",
         show_default=False,
         rich_help_panel=PUBLISHING,
     ),

@@ -45,8 +45,8 @@ class Seen:
 
 def look_at_picture(studio: Studio, path: str) -> Seen:
     """The faces of a photograph, or none; raises `FsthError` where it cannot be read."""
-    image = load_image(path)
-    return Seen(path, tuple(_crop(image, face.points) for face in studio.faces(image)))
+    image, faces, _ = studio.upright(load_image(path))
+    return Seen(path, tuple(_crop(image, face.points) for face in faces))
 
 
 def look_at_first_frame(studio: Studio, path: str) -> Seen:

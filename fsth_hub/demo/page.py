@@ -27,12 +27,12 @@ A portrait moves and speaks as the person in a clip does.
 
 1. **Portraits**: one or more pictures of one person, face to the camera.
 2. **Driving clip**: a video of somebody who speaks, from a file or your camera.
-3. **Animate**: watch it being drawn; then the clip plays, with the driver's sound.
+3. **Animate**: watch it being generated; then the clip plays, with the driver's sound.
 """
 RESPONSIBLE_USE = f"""
 Use portraits only of people who agreed to it, or who lived long ago. Every clip says in its file that it is
 AI-generated; say so too where you show it. What you upload stays on the machine that runs this page, unless you
-publish it, and is deleted within the hour. One clip is drawn at a time, of {MAX_SECONDS} s at most; up to
+publish it, and is deleted within the hour. One clip is generated at a time, of {MAX_SECONDS} s at most; up to
 {QUEUE_SIZE} requests wait in line.
 """
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import gradio as gr
 
-from ..landmarks import Face, get_detector
+from ..landmarks import Face, get_detector, set_upright
+from ..landmarks.orientation import Upright
 from ..models.errors import FsthError
 from .jobs import Worker
 from .people import People
@@ -61,10 +62,10 @@ class Studio:
         return self._loaded[1]
 
     def content(self):
-        """What fine-tuning compares frames by; call it on the worker's thread. VGG19 is kept, once it was fetched."""
-        from ..finetuning.loop import PixelLoss, load_content
+        """What fine-tuning compares frames by, which is kept; call it on the worker's thread."""
+        from ..finetuning.loop import load_content
 
-        if self._content is None or isinstance(self._content, PixelLoss):
+        if self._content is None:
             self._content = load_content()
         return self._content
 
@@ -73,6 +74,12 @@ class Studio:
         with self._detecting:
             self._detector = self._detector or get_detector()
             return self._detector.detect(image)
+
+    def upright(self, image) -> Upright:
+        """A picture set upright, and its faces. Does not wait for the worker."""
+        with self._detecting:
+            self._detector = self._detector or get_detector()
+            return set_upright(image, self._detector)
 
     def stop(self, request: gr.Request) -> None:
         """Stop what a visitor has running: they cancelled it, or closed the page."""

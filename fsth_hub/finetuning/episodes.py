@@ -1,8 +1,8 @@
-"""Episodes that teach fine-tuning something: frames to draw, and the pictures to draw them from.
+"""Episodes that teach fine-tuning something: frames to generate, and the pictures to generate them from.
 
-A generator with source skips sees the portraits themselves, and to draw a portrait from itself teaches nothing. So
-each frame to draw comes from *other* pictures of the person: from other portraits where there are several, and from
-deformed ones.
+A generator with source skips sees the portraits themselves, and to generate a portrait from itself teaches nothing. So
+each frame comes from *other* pictures of the person: from other portraits where there are several, and from deformed
+ones.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ..models.landmark_layout import FACE
 
 
 HELD_OUT_DEFORMATIONS = 4  # where portraits are too few to hold one out
-MAX_SOURCES = 8  # that a step draws its frames from
+MAX_SOURCES = 8  # that a step generates its frames from
 # How an episode's frames are moved together, and a head in each of its own; lengths in normalized coordinates (a frame
 # is 2 wide and high), angles in radians, uniform up to these.
 MAX_SHIFT, MAX_ZOOM, MAX_ANGLE, MAX_COLOUR = 0.08, 0.08, 0.08, 0.04
@@ -28,9 +28,9 @@ HEAD_RADIUS = 0.75  # how far from its middle a head takes its surroundings alon
 
 @dataclass
 class Episodes:
-    """Frames to draw and the pictures to draw them from, as the networks take them."""
+    """Frames to generate and the pictures to generate them from, as the networks take them."""
 
-    images: torch.Tensor  # B x (1 + K) x 3 x H x W in [-1, 1], the frame to draw first
+    images: torch.Tensor  # B x (1 + K) x 3 x H x W in [-1, 1], the frame to generate first
     landmark_images: torch.Tensor
     landmarks: torch.Tensor  # B x (1 + K) x 78 x 2, pixels
     mattes: torch.Tensor  # B x (1 + K) x 1 x H x W, 0 to 1
@@ -105,17 +105,17 @@ def deform(images, landmarks, mattes, heads: torch.Tensor, rng: torch.Generator)
 
 def make_episodes(images, landmarks, mattes, targets: list[int], rng: torch.Generator, own: bool = True) -> Episodes:
     """
-    Episodes that teach something: a portrait drawn from some of the person's, itself only with its head moved.
+    Episodes that teach something: a portrait generated from some of the person's, itself only with its head moved.
 
     Args:
         images (`torch.Tensor` of shape `(T, 3, height, width)`): the portraits, in [-1, 1].
         landmarks (`torch.Tensor` of shape `(T, 78, 2)`): pixels.
         mattes (`torch.Tensor` of shape `(T, 1, height, width)`): 0 to 1.
-        targets (`list[int]`): the portrait to draw of each episode.
+        targets (`list[int]`): the portrait to generate of each episode.
         rng (`torch.Generator`): of the CPU.
         own (`bool`, *optional*, defaults to `True`):
-            Whether a portrait can be among its own sources. It stands for the portrait that is much like the frame to
-            draw, of which there often is one: tuned on the others alone, the generator blurs what it could take over.
+            Whether a portrait can be among its own sources. It stands for the portrait that is much like the frame,
+            of which there often is one: tuned on the others alone, the generator blurs what it could take over.
     """
     total = len(images)
     count = int(torch.randint(1, min(total, MAX_SOURCES) + 1, (), generator=rng)) if own else total - 1  # K
@@ -149,12 +149,12 @@ class EpisodeSampler:
         self.queue: list[int] = []
         self.train = list(range(count))
         own = count < 3  # too few to hold one out
-        kept = [index % count for index in range(HELD_OUT_DEFORMATIONS)]
+        self.kept = [index % count for index in range(HELD_OUT_DEFORMATIONS)]
         if not own:
             middle, last = count // 2, count // 2 + max(1, count // 8)
-            kept, self.train = self.train[middle:last], self.train[:middle] + self.train[last:]
+            self.kept, self.train = self.train[middle:last], self.train[:middle] + self.train[last:]
         held_rng = torch.Generator().manual_seed(seed + 1)
-        self.held_out = [make_episodes(*self.portraits, [index], held_rng, own) for index in kept]
+        self.held_out = [make_episodes(*self.portraits, [index], held_rng, own) for index in self.kept]
 
     def sample(self, batch_size: int) -> Episodes:
         while len(self.queue) < batch_size:

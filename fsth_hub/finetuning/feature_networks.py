@@ -59,7 +59,8 @@ def lpips_distance(
 
 
 class VGGFeatures(nn.Module):
-    """First and last activation of each of the five stages of a VGG16 or VGG19 trained on ImageNet.
+    """First and last activation of each stage of a VGG16 or VGG19 trained on ImageNet, which has five, or as many of
+    them as there are weights for.
 
     Args:
         weights (`Mapping[str, torch.Tensor]`): `features.N.weight` and `.bias`, numbered as in torchvision, and
@@ -92,7 +93,7 @@ class VGGFeatures(nn.Module):
             last (`bool`, *optional*, defaults to `False`): whether the last activations are wanted too.
 
         Returns:
-            The first activations of the stages (relu1_1 ... relu5_1), and the last ones or an empty list.
+            The first activations of the stages (relu1_1, relu2_1, ...), and the last ones or an empty list.
         """
         x = ((images + 1) / 2 - self.mean) / self.std
         firsts, lasts = [], []

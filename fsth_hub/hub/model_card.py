@@ -36,7 +36,7 @@ class IdentityFigures:
         num_portraits, steps (`int`): learned from, and taken.
         history (`list[dict]`): loss terms and held-out score by step.
         crop_size (`int`): side of the head crops in pixels.
-        keeps_crops (`bool`): whether the model draws from the crops.
+        keeps_crops (`bool`): whether the model generates from the crops.
         licence (`dict`): of the base model, [`licence_of`].
         num_photographs (`int`, *optional*, defaults to 0): that are uploaded too.
     """

@@ -1,7 +1,7 @@
 """Faces and their 78 landmarks: finding, following and adapting them.
 
 Everything is imported when it is asked for: the names of the detectors are needed where neither NumPy nor OpenCV is,
-and training crops and draws without OpenCV.
+and training crops and rasterizes without OpenCV.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Face": "base",
+    "FaceTracker": "tracking",
     "LandmarkDetector": "base",
     "LandmarkSmoother": "smoothing",
     "MotionAdapter": "motion",
+    "adapt_shots": "motion",
     "pick_reference": "motion",
+    "set_upright": "orientation",
     "smooth_clip": "smoothing",
+    "smooth_shots": "smoothing",
     "track_clip": "tracking",
 }
 

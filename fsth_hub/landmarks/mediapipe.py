@@ -9,7 +9,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..models.landmark_layout import FACE, LEFT_EYE, LEFT_IRIS, NUM_POINTS, RIGHT_EYE, RIGHT_IRIS
+from ..models.landmark_layout import (
+    FACE,
+    FLIP,
+    LEFT_EYE,
+    LEFT_IRIS,
+    NUM_POINTS,
+    RIGHT_EYE,
+    RIGHT_IRIS,
+    interocular,
+)
 from .base import Face
 
 
@@ -38,6 +47,15 @@ MESH_TO_68 = np.array([
 # The points of the iris network's eye contour (71 x 3) that are the six points of an eye.
 CONTOUR_TO_EYE = [0, 11, 13, 8, 5, 3]
 
+MIRRORED = np.array([[-1, 0, 1], [0, 1, 0], [0, 0, 1]])  # a region with left and right exchanged
+
+# A face is as sure as YuNet and the mesh's presence say, and the less the farther YuNet's own five points lie from
+# those of the mesh, and these from those that the mesh finds in the mirrored picture: so far (in distances between the
+# eyes) for a score of 1 / e. What is below the bound is no face; see training/LOG.md.
+FULL_SCORE = 0.9  # of YuNet, which gives no more than 0.95 to anything
+DOUBTFUL_POINTS, DOUBTFUL_MIRROR = 0.7, 0.3
+MIN_SCORE = 0.4
+
 PRESENCE = 0.5  # the mesh network's own probability that its crop shows a face
 # How hard to look: YuNet's threshold, the longer side of the picture it sees, the gamma that brightens it. Each
 # attempt is made only where those before found nothing: paintings and dark or very small faces need the later ones.
@@ -60,23 +78,44 @@ class MediaPipeDetector:
 
     def detect(self, image: np.ndarray) -> list[Face]:
         """Find every face of a picture (H x W x 3 uint8, RGB), the largest first."""
-        for threshold, side, gamma in ATTEMPTS:
+        return self._detect(image, ATTEMPTS)
+
+    def glance(self, image: np.ndarray) -> list[Face]:
+        """As `detect`, but quickly: for frames in which a face may come back."""
+        return self._detect(image, ATTEMPTS[1:2])
+
+    def _detect(self, image: np.ndarray, attempts: tuple) -> list[Face]:
+        for threshold, side, gamma in attempts:
             faces = []
-            for box, eyes in self._boxes(image, threshold, side, gamma):
-                region = _region(box[:2] + box[2:] / 2, BOX_TO_CROP * box[2:].max(), eyes[1] - eyes[0])
-                rough = self._mesh(image, region)
-                if rough is not None and (face := self._face(image, rough[0])) is not None:
+            for found in self._boxes(image, threshold, side, gamma):
+                if (face := self._face_in(image, *found)) is not None:
                     faces.append(face)
             if faces:
                 return sorted(_distinct(faces), key=lambda face: face.size, reverse=True)
         return []
+
+    def _face_in(self, image: np.ndarray, box: np.ndarray, five: np.ndarray, score: float) -> Face | None:
+        """The face that YuNet has found, with a score that both networks give, or None where there is none."""
+        rough = self._mesh(image, _region(box[:2] + box[2:] / 2, BOX_TO_CROP * box[2:].max(), five[1] - five[0]))
+        if rough is None or (face := self._face(image, rough[0])) is None:
+            return None
+        points = face.points
+        mirrored, presence = self._look(image, _region_of_points(rough[0]) @ MIRRORED)
+        same = np.stack([points[RIGHT_EYE].mean(axis=0), points[LEFT_EYE].mean(axis=0), points[30], *points[[48, 54]]])
+        apart, unlike = (
+            np.linalg.norm(one - other, axis=1).mean() / interocular(points)
+            for one, other in ((five, same), (mirrored[FLIP[FACE]], points[FACE]))
+        )
+        score = min(1.0, score / FULL_SCORE) * (rough[1] + face.score + presence) / 3
+        score *= np.exp(-((apart / DOUBTFUL_POINTS) ** 2) - (unlike / DOUBTFUL_MIRROR) ** 2)
+        return Face(points, float(score)) if score >= MIN_SCORE else None
 
     def track(self, image: np.ndarray, previous: Face) -> Face | None:
         """Find the face of the last frame again without looking for faces; None where it is lost."""
         return self._face(image, previous.points[FACE])
 
     def _boxes(self, image: np.ndarray, threshold: float, side: int, gamma: float) -> list[tuple]:
-        """YuNet's faces as (left, top, width, height) and the two eyes' centres, pixels of the picture."""
+        """YuNet's faces: (left, top, width, height), five points (5 x 2, pixels of the picture) and the score."""
         scale = side / max(image.shape[:2])
         size = [max(1, round(scale * length)) for length in image.shape[1::-1]]
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
@@ -86,8 +125,9 @@ class MediaPipeDetector:
             self.yunet.setInputSize(size)
             self.yunet.setScoreThreshold(threshold)
             rows = self.yunet.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1]
-        # A row: box, five points from the eye on the picture's left to the mouth, score.
-        return [] if rows is None else [(row[:4] / scale, row[4:8].reshape(2, 2) / scale) for row in rows]
+        # The points: the eyes from the picture's left to its right, the nose, the mouth's corners alike.
+        rows = [] if rows is None else rows
+        return [(row[:4] / scale, row[4:14].reshape(5, 2) / scale, float(row[14])) for row in rows]
 
     def _face(self, image: np.ndarray, points: np.ndarray) -> Face | None:
         """All landmarks of the face about whose 68 points something is known, or None where there is none."""
@@ -102,15 +142,17 @@ class MediaPipeDetector:
 
     def _mesh(self, image: np.ndarray, region: np.ndarray) -> tuple[np.ndarray, float] | None:
         """The 68 points within a region of the picture, and how surely it shows a face; None where it does not."""
+        points, score = self._look(image, region)
+        return None if score < PRESENCE else (points, score)
+
+    def _look(self, image: np.ndarray, region: np.ndarray) -> tuple[np.ndarray, float]:
+        """The 68 points that the mesh network sees in a region, whether there is a face or not, and its presence."""
         blob = _blob(image, region, MESH_SIZE)
         with self._turn:
             self.mesh.setInput(blob)
             mesh, presence = self.mesh.forward(["conv2d_21", "conv2d_31"])
-        score = float(1 / (1 + np.exp(-presence.item())))
-        if score < PRESENCE:
-            return None
         points = mesh.reshape(468, 3)[MESH_TO_68, :2] / MESH_SIZE
-        return _apply(region, points), score
+        return _apply(region, points), float(1 / (1 + np.exp(-presence.item())))
 
     def _eye(self, image: np.ndarray, eye: np.ndarray, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
         """The lids (6 x 2, pixels) and the iris (5 x 2) of the eye with these six points.
@@ -120,7 +162,7 @@ class MediaPipeDetector:
         inward = eye[3] - eye[0]
         region = _region((eye[0] + eye[3]) / 2, EYE_TO_CROP * np.linalg.norm(inward), inward)
         if mirrored:  # the network knows only the eye on the picture's left
-            region = region @ np.array([[-1, 0, 1], [0, 1, 0], [0, 0, 1]])
+            region = region @ MIRRORED
         blob = _blob(image, region, IRIS_SIZE)
         with self._turn:
             self.iris.setInput(blob)

@@ -131,6 +131,17 @@ def smooth_clip(
     return landmarks
 
 
+def smooth_shots(
+    landmarks: Sequence[np.ndarray | None],
+    fps: float,
+    seconds: float = DEFAULT_SMOOTHING,
+    shots: Sequence[tuple[int, int]] = (),
+) -> list[np.ndarray | None]:
+    """`smooth_clip` of each shot (first frame, the one after its last), and never across a cut."""
+    shots = shots or [(0, len(landmarks))]
+    return [points for start, stop in shots for points in smooth_clip(landmarks[start:stop], fps, seconds)]
+
+
 def check_smoothing(seconds: float) -> None:
     """Refuse (`FsthError`) a time constant that is out of range."""
     check_number("smoothing, in seconds,", seconds, 0, MAX_SMOOTHING)

@@ -4,19 +4,20 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import av
 
-from ..models.errors import VideoError
+from ..models.errors import FsthNotFoundError, VideoError
 
 
 ClipFile = str | os.PathLike | bytes | BinaryIO
 
 # Named, because FFmpeg would also open playlists, whose entries may point anywhere on this machine or the network.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,avi,gif"
+SOUND_FILES = f"{CONTAINERS},wav,mp3,flac,ogg,aac,aiff"
 
 
 class _Reader(io.RawIOBase):
@@ -66,7 +67,7 @@ def rereadable(file: ClipFile) -> ClipFile:
     if isinstance(file, str | os.PathLike):
         if not Path(file).is_file():
             hint = ": download it first and give the file" if "://" in str(file) else ""
-            raise VideoError(f"There is no file {file}{hint}.")
+            raise FsthNotFoundError(f"There is no file {file}{hint}.")
         return Path(file)
     if isinstance(file, io.TextIOBase):
         raise VideoError("A clip's file object must give bytes: open the file in binary mode ('rb').")
@@ -77,36 +78,49 @@ def rereadable(file: ClipFile) -> ClipFile:
     return file
 
 
-def open_container(file: ClipFile) -> av.container.InputContainer:
-    source = str(Path(file).absolute()) if isinstance(file, str | os.PathLike) else open_binary(file)
+def open_container(file: ClipFile, containers: str = CONTAINERS) -> av.container.InputContainer:
+    # A file object without a name: FFmpeg would believe the end of a name more than what lies in the file.
+    source = _Reader(open_binary(file)) if isinstance(file, str | os.PathLike) else open_binary(file)
     try:
-        return av.open(source, metadata_errors="ignore", options={"format_whitelist": CONTAINERS})
+        return av.open(source, metadata_errors="ignore", options={"format_whitelist": containers})
     except (av.FFmpegError, OSError) as error:
-        raise VideoError(
-            f"{name_of(file)} is not a video that can be read (mp4, mov, webm, mkv, avi, mpg, gif), or it is damaged."
-        ) from error
+        kind = "a video that can be read (mp4, mov, webm, mkv, avi, mpg, gif)"
+        if containers is SOUND_FILES:
+            kind = "sound that can be read (wav, mp3, flac, ogg, m4a)"
+        raise VideoError(f"{name_of(file)} is not {kind}, or it is damaged.") from error
 
 
 def video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
     # The cover of a piece of music is a video stream too.
     cover = av.stream.Disposition.attached_pic
-    return next((s for s in container.streams.video if s.codec_context and not s.disposition & cover), None)
+    return _default(s for s in container.streams.video if s.codec_context and not s.disposition & cover)
 
 
 def audio_stream(container: av.container.InputContainer) -> av.AudioStream | None:
     # Phones add tracks that no free decoder knows; such a stream has no codec context.
-    return next((s for s in container.streams.audio if s.codec_context), None)
+    return _default(s for s in container.streams.audio if s.codec_context)
 
 
-def start_time(container: av.container.InputContainer) -> float:
+def _default(streams: Iterator[av.stream.Stream]) -> av.stream.Stream | None:
+    """The stream that the file says is to be played, or the first one."""
+    streams = list(streams)
+    marked = [stream for stream in streams if stream.disposition & av.stream.Disposition.default]
+    return next(iter(marked or streams), None)
+
+
+def start_time(file: ClipFile, containers: str = CONTAINERS) -> float:
     """Time stamp of the first picture in s: the clip's zero, from which the sound is counted too."""
-    stream = video_stream(container)
-    return 0.0 if stream is None or stream.start_time is None else float(stream.start_time * stream.time_base)
+    with open_container(file, containers) as container:
+        stream = video_stream(container)
+        for packet in () if stream is None else container.demux(stream):
+            if packet.pts is not None and not packet.is_discard:
+                return float(packet.pts * packet.time_base)
+    return 0.0
 
 
-def decode(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[av.frame.Frame]:
+def decode(packets: Iterable[av.Packet]) -> Iterator[av.frame.Frame]:
     """All that can be decoded: what is damaged is left out."""
-    for packet in container.demux(stream):
+    for packet in packets:
         try:
             yield from packet.decode()
         except av.FFmpegError:

@@ -9,10 +9,10 @@ from ..models.image_processing_fsth import Picture, load_image
 
 
 MAX_SIZE = (1920, 1080)  # pixels, the longer and the shorter side: what every player and H.264 encoder takes
-# Of the crop's side: the photograph alone is seen at its border, the drawn head alone from here inwards. A wider one
-# would show the top of a moving head twice, and a narrower one an edge where the shoulders follow it.
+# Of the crop's side: the photograph alone is seen at its border, the generated head alone from here inwards. A wider
+# one would show the top of a moving head twice, and a narrower one an edge where the shoulders follow it.
 FEATHER = 0.05
-# Of the crop's side: so far above its lower border the body is drawn back to where the photograph goes on with it, and
+# Of the crop's side: so far above its lower border the body is led back to where the photograph goes on with it, and
 # its smoothing. At the other borders is background, and pulling that would dent the head.
 JOIN = 0.25
 FLOW_BLUR = 0.025
@@ -22,7 +22,7 @@ FLOW_SIZE = 256
 
 
 class PasteBack:
-    """Puts drawn frames into a photograph, one at a time.
+    """Puts generated frames into a photograph, one at a time.
 
     The border of the square stays the photograph's own, and the frame comes in softly, so that no edge is seen. A head
     that moves takes its shoulders along; towards the lower border they are led back (by the optical flow from the
@@ -31,8 +31,8 @@ class PasteBack:
 
     Args:
         photograph: The picture of which the portrait was cut, all that `load_image` takes. What is larger than 1920 x
-            1080 (or 1080 x 1920) is reduced to fit; an odd last row or column is left out, since H.264 needs even
-            sizes.
+            1080 (or 1080 x 1920) is reduced to fit, and what lies or stands on its head is set upright; an odd last
+            row or column is left out, since H.264 needs even sizes.
         box: Where the head was cut out (`FsthPerson.boxes`), pixels of the photograph.
 
     Raises:
@@ -40,23 +40,23 @@ class PasteBack:
     """
 
     def __init__(self, photograph: Picture, box: CropBox):
-        image = load_image(photograph)
+        image = np.rot90(load_image(photograph), box.turn)
         height, width = image.shape[:2]
         scale = min(1.0, MAX_SIZE[0] / max(width, height), MAX_SIZE[1] / min(width, height))
         if scale < 1:
             size = [max(2, 2 * round(scale * length / 2)) for length in (width, height)]
-            image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+            image = np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.LANCZOS))
         else:
             image = image[: max(1, height - height % 2), : max(1, width - width % 2)]
-        self.photograph = image
-        self.box = CropBox(*(scale * value for value in box))
+        self.photograph = np.ascontiguousarray(image)
+        self.box = CropBox(scale * box.left, scale * box.top, scale * box.side)
         self.still: np.ndarray | None = None
         columns, self.across, x_share = _span(self.box.left, self.box.side, image.shape[1])
         rows, self.down, y_share = _span(self.box.top, self.box.side, image.shape[0])
         if not (x_share.size and y_share.size):
             raise FsthError("The head's square lies outside the photograph: give the photograph it was cut from.")
         self.region = rows, columns
-        self.share = (y_share[:, None] * x_share)[..., None]  # h x w x 1: how much of the drawn frame is seen
+        self.share = (y_share[:, None] * x_share)[..., None]  # h x w x 1: how much of the generated frame is seen
         self.kept = image[self.region] * (1 - self.share)
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
@@ -73,7 +73,7 @@ class PasteBack:
 
     def _join(self, frame: np.ndarray) -> np.ndarray:
         """Lead what the frame moved near its lower border back to where it is in the photograph."""
-        import cv2  # here, so that pictures can be cropped and drawn without it
+        import cv2  # here, so that pictures can be cropped and rasterized without it
 
         side = len(frame)
         small = min(side, FLOW_SIZE)

@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import imageio.v3 as iio
 import numpy as np
+from av.sidedata.sidedata import Type
 from PIL import Image
 
 from ..checks import check_number
@@ -27,11 +28,17 @@ from .containers import (
     video_stream,
 )
 from .frames import FPS_RANGE, Frames, to_array, to_arrays
+from .high_dynamic_range import ToneMapper, needs_mapping
+from .timeline import Timeline
 
 
 DEFAULT_FPS = 25.0
 MAX_FPS = 32.0  # phones say 30 and mean a little more; what is faster only costs time in a face
 
+GRACE = 0.25  # of a frame: rounded time stamps (mkv has milliseconds) must not double one
+
+# HEIC and AVIF: FFmpeg opens these pictures too.
+STILL_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 ANIMATIONS = ("GIF", "WEBP", "PNG")  # read through imageio and Pillow: FFmpeg knows no moving webp
 
 
@@ -43,7 +50,7 @@ class Clip:
         fps: Constant rate at which iteration gives frames, per second.
         width: Pixels, upright.
         height: Pixels, upright.
-        duration: Seconds, None if the file does not say.
+        duration: Seconds, None if the file does not tell.
         audio_from: The file that holds the clip's sound, for `write_clip`; None if it has none.
         max_frames: Iteration ends after so many frames; None for all.
         read: Starts again at the first picture and gives (start in s, length in s, picture). Where the frames came
@@ -67,10 +74,10 @@ class Clip:
 
     @property
     def frame_count(self) -> int | None:
-        """How many frames iteration should give; what the file's header says, so for progress bars only."""
+        """How many frames iteration gives, unless pictures are damaged; None where that is not known."""
         if self.duration is None:
             return self.max_frames
-        count = max(1, round(self.duration * self.fps))
+        count = _ticks(self.duration, self.fps)
         return count if self.max_frames is None else min(count, self.max_frames)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -80,14 +87,18 @@ class Clip:
         """For each tick of the constant rate the last picture that had begun by then, so sound stays in step."""
         count, end, held = 0, 0.0, None
         for start, length, picture in self.read():
-            # A quarter of a frame's grace: rounded time stamps (mkv has milliseconds) must not double a frame.
-            while held is not None and (count + 0.25) / self.fps < start:
+            while held is not None and (count + GRACE) / self.fps < start:
                 yield held
                 count += 1
             held, end = picture, start + length
-        while held is not None and count < max(1, round(end * self.fps)):
+        while held is not None and count < _ticks(end, self.fps):
             yield held
             count += 1
+
+
+def _ticks(seconds: float, fps: float) -> int:
+    """How many frames of a constant rate begin within so many seconds."""
+    return max(1, math.ceil(seconds * fps - GRACE))
 
 
 def open_clip(
@@ -108,7 +119,8 @@ def open_clip(
         allow_still: Take a file of a single picture too.
 
     Returns:
-        The clip. Phone rotation is applied, a variable frame rate made constant.
+        The clip: turned and mirrored as the file says, of constant frame rate, its colours sRGB. What the file holds
+        decides how it is read, not its name.
 
     Raises:
         VideoError: The source is no clip that can be read.
@@ -163,14 +175,9 @@ def _open_file(file: ClipFile, fps: float | None, max_frames: int | None, allow_
         duration = sum(lengths)
         rate = len(lengths) / duration if lengths else DEFAULT_FPS
     else:
-        read = partial(_read_video, file)
-        with open_container(file) as container:
-            stream = video_stream(container)
-            if stream is None:
-                raise VideoError(f"{name_of(file)} has no moving picture, only sound: give a video.")
-            rate = float(stream.average_rate or DEFAULT_FPS)
-            duration = container.duration / av.time_base if container.duration else None
-            audio_from = file if audio_stream(container) is not None else None
+        rate, duration, has_sound = _measure(file)
+        read = partial(_read_video, file, rate)
+        audio_from = file if has_sound else None
     first = [picture for _, _, picture in islice(read(), 2)]
     if not first:
         raise VideoError(f"No picture of {name_of(file)} can be decoded: the file is damaged or cut off.")
@@ -181,6 +188,22 @@ def _open_file(file: ClipFile, fps: float | None, max_frames: int | None, allow_
     return Clip(fps, width, height, duration, audio_from, max_frames, read, file)
 
 
+def holds_clip(file: ClipFile) -> bool:
+    """Whether a file holds a moving picture: a video, or a gif, webp or png of several frames."""
+    try:
+        with open_binary(file) as opened:
+            start = opened.read(12)
+        if _is_animation(file):
+            with open_binary(file) as opened, Image.open(opened, formats=ANIMATIONS) as picture:
+                return getattr(picture, "n_frames", 1) > 1
+        if start[4:8] == b"ftyp" and start[8:] in STILL_BRANDS:
+            return False
+        with open_container(file) as container:
+            return video_stream(container) is not None
+    except Exception:  # no file, another kind of file, or a damaged one: whoever reads it as a picture says so
+        return False
+
+
 def _is_animation(file: ClipFile) -> bool:
     try:
         with open_binary(file) as opened, Image.open(opened, formats=ANIMATIONS):
@@ -189,20 +212,64 @@ def _is_animation(file: ClipFile) -> bool:
         return False
 
 
-def _read_video(file: ClipFile) -> Iterator[tuple[float, float, np.ndarray]]:
+def _measure(file: ClipFile) -> tuple[float, float | None, bool]:
+    """Frames per second, the length in s or None if it cannot be told, and whether there is sound.
+
+    Packets are looked at, and not what the header says: recordings that broke off or begin anew say anything.
+    """
+    zero = start_time(file)
+    with open_container(file) as container:
+        stream, sound = video_stream(container), audio_stream(container)
+        if stream is None:
+            raise VideoError(f"{name_of(file)} has no moving picture, only sound: give a video.")
+        rate, timeline = float(stream.average_rate or DEFAULT_FPS), Timeline(container, stream, sound)
+        starts, last, length, known = [], -math.inf, None, True
+        for packet in timeline.packets(stream):
+            if packet.dts is None or packet.is_discard or packet.is_corrupt:
+                continue
+            known = known and packet.pts is not None
+            start = float((packet.dts if packet.pts is None else packet.pts) * packet.time_base) - zero
+            starts.append(start)
+            if start >= last:
+                last, length = start, float(packet.duration * packet.time_base) if packet.duration else None
+    steps = np.diff(np.sort(starts))
+    if timeline.was_mended and (steps > 0).any():  # the average is over the leap, too
+        rate = round(float(1 / np.median(steps[steps > 0])), 3)
+    rate = float(np.clip(rate, *FPS_RANGE))
+    return rate, last + (length or 1 / rate) if known and starts else None, sound is not None
+
+
+def _read_video(file: ClipFile, rate: float) -> Iterator[tuple[float, float, np.ndarray]]:
+    zero = start_time(file)
     with open_container(file) as container:
         stream = video_stream(container)
         stream.thread_type = "AUTO"
-        zero, usual_length = start_time(container), 1 / float(stream.average_rate or DEFAULT_FPS)
         aspect = float(stream.sample_aspect_ratio or 1)  # of a pixel: some cameras' are not square
-        size, start = None, -usual_length
-        for frame in decode(container, stream):
+        size, start, tone_mappers = None, -1 / rate, {}
+        for frame in decode(Timeline(container, stream, audio_stream(container)).packets(stream)):
             # The size may change within a file (a recorded call); the first picture's is kept.
-            size = size or {"width": round(frame.width * aspect), "height": frame.height}
-            start = start + usual_length if frame.time is None else frame.time - zero
-            length = float(frame.duration * frame.time_base) if frame.duration else usual_length
-            picture = np.rot90(frame.to_ndarray(format="rgb24", **size), frame.rotation // 90)
-            yield start, length, np.ascontiguousarray(picture)
+            size = size or (round(frame.width * aspect), frame.height)
+            start = start + 1 / rate if frame.time is None else frame.time - zero
+            length = float(frame.duration * frame.time_base) if frame.duration else 1 / rate
+            if needs_mapping(frame):
+                transfer = frame.color_trc
+                tone_mappers[transfer] = tone_mappers.get(transfer) or ToneMapper(transfer)
+                picture = tone_mappers[transfer](frame, *size)
+            else:
+                picture = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+            yield start, length, np.ascontiguousarray(_upright(picture, frame))
+
+
+def _upright(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """A picture turned and mirrored as the display matrix of its frame says, to the nearest right angle."""
+    data = next((data for data in frame.side_data if data.type == Type.DISPLAYMATRIX), None)
+    if data is None:
+        return picture
+    # x' = a x + c y, y' = b x + d y, as players show it
+    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5]
+    if abs(b) > abs(a):
+        picture, a, d = picture.swapaxes(0, 1), c, b
+    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def _read_animation(file: ClipFile) -> Iterator[tuple[float, float, np.ndarray]]:

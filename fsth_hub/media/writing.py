@@ -1,47 +1,30 @@
 """Clips written as their frames come: an mp4 with sound, or a gif."""
 
-import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 
 import av
-import imageio.v3 as iio
 import numpy as np
 
 from ..checks import check_number
 from ..models.errors import VideoError
-from .containers import ClipFile, audio_stream, decode, open_container, rereadable, start_time
+from ..saving import check_file, whole_file
+from .containers import ClipFile, rereadable
 from .frames import FPS_RANGE, Frames, to_arrays
+from .sound import Sound
 
 
 CRF = "18"  # visually without loss in x264
 
-# A palette of its own for every picture: a single one for all would need all of them at hand.
-GIF_PALETTE = (
-    {
-        "split": ("split", ""),
-        "palettegen": ("palettegen", "stats_mode=single"),
-        "paletteuse": ("paletteuse", "new=1"),
-    },
-    [
-        ("video_in", "split", 0, 0),
-        ("split", "palettegen", 0, 0),
-        ("split", "paletteuse", 1, 0),
-        ("palettegen", "paletteuse", 0, 1),
-        ("paletteuse", "video_out", 0, 0),
-    ],
-)
-
 
 def check_output_path(path: str | os.PathLike) -> None:
     """Refuse (`VideoError`) what `write_clip` could not write, before there is anything to write."""
-    with _workplace(path):
-        pass
+    _check_name(path)
+    check_file(path, VideoError)
 
 
 def write_clip(
@@ -71,34 +54,26 @@ def write_clip(
             cannot be read.
     """
     check_number("fps", fps, *FPS_RANGE)
-    with _workplace(path) as folder:
-        path = Path(path)
-        unfinished = Path(folder, path.name)
-        # FFmpeg's broadcast rates are n / 1001.
-        rate = Fraction(fps).limit_denominator(1001)
+    path = _check_name(path)
+    # FFmpeg's broadcast rates are n / 1001.
+    rate = Fraction(fps).limit_denominator(1001)
+    with whole_file(path, VideoError) as unfinished:
         try:
             count = WRITERS[path.suffix.lower()](unfinished, to_arrays(frames), rate, audio_from, metadata or {})
         except av.FFmpegError as error:  # the disk is full, or the sound to keep is damaged
-            raise VideoError(f"Cannot write {path.name}: {error.strerror}.") from error
+            raise VideoError(f"{path.name} cannot be written: {error.strerror}.") from error
         if finish is not None:
             finish(unfinished)
-        unfinished.replace(path)
     return count
 
 
-def _workplace(path: str | os.PathLike) -> tempfile.TemporaryDirectory:
-    """A folder beside the target: renaming out of it is atomic, and it goes away with all that it holds."""
+def _check_name(path: str | os.PathLike) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise VideoError(f"A clip is written to a path, not {type(path)}.")
     path = Path(path)
     if path.suffix.lower() not in WRITERS:
-        raise VideoError(f"Cannot write {path.name}: a clip can be written as {' or '.join(WRITERS)}.")
-    if path.is_dir():
-        raise VideoError(f"Cannot write {path.name}: it is a folder; give the name of a file.")
-    try:
-        return tempfile.TemporaryDirectory(prefix=".fsth-", dir=path.absolute().parent)
-    except OSError as error:
-        raise VideoError(f"Cannot write {path.name} into {path.absolute().parent}: {error.strerror}.") from error
+        raise VideoError(f"{path.name} cannot be written: a clip can be written as {' or '.join(WRITERS)}.")
+    return path
 
 
 def _first(pictures: Iterator[np.ndarray]) -> tuple[tuple[int, int], Iterator[np.ndarray]]:
@@ -111,7 +86,7 @@ def _first(pictures: Iterator[np.ndarray]) -> tuple[tuple[int, int], Iterator[np
 
 def _write_mp4(path: Path, pictures: Iterator[np.ndarray], rate: Fraction, audio_from, metadata: dict) -> int:
     with ExitStack() as stack:
-        source = None if audio_from is None else stack.enter_context(open_container(rereadable(audio_from)))
+        sound = None if audio_from is None else Sound(rereadable(audio_from))
         (height, width), pictures = _first(pictures)
         # faststart: the index comes first, so that a browser can play while it loads.
         out = stack.enter_context(av.open(str(path), "w", options={"movflags": "+faststart"}))
@@ -121,9 +96,9 @@ def _write_mp4(path: Path, pictures: Iterator[np.ndarray], rate: Fraction, audio
         # Said aloud, since players guess it from the size: BT.709 in all three, "limited" range.
         context = video.codec_context
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
-        sound = iter(()) if source is None else _sound(source, out)
+        packets = iter(()) if sound is None else stack.enter_context(closing(sound.packets(out)))
 
-        packet, count = next(sound, None), 0
+        packet, count = next(packets, None), 0
         for picture in pictures:
             picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
@@ -134,61 +109,42 @@ def _write_mp4(path: Path, pictures: Iterator[np.ndarray], rate: Fraction, audio
             # As much sound as there is picture: in step for players that stream, and cut where the picture ends.
             while packet is not None and packet.pts * packet.time_base < count / rate:
                 out.mux(packet)
-                packet = next(sound, None)
+                packet = next(packets, None)
         out.mux(video.encode())
     return count
 
 
-def _sound(source: av.container.InputContainer, out: av.container.OutputContainer) -> Iterator[av.Packet]:
-    """Add a sound track to an output not yet begun; give its packets, in order, counted from the first picture."""
-    track = audio_stream(source)
-    if track is None:
-        return
-    offset, last = round(start_time(source) / track.time_base), -math.inf
-    codec = track.codec_context.codec.canonical_name
-    # These two play in an mp4 everywhere; but the AAC of a transport stream (no extradata) has another packet format.
-    if codec == "mp3" or (codec == "aac" and track.codec_context.extradata):
-        packets = _copied_sound(source, track, out.add_stream_from_template(track), offset)
-    else:
-        packets = _encoded_sound(source, track, out.add_stream("aac", rate=48_000, layout="stereo"), offset)
-    for packet in packets:
-        if packet.dts > last:  # clips pasted together start anew; the muxer would refuse
-            last = packet.dts
-            yield packet
-
-
-def _copied_sound(source, track: av.AudioStream, stream: av.AudioStream, offset: int) -> Iterator[av.Packet]:
-    for packet in source.demux(track):
-        if packet.pts is None or packet.dts is None or packet.pts < packet.dts:  # the end, or damaged
-            continue
-        packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
-        # The packet just before the first picture stays: a decoder needs it to begin the next one cleanly.
-        if packet.pts + 2 * (packet.duration or 0) > 0:
-            packet.stream = stream
-            yield packet
-
-
-def _encoded_sound(source, track: av.AudioStream, stream: av.AudioStream, offset: int) -> Iterator[av.Packet]:
-    for frame in decode(source, track):
-        frame.pts -= offset
-        if frame.time + frame.samples / frame.sample_rate > 0:
-            yield from stream.encode(frame)
-    yield from stream.encode()
-
-
 def _write_gif(path: Path, pictures: Iterator[np.ndarray], rate: Fraction, audio_from, metadata: dict) -> int:
     (height, width), pictures = _first(pictures)
-    with iio.imopen(path, "w", plugin="pyav") as out:
-        out.init_video_stream("gif", fps=float(rate), pixel_format="pal8")
-        # The plugin sets its filters up for 640 x 480; scale makes them take the real size.
-        out.set_video_filter([("scale", f"{width}:{height}")], GIF_PALETTE)
-        count = 0
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("gif", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "pal8"
+        graph, count = _palette_graph(width, height, rate), 0
         for picture in pictures:
-            out.write_frame(picture)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = count, 1 / rate
+            graph.push(frame)
+            out.mux(stream.encode(graph.pull()))
             count += 1
+        out.mux(stream.encode())
     if "comment" in metadata:
         _add_gif_comment(path, metadata["comment"])
     return count
+
+
+def _palette_graph(width: int, height: int, rate: Fraction) -> av.filter.Graph:
+    """Gives each RGB picture in 256 colours of its own: a palette for all of them would need all at hand."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=1 / rate)
+    split, generate = graph.add("split"), graph.add("palettegen", "stats_mode=single")
+    use, sink = graph.add("paletteuse", "new=1"), graph.add("buffersink")
+    source.link_to(split)
+    split.link_to(use, 0, 0)
+    split.link_to(generate, 1, 0)
+    generate.link_to(use, 0, 1)
+    use.link_to(sink)
+    graph.configure()
+    return graph
 
 
 def _add_gif_comment(path: Path, comment: str) -> None:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from .errors import FsthError, NoFaceError
 from .landmark_layout import FACE, face_box
@@ -14,13 +14,22 @@ from .landmark_layout import FACE, face_box
 CROP_SCALE = 2.27
 FACE_HEIGHT = 0.59
 
+# A strip beyond the border as narrow as this part of the crop's side repeats the edge, which nobody sees.
+NARROW = 0.02
+# Beyond that the picture is mirrored, but no deeper than this part of the crop's side (a whole mirrored face would be
+# seen), and blurred by this part of the distance from the border, so that no line goes on as a streak.
+MIRRORED, BLUR = 0.1, 0.4
+BLUR_SIZE = 256  # side of the pictures that are blurred, pixels
+
 
 class CropBox(NamedTuple):
-    """A square of a picture, in its pixels; it may reach beyond the picture's border."""
+    """A square of a picture, in its pixels, once that is turned by so many quarters to the left; it may reach beyond
+    the picture's border."""
 
     left: float
     top: float
     side: float
+    turn: int = 0
 
 
 def crop_box(points: np.ndarray) -> CropBox:
@@ -53,7 +62,7 @@ def whole_frame(width: int, height: int, name: str) -> CropBox:
 
 
 def crop_image(image: np.ndarray, box: CropBox, size: int) -> np.ndarray:
-    """Cut a square out of a picture and resample it; beyond the border the edge is repeated.
+    """Cut a square out of a picture and resample it; beyond the border it is continued softly, without streaks.
 
     Args:
         image: H x W x 3 uint8.
@@ -63,6 +72,24 @@ def crop_image(image: np.ndarray, box: CropBox, size: int) -> np.ndarray:
     Returns:
         size x size x 3 uint8.
     """
+    crop = crop_repeating_edges(image, box, size)
+    height, width = np.rot90(image, box.turn).shape[:2]
+    if not reaches_outside(box, width, height):
+        return crop
+    scale = size / box.side
+    # the pixels that show nothing but the picture
+    columns, rows = (
+        (max(0, int(np.ceil(-start * scale))), min(size, int(np.floor((length - start) * scale))))
+        for start, length in ((box.left, width), (box.top, height))
+    )
+    if columns[0] >= columns[1] or rows[0] >= rows[1]:
+        return crop
+    return _continue(crop, columns, rows)
+
+
+def crop_repeating_edges(image: np.ndarray, box: CropBox, size: int) -> np.ndarray:
+    """The same, but beyond the border the edge is repeated; also of one channel, H x W."""
+    image = np.rot90(image, box.turn)
     height, width = image.shape[:2]
     # One pixel more on every side, for the resampling filter.
     left, top = int(np.floor(box.left)) - 1, int(np.floor(box.top)) - 1
@@ -73,6 +100,51 @@ def crop_image(image: np.ndarray, box: CropBox, size: int) -> np.ndarray:
     x, y = box.left - left, box.top - top
     square = (x, y, x + box.side, y + box.side)
     return np.asarray(patch.resize((size, size), Image.Resampling.BICUBIC, box=square))
+
+
+def reaches_outside(box: CropBox, width: int, height: int) -> bool:
+    """Whether so much of a square lies beyond the border of its picture (pixels, turned upright) that it is seen."""
+    beyond = max(-box.left, -box.top, box.left + box.side - width, box.top + box.side - height)
+    return beyond > NARROW * box.side
+
+
+def share_outside(box: CropBox, width: int, height: int) -> float:
+    """How much of a square lies beyond the border of its picture (pixels, turned upright), 0 to 1."""
+    inside = 1.0
+    for start, length in ((box.left, width), (box.top, height)):
+        inside *= max(0.0, min(start + box.side, length) - max(start, 0.0)) / box.side
+    return 1 - inside
+
+
+def _continue(crop: np.ndarray, columns: tuple[int, int], rows: tuple[int, int]) -> np.ndarray:
+    """Fill a crop (S x S x 3 uint8) beyond the columns and rows (first, end) that it has of the picture."""
+    size = len(crop)
+    deepest = MIRRORED * size
+
+    def mirror(first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each pixel along an axis how far outside it lies, and which one it mirrors."""
+        place = np.arange(size)
+        distance = np.maximum(np.maximum(first - place, place - end + 1), 0)
+        depth = np.round(deepest * (1 - np.exp(-distance / deepest))).astype(int)
+        return distance, np.where(place < first, first + depth, np.where(place < end, place, end - 1 - depth))
+
+    (across, x), (down, y) = mirror(*columns), mirror(*rows)
+    x, y = x.clip(columns[0], columns[1] - 1), y.clip(rows[0], rows[1] - 1)
+    mirrored = crop[y][:, x]
+    # Blurred by 1, 2, 4, ... pixels of a small picture; in between it is interpolated.
+    radius = BLUR * np.hypot(across, down[:, None]) * min(1.0, BLUR_SIZE / size)
+    levels = np.where(radius < 1, radius, 1 + np.log2(np.maximum(radius, 1)))[..., None].astype(np.float32)
+    filled = np.maximum(1 - levels, 0) * mirrored
+    small = Image.fromarray(mirrored)
+    if size > BLUR_SIZE:
+        small = small.resize((BLUR_SIZE, BLUR_SIZE), Image.Resampling.BICUBIC)
+    for level in range(1, int(np.ceil(levels.max())) + 1):
+        blurred = small.filter(ImageFilter.GaussianBlur(2 ** (level - 1))).resize((size, size))
+        filled += np.maximum(1 - np.abs(levels - level), 0) * np.asarray(blurred)
+    result = np.rint(filled).astype(np.uint8)
+    known = slice(*rows), slice(*columns)
+    result[known] = crop[known]
+    return result
 
 
 def to_crop(points: np.ndarray, box: CropBox, size: int) -> np.ndarray:

@@ -10,8 +10,8 @@ class FsthMemoryError(FsthError):
 
 
 class FsthNotFoundError(FsthError, OSError):
-    """A folder or repository that is not there, may not be seen or cannot be reached; an `OSError`, as in the hub's
-    own client."""
+    """A file, folder or repository that is not there, may not be seen or cannot be reached; an `OSError`, as in Python
+    and in the hub's own client."""
 
 
 class FsthWarning(UserWarning):

@@ -8,7 +8,7 @@ from typing import Annotated, BinaryIO, Literal, TypedDict, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 # diffusers finds out how to load a component by looking for its base class in the component's own module
 from transformers import ImageProcessingMixin  # noqa: F401
@@ -18,8 +18,9 @@ from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import image_size_validator, tensor_type_validator
 from transformers.utils import TensorType
 
+from .colour import to_srgb
 from .cropping import CropBox, crop_box, crop_image, to_crop
-from .errors import FsthError
+from .errors import FsthError, FsthNotFoundError
 from .landmark_drawing import rasterize_landmarks
 from .landmark_layout import NUM_POINTS
 
@@ -28,6 +29,9 @@ Picture = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | torc
 Pixels = TypeVar("Pixels", np.ndarray, torch.Tensor)
 
 MAX_PIXELS = 64_000_000  # far more than a portrait needs; a small file can unpack to much more (a decompression bomb)
+# Of the profile of a PNG, and of each text in it, bytes unpacked: Pillow's own bound of 1 MB is less than printers'
+# profiles have, and programs that keep their settings in pictures.
+MAX_PNG_TEXT = 32 * 2**20
 
 KINDS = "a file (path, bytes or file object), a PIL image, an array H x W x 3 or a tensor C x H x W"  # for messages
 
@@ -70,16 +74,17 @@ def load_image(image: Picture, name: str = "The picture") -> np.ndarray:
     Args:
         image: A file's path, its bytes, or a file object opened in binary mode (also HEIC and AVIF; the first picture
             of an animation), a PIL image, an array H x W, H x W x 1, 3 or 4 of uint8, uint16 or float in [0, 1], or a
-            tensor H x W or C x H x W of the same. The camera's orientation is applied. What is transparent becomes
-            white, as on a web page: what people saw when they chose the picture.
+            tensor H x W or C x H x W of the same. The camera's orientation and an embedded colour profile are applied.
+            What is transparent becomes white, as on a web page: what people saw when they chose the picture.
         name: What messages call it; a file goes by its own name.
 
     Returns:
-        H x W x 3 uint8, upright.
+        H x W x 3 uint8, sRGB, upright.
 
     Raises:
-        FsthError: It is no picture that can be read; the message names the file.
+        FsthError: It is no picture that can be read; [`FsthNotFoundError`], an `OSError`, where there is no file.
     """
+    PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, MAX_PNG_TEXT)
     if hasattr(image, "read"):
         image = _contents(image)
     if isinstance(image, str | os.PathLike):
@@ -115,7 +120,7 @@ def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
         source = io.BytesIO(source)
     elif not Path(source).is_file():
         hint = "download it first and give the file" if "://" in str(source) else "check the path"
-        raise FsthError(f"There is no picture at {source}: {hint}.")
+        raise FsthNotFoundError(f"There is no picture at {source}: {hint}.")
     try:
         from pillow_heif import register_heif_opener
 
@@ -128,6 +133,7 @@ def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise FsthError(f"{name} is too large: give a picture below 64 megapixels.") from error
     except Exception as error:  # Pillow raises nearly anything for damaged files
+        _check_text(name, error)
         raise FsthError(f"{name} is not a picture that can be read (jpg, png, webp, heic, ...).") from error
 
 
@@ -136,15 +142,39 @@ def _decode(image: Image.Image, name: str) -> np.ndarray:
         size = f"{image.width} x {image.height} pixels"
         raise FsthError(f"{name} is too large ({size}): give a picture below 64 megapixels.")
     try:
-        image = ImageOps.exif_transpose(image)
+        image.load()
+        image = _upright(image)
         # Pillow's own conversion clips 16 bits and floats to 255 instead of scaling them.
-        if image.mode.startswith("I"):
-            return np.asarray(image).clip(0, 65535).astype(np.uint16)
         if image.mode == "F":
             return np.asarray(image)
-        return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+        if image.mode.startswith("I"):
+            deep, information = np.asarray(image).clip(0, 65535).astype(np.uint16), image.info
+            image = Image.fromarray(_to_8_bits(deep))
+            image.info["icc_profile"] = information.get("icc_profile")
+        return np.asarray(to_srgb(image))
     except Exception as error:
+        _check_text(name, error)
         raise FsthError(f"{name} is damaged: it begins like a picture but cannot be decoded.") from error
+
+
+def _check_text(name: str, error: Exception) -> None:
+    """Say so where Pillow gave up at a PNG's text or profile."""
+    if "MAX_TEXT" in str(error):
+        limit = MAX_PNG_TEXT // 2**20
+        raise FsthError(
+            f"{name} carries a text or colour profile of more than {limit} MB: save the picture without it."
+        ) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # of damaged Exif data; the picture is whole, and says nothing of its orientation
+        return image
+
+
+def _to_8_bits(image: np.ndarray) -> np.ndarray:
+    return (image / 257).round().astype(np.uint8)
 
 
 def _to_rgb8(image: np.ndarray, name: str) -> np.ndarray:
@@ -158,7 +188,7 @@ def _to_rgb8(image: np.ndarray, name: str) -> np.ndarray:
             raise FsthError(f"{name} has float values outside [0, 1]: scale it, or give uint8.")
         image = (image.clip(0, 1) * 255).round().astype(np.uint8)
     elif image.dtype == np.uint16:
-        image = (image / 257).round().astype(np.uint8)
+        image = _to_8_bits(image)
     elif image.dtype != np.uint8:
         raise FsthError(f"{name} must hold uint8, uint16 or float in [0, 1], not {image.dtype}.")
     if image.shape[2] == 4:
@@ -229,7 +259,7 @@ class FsthImageProcessor(PilBackend):
         Args:
             images: A picture, or K of one person, or for each of B people K pictures (nested lists, an array
                 B x K x H x W x 3 or a tensor B x K x C x H x W); each all that `load_image` takes; resized to `size`.
-            landmarks: 78 x 2 for each picture, nested alike; x then y, pixels of the given picture; NaN is not drawn.
+            landmarks: 78 x 2 for each picture, nested alike; x then y, pixels of the given picture; NaN is left out.
             return_landmarks: Return them too, in pixels of the resized picture, for [`FsthGenerator.encode_sources`].
             return_tensors: As everywhere in transformers, defaults to PyTorch's.
 
@@ -239,8 +269,8 @@ class FsthImageProcessor(PilBackend):
         """
         return super().preprocess(images, landmarks, return_landmarks, return_tensors=return_tensors, **kwargs)
 
-    def draw(self, landmarks: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
-        """Draw landmarks for the networks.
+    def rasterize(self, landmarks: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
+        """Rasterize landmarks for the networks.
 
         Args:
             landmarks: B x 78 x 2 (or 78 x 2 for one), pixels of a picture of `size`.

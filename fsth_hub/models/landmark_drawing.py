@@ -39,10 +39,10 @@ SUPERSAMPLING = 4  # the lines of a face that moves by less than a pixel must mo
 
 
 def rasterize_landmarks(points: np.ndarray, size: int) -> np.ndarray:
-    """Draw landmarks as coloured lines on black (paper, section 3).
+    """Rasterize landmarks as coloured lines on black (paper, section 3).
 
     Args:
-        points: 78 x 2, x then y, pixels of the drawing; what is NaN is not drawn.
+        points: 78 x 2, x then y, pixels of the drawing; what is NaN is left out.
         size: Side of the drawing in pixels.
 
     Returns:
@@ -62,12 +62,12 @@ def rasterize_landmarks(points: np.ndarray, size: int) -> np.ndarray:
             draw.line(line.ravel().tolist(), fill=colour, width=width, joint="curve")
     for eye, iris, colour in IRISES:
         if np.isfinite(points[eye]).all() and np.isfinite(points[iris]).all():
-            _draw_iris(canvas, points[eye], points[iris], colour)
+            _rasterize_iris(canvas, points[eye], points[iris], colour)
     return np.asarray(canvas.reduce(SUPERSAMPLING))
 
 
-def _draw_iris(canvas: Image.Image, eye: np.ndarray, iris: np.ndarray, colour: tuple[int, int, int]) -> None:
-    """Draw a disc, but only what the lids leave open of it: a closed eye shows no iris."""
+def _rasterize_iris(canvas: Image.Image, eye: np.ndarray, iris: np.ndarray, colour: tuple[int, int, int]) -> None:
+    """Rasterize a disc, but only what the lids leave open of it: a closed eye shows no iris."""
     corner = np.floor(eye.min(axis=0)).astype(int)
     size = (np.ceil(eye.max(axis=0)).astype(int) - corner + 1).tolist()
     opening, disc = Image.new("1", size), Image.new("1", size)

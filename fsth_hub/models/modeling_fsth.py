@@ -308,7 +308,7 @@ class FsthGenerator(FsthPreTrainedModel):
             adain_parameters (`torch.Tensor` of shape `(batch, sum(adain_sizes))`):
                 Of [`FsthGenerator.project`], or tuned for a person.
             landmarks (`torch.Tensor` of shape `(batch, 78, 2)`, *optional*):
-                The points that were drawn, pixels, x then y, NaN where absent; with source skips only.
+                The points that were rasterized, pixels, x then y, NaN where absent; with source skips only.
             sources (`FsthSources`, *optional*): of [`FsthGenerator.encode_sources`]; with source skips only.
             return_dict (`bool`, *optional*, defaults to `True`): an [`FsthGeneratorOutput`] or a plain tuple.
         """

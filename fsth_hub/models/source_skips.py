@@ -1,4 +1,4 @@
-"""Source skips: how the generator looks at the portraits while it draws a frame.
+"""Source skips: how the generator looks at the portraits while it generates a frame.
 
 A generator that sees a person through an embedding alone must learn faces by heart, which takes as many videos as the
 paper had. Here the portraits' features are warped to the driving landmarks and given to its decoder instead:
@@ -347,7 +347,7 @@ class SourceSkips(nn.Module):
 
 
 def margin(mattes):
-    """Mattes (B x 1 x H x W) grown by a margin in which the figure's edge, and its hair, may be drawn."""
+    """Mattes (B x 1 x H x W) grown by a margin in which the figure's edge, and its hair, may be generated."""
     small = F.max_pool2d(F.avg_pool2d(mattes, 4), 5, 1, 2)  # B x 1 x 64 x 64
     return F.interpolate(blur(small, 1), mattes.shape[-2:], mode="bilinear")
 

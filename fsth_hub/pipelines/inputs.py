@@ -4,12 +4,13 @@ import numpy as np
 
 from ..checks import check_choice, check_flags, check_number
 from ..landmarks.motion import check_motion
+from ..landmarks.portrait_picking import MAX_SHOTS
 from ..landmarks.smoothing import check_smoothing
 from ..media.frames import FPS_RANGE
 from ..media.writing import check_output_path
 from ..models.configuration_fsth import FsthConfig
 from ..models.errors import FsthError
-from .driving import DrivingMotion
+from .driving import DrivingMotion, check_drive
 from .person import MAX_SIZE, FsthPerson
 from .pipeline_output import OUTPUT_TYPES
 
@@ -34,11 +35,13 @@ def check_inputs(
     motion,
     face_index,
     driving_face_index,
+    shots,
     num_frames,
     fps,
     reference_frame,
     motion_strength,
     smoothing,
+    regions,
     size,
     paste_back,
     output_path,
@@ -49,11 +52,13 @@ def check_inputs(
     """Refuse (`FsthError`) arguments of [`FsthPipeline.__call__`] that cannot work with a generator of this config."""
     check_motion(motion, motion_strength)
     check_smoothing(smoothing)
+    check_drive(driving, motion, regions)
     check_flags(paste_back=paste_back, **flags)
     check_choice("output_type", output_type, OUTPUT_TYPES)
     for index in [face_index] if np.ndim(face_index) == 0 else face_index:
         check_number("face_index", index, 0, whole=True)
     check_number("driving_face_index", driving_face_index, 0, whole=True)
+    check_number("shots", shots, 1, MAX_SHOTS, whole=True)
     if num_frames is not None:
         check_number("num_frames", num_frames, 1, whole=True)
     if fps is not None:

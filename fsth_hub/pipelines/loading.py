@@ -1,7 +1,11 @@
-"""What loading a pipeline takes besides diffusers' own: where models come from, and what cannot be loaded."""
+"""What loading and saving a pipeline takes besides diffusers' own: where models come from, what cannot be loaded, and
+that what is saved is whole."""
 
 import json
-from collections.abc import Collection, Mapping
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -9,6 +13,7 @@ from safetensors import SafetensorError
 
 from ..models.errors import FsthError
 from ..models.modeling_fsth import ModelSource
+from ..saving import reason, workplace
 
 
 BUNDLED_MODEL = Path(__file__).parents[1] / "checkpoints" / "small"
@@ -88,3 +93,46 @@ def loading_error(name: str | Path, variant: str | None, error: Exception) -> Fs
     else:
         reason = str(error)
     return FsthError(f"The pipeline in {name} cannot be loaded: {reason}")
+
+
+@contextmanager
+def merged_folder(folder: str | Path) -> Iterator[Path]:
+    """
+    A place to save a pipeline to, whose files go into `folder` once all are there, to others that may lie in it.
+
+    Raises:
+        FsthError: `folder` cannot be written; it has stayed as it was.
+    """
+    target = Path(os.path.realpath(folder))
+    is_new = not target.exists()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with workplace(target) as temporary:
+            new = Path(temporary, "new")
+            new.mkdir()
+            yield new
+            files = [path.relative_to(new) for path in new.rglob("*") if path.is_file()]
+            for name in sorted(files, key=lambda name: name.name == INDEX):  # without which nothing loads, at the end
+                (target / name).parent.mkdir(exist_ok=True)
+                (new / name).replace(target / name)
+            _remove_old_shards(target, files)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, FsthError):
+            raise
+        raise FsthError(f"The pipeline cannot be saved to {folder}: {reason(error)}.") from error
+    finally:
+        if is_new:
+            with suppress(OSError):  # it holds something, as it should
+                target.rmdir()
+
+
+def _remove_old_shards(folder: Path, written: list[Path]) -> None:
+    """As transformers does where it saves over something: weights that were cut in other pieces than now."""
+    shard = re.compile(r"-\d{5}-of-\d{5}")
+    for name in written:
+        if name.suffix == ".safetensors":
+            weights = shard.sub("", name.stem)
+            for path in (folder / name.parent).glob("*.safetensors"):
+                is_piece = shard.search(path.stem) and shard.sub("", path.stem) == weights
+                if is_piece and path.relative_to(folder) not in written:
+                    path.unlink()

@@ -9,7 +9,7 @@ import torch
 
 from ..models.cropping import CropBox
 from ..models.facial_components import ComponentSources, FsthFacialComponents
-from ..models.image_processing_fsth import Picture, normalize
+from ..models.image_processing_fsth import normalize
 from ..models.modeling_fsth import FsthGenerator
 from ..models.source_skips import FsthSources
 from .caching import Cache, weights_state
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 DEFAULT_SIZE, MAX_SIZE = 512, 1024  # of frames, pixels
 MAX_COMPONENT_PORTRAITS = 64  # whose mouths and eyes the facial components choose from
-
-Portrait = Picture
 
 
 @dataclass
@@ -34,7 +32,8 @@ class FsthPerson:
         landmarks (`np.ndarray` of shape `(78, 2)`): of the first portrait, pixels of its crop.
         boxes (`list[CropBox]`): where in each portrait the head was cut out, pixels of the portrait.
         crops (`Sequence[np.ndarray]`): the head crops, each S x S x 3 uint8 RGB, as large as they were cut out.
-        generator ([`FsthGenerator`], *optional*): tuned to this person; by default the pipeline's own draws them.
+        generator ([`FsthGenerator`], *optional*): tuned to this person; by default the pipeline's own generates them.
+        components ([`FsthFacialComponents`], *optional*): the same of mouth and eyes.
     """
 
     adain_parameters: torch.Tensor
@@ -43,18 +42,28 @@ class FsthPerson:
     boxes: list[CropBox]
     crops: Sequence[np.ndarray]
     generator: FsthGenerator | None = None
+    components: FsthFacialComponents | None = None
     _compositors: Cache = field(init=False, repr=False, compare=False, default_factory=Cache)
     _component_sources: Cache = field(init=False, repr=False, compare=False, default_factory=Cache)
     _converted: Cache = field(init=False, repr=False, compare=False, default_factory=Cache)
 
     @property
     def own_weights(self) -> tuple:
-        """What the person's own generator is made of; empty where the pipeline's draws them."""
+        """What the person's own generator is made of; empty where the pipeline's generates them."""
         return () if self.generator is None else (self.generator,)
 
     def tuned_generator(self, generator: FsthGenerator) -> FsthGenerator:
-        """What draws this person: their own generator if there is one, or the pipeline's, which is given."""
+        """What generates this person: their own generator if there is one, or the pipeline's, which is given."""
         return self.generator or generator
+
+    @property
+    def own_component_weights(self) -> tuple:
+        """What the person's own facial components are made of; empty where those of the pipeline do."""
+        return () if self.components is None else (self.components,)
+
+    def tuned_components(self, components: FsthFacialComponents) -> FsthFacialComponents:
+        """The person's own facial components if there are any, or the pipeline's, which are given."""
+        return self.components or components
 
     @property
     def max_size(self) -> int:

@@ -4,7 +4,7 @@ import copy
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,19 +21,23 @@ from transformers import PreTrainedModel
 
 from ..checks import check_number
 from ..landmarks import LandmarkDetector, get_detector
+from ..landmarks.expression import Expression
+from ..landmarks.likeness import warn_of_strangers
 from ..landmarks.motion import MotionMode
+from ..landmarks.portrait_picking import DEFAULT_SHOTS, MAX_SHOTS
 from ..landmarks.smoothing import DEFAULT_SMOOTHING
 from ..media.containers import ClipFile
 from ..media.frames import Frames
-from ..media.paste_back import PasteBack
+from ..media.motion_files import file_of, is_motion
 from ..media.reading import Clip, open_clip
+from ..media.sound import read_sound
 from ..media.writing import write_clip
 from ..models.cropping import CropBox
 from ..models.downloading import fetch
 from ..models.errors import FsthError
 from ..models.facial_components import FsthComponentsOutput, FsthFacialComponents
 from ..models.folding import fold
-from ..models.image_processing_fsth import FsthImageProcessor, list_pictures, normalize
+from ..models.image_processing_fsth import FsthImageProcessor, normalize
 from ..models.modeling_fsth import (
     FsthDiscriminator,
     FsthEmbedder,
@@ -51,14 +55,31 @@ from .driving import DrivingMotion, adapt_motion, read_motion
 from .engines import Engine, check_engine, compiled_components, compiled_generator, pick_engine
 from .identity import FsthIdentity, FsthTunedPerson
 from .inputs import check_inputs, check_size
-from .loading import BUNDLED_MODEL, INDEX, check_components, class_names, forget, loading_error, source_of
-from .person import DEFAULT_SIZE, MAX_SIZE, FsthPerson, Portrait
+from .loading import (
+    BUNDLED_MODEL,
+    INDEX,
+    check_components,
+    class_names,
+    forget,
+    loading_error,
+    merged_folder,
+    source_of,
+)
+from .person import DEFAULT_SIZE, FsthPerson
 from .pipeline_output import FsthPipelineOutput, FsthReport, as_output_type
-from .portraits import cut_heads, cut_mattes, for_inference
+from .portrait_picking import (
+    PickedPortrait,
+    Portrait,
+    files_of,
+    list_portraits,
+    pick_from_clips,
+    pick_portraits,
+)
+from .portraits import cut_heads, cut_mattes, embed_pictures, for_inference
 from .tuning import bind, check_discriminator, tune
 
 
-NUM_KEPT_GENERATORS = 4  # ready to draw: the pipeline's own, and people's
+NUM_KEPT_GENERATORS = 4  # ready for inference: the pipeline's own, and people's
 
 Driving = ClipFile | Frames | Clip
 
@@ -75,7 +96,7 @@ class FsthPipeline(DiffusionPipeline):
     Args:
         embedder ([`FsthEmbedder`]): portraits to AdaIN parameters.
         generator ([`FsthGenerator`]): landmark drawings to frames.
-        image_processor ([`FsthImageProcessor`]): crops pictures and draws landmarks.
+        image_processor ([`FsthImageProcessor`]): crops pictures and rasterizes landmarks.
         discriminator ([`FsthDiscriminator`], *optional*): used by fine-tuning only.
         facial_components ([`FsthFacialComponents`], *optional*): mouths and eyes; with source skips only.
         detector ([`LandmarkDetector`], *optional*):
@@ -107,8 +128,8 @@ class FsthPipeline(DiffusionPipeline):
         self.detector = get_detector() if detector is None else detector
         self.size = generator.config.image_size
         self.engine = "auto"
-        self._generators = Cache(NUM_KEPT_GENERATORS)
-        self._compiled = Cache(NUM_KEPT_GENERATORS + 1)  # and the facial components
+        self._generators, self._components = Cache(NUM_KEPT_GENERATORS), Cache(NUM_KEPT_GENERATORS)
+        self._compiled = Cache(2 * NUM_KEPT_GENERATORS)  # of generators and of facial components
 
     # Loading and saving
 
@@ -277,11 +298,12 @@ class FsthPipeline(DiffusionPipeline):
         for name in self._optional_components:
             if isinstance(getattr(self, name), PreTrainedModel):  # diffusers forgets one that was added later
                 self.register_modules(**{name: getattr(self, name)})
-        super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
-        forget(Path(save_directory, INDEX), "_name_or_path")  # where it was loaded from, on this machine
-        if variant is not None:
-            for path in Path(save_directory).glob("*/config.json"):
-                forget(path, "dtype")  # that of the variant saved last: loading any other would follow it
+        with merged_folder(save_directory) as folder:
+            super().save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
+            forget(Path(folder, INDEX), "_name_or_path")  # where it was loaded from, on this machine
+            if variant is not None:
+                for path in folder.glob("*/config.json"):
+                    forget(path, "dtype")  # that of the variant saved last: loading any other would follow it
         if push_to_hub:
             self.push_to_hub(repo_id, variant=variant, **publishing)
 
@@ -320,30 +342,80 @@ class FsthPipeline(DiffusionPipeline):
     # Getting to know a person
 
     def embed(
-        self, portraits: Portrait | Sequence[Portrait], face_index: int | Sequence[int] = 0, crop: bool = True
+        self,
+        portraits: Portrait | Sequence[Portrait],
+        face_index: int | Sequence[int] = 0,
+        crop: bool = True,
+        shots: int = DEFAULT_SHOTS,
     ) -> FsthPerson:
         """
         Learn a person from one or more portraits (section 3.4 without fine-tuning).
 
         Args:
-            portraits: A picture or several of one person, each all that [`load_image`] takes.
+            portraits: A picture or several of one person, each all that [`load_image`] takes, or a clip of them, of
+                which [`~FsthPipeline.pick_portraits`] takes frames.
             face_index (`int` or `list[int]`, *optional*, defaults to 0):
                 Which face of a picture, counted from the largest; one for all pictures, or one for each.
             crop (`bool`, *optional*, defaults to `True`): `False` if the pictures are square head crops already.
+            shots (`int`, *optional*, defaults to 8): How many frames of a clip to take, 1 to 64.
 
         Raises:
             FsthError: A picture cannot be read or has too few faces; [`NoFaceError`] where it has none.
         """
-        return self.embed_crops(*self.read_portraits(portraits, face_index, crop))
+        return self.embed_crops(*self.read_portraits(portraits, face_index, crop, shots))
+
+    def pick_portraits(
+        self,
+        clip: ClipFile | Frames | Clip,
+        shots: int = DEFAULT_SHOTS,
+        face_index: int = 0,
+        crop: bool = True,
+    ) -> list[PickedPortrait]:
+        """
+        Pick the frames of a clip that serve best as its person's portraits: sharp, and as unlike as the person gets.
+
+        ```python
+        for portrait in pipe.pick_portraits("person.mp4"):
+            portrait.image.save(f"{portrait.time:.2f} s, {portrait.why}.png")
+        ```
+
+        Args:
+            clip: A video (path, bytes, file object), its frames or a clip, as [`open_clip`] takes them; it is read
+                twice, in constant memory. Of one that changes shots the longest shot is taken.
+            shots (`int`, *optional*, defaults to 8): How many, 1 to 64; fewer come where fewer frames are clear.
+            face_index (`int`, *optional*, defaults to 0): Whose, counted from the largest face where the clip begins.
+            crop (`bool`, *optional*, defaults to `True`): `False` if the clip is a square head crop already.
+
+        Returns:
+            `list[PickedPortrait]`: First the one that motion is counted from. They go wherever portraits do.
+
+        Raises:
+            FsthError: The clip cannot be read; [`NoFaceError`] where no frame has a face.
+        """
+        check_number("shots", shots, 1, MAX_SHOTS, whole=True)
+        check_number("face_index", face_index, 0, whole=True)
+        clip = open_clip(clip, allow_still=True)
+        with self.progress_bar(total=clip.frame_count or 0) as progress:
+            return pick_portraits(clip, self.detector, shots, face_index, crop, progress.update)
 
     def read_portraits(
-        self, portraits: Portrait | Sequence[Portrait], face_index: int | Sequence[int] = 0, crop: bool = True
+        self,
+        portraits: Portrait | Sequence[Portrait],
+        face_index: int | Sequence[int] = 0,
+        crop: bool = True,
+        shots: int = DEFAULT_SHOTS,
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[CropBox]]:
         """
         Cut the heads out of portraits: the crops, their landmarks, and the squares, as `embed_crops` takes them. Crops
         are as large as the heads, but no smaller than what the networks see, and 1024 pixels at most.
         """
-        return cut_heads(portraits, self.detector, face_index, crop, self.size)
+        pictures, face_index = self._pick_from_clips(list_portraits(portraits), face_index, crop, shots)
+        return cut_heads(pictures, self.detector, face_index, crop, self.size)
+
+    def _pick_from_clips(self, portraits: list, face_index: int | Sequence[int], crop: bool, shots: int) -> tuple:
+        return pick_from_clips(
+            portraits, face_index, lambda clip, index: self.pick_portraits(clip, shots, index, crop)
+        )
 
     @torch.no_grad()
     def embed_crops(
@@ -360,9 +432,10 @@ class FsthPipeline(DiffusionPipeline):
         images, drawings, points, mattes = self.prepare_portraits(crops, landmarks)
         embedder, generator = for_inference(self.embedder), self._folded_generator()
         place = {"device": self._device_of(embedder), "dtype": embedder.dtype}
-        embedding = embedder(images.to(**place), drawings.to(**place)).embedding
+        seen = embedder(images.to(**place), drawings.to(**place))
+        warn_of_strangers(seen.frame_embeddings[0].float().cpu().numpy(), np.stack(landmarks))
         return FsthPerson(
-            adain_parameters=generator.project(embedding.to(self._device_of(generator), generator.dtype)),
+            adain_parameters=generator.project(seen.embedding.to(self._device_of(generator), generator.dtype)),
             sources=self.encode_sources(generator, images, drawings, points, mattes),
             landmarks=points[0, 0].cpu().numpy(),
             boxes=boxes or [],
@@ -395,9 +468,9 @@ class FsthPipeline(DiffusionPipeline):
 
     def generator_for(self, person: FsthPerson | None = None) -> FsthGenerator:
         """
-        What draws a person, for [`~FsthPipeline.generate_frame`]: on the pipeline's device and in its precision,
-        folded for inference and with a LoRA merged. It is kept, and made anew once weights, device or precision
-        change. With the engine OpenVINO that computes what is slow of it, in float32 but for what it does not hurt.
+        The generator of a person, for [`~FsthPipeline.generate_frame`]: on the pipeline's device and in its precision,
+        folded for inference and with a LoRA merged. It is kept, and made anew if weights, device or precision change.
+        With the engine OpenVINO that computes what is slow of it, in float32 but for what it does not hurt.
 
         Args:
             person ([`FsthPerson`], *optional*): By default whoever was not fine-tuned.
@@ -426,6 +499,13 @@ class FsthPipeline(DiffusionPipeline):
     def _device_of(self, network: FsthPreTrainedModel) -> torch.device:
         """Where a network computes, which is not where it lies if it is offloaded."""
         return self._execution_device if is_hooked(network) else network.device
+
+    def enable_group_offload(self, *args, **kwargs) -> None:
+        """Refused (`FsthError`): a generator ready for inference is a copy, which such hooks do not follow."""
+        raise FsthError(
+            "Group offload does not work with this pipeline: call enable_model_cpu_offload() or "
+            "enable_sequential_cpu_offload() instead."
+        )
 
     @property
     def engine(self) -> Engine:
@@ -485,6 +565,7 @@ class FsthPipeline(DiffusionPipeline):
         seed: int = 0,
         face_index: int = 0,
         crop: bool = True,
+        shots: int = DEFAULT_SHOTS,
     ) -> FsthTunedPerson:
         """
         Fine-tune the model to a person (section 3.4); the pipeline's own networks stay as they are.
@@ -496,15 +577,16 @@ class FsthPipeline(DiffusionPipeline):
         ```
 
         Args:
-            portraits, face_index, crop: as in [`~FsthPipeline.embed`]; 1 to 64 portraits.
+            portraits, face_index, crop, shots: as in [`~FsthPipeline.embed`]; 1 to 64 portraits.
             method (`str`, *optional*, defaults to `"full"`):
                 `"full"` tunes the generator itself, as the paper does, and keeps all its weights; `"lora"` tunes and
-                keeps low-rank updates of its convolutions, about 1 MB with the bundled model. Either leaves its source
-                skips as they are, and keeps crops of the head besides, 0.8 MB for each portrait at 512 pixels.
+                keeps low-rank updates of its convolutions, about 1 MB with the bundled model. Either tunes the facial
+                components as well, leaves the source skips as they are, and keeps crops of the head besides, 0.8 MB
+                for each portrait at 512 pixels.
             steps (`int`, *optional*): At most so many; by default 50 for one portrait to 230 for thirty.
             learning_rate (`float`, *optional*): Adam's; by default the paper's 5e-5, or 3e-4 for LoRA.
             content (`nn.Module`, *optional*):
-                A [`ContentLoss`]; by default over the hub's VGG19, or pixels alone where that cannot be fetched.
+                A [`ContentLoss`]; by default over the VGG16 of this package, of [`~finetuning.loop.load_content`].
             callback (`Callable`, *optional*):
                 Called after each step with its number, the number of steps, every tenth time a preview
                 (256 x 256 x 3 uint8, otherwise `None`), and the loss terms. What it raises ends fine-tuning and
@@ -515,7 +597,7 @@ class FsthPipeline(DiffusionPipeline):
             FsthError: A portrait or option cannot be used, the loss is not finite, or memory is too small.
         """
         check_discriminator(self)
-        crops, landmarks, boxes = self.read_portraits(portraits, face_index, crop)
+        crops, landmarks, boxes = self.read_portraits(portraits, face_index, crop, shots)
         options = {"method": method, "steps": steps, "learning_rate": learning_rate, "content": content}
         options |= {"callback": callback, "seed": seed}
         return self.fine_tune_crops(crops, landmarks, boxes=boxes, **options)
@@ -553,7 +635,8 @@ class FsthPipeline(DiffusionPipeline):
 
         Args:
             driving: A video (path, bytes, file object), frames (array N x H x W x 3, tensor N x C x H x W, a list or
-                any other iterable of pictures) or a clip, as [`open_clip`] takes them.
+                any other iterable of pictures) or a clip, as [`open_clip`] takes them. What has no pictures is read
+                by [`~DrivingMotion.load`].
             face_index (`int`, *optional*, defaults to 0): Which face, counted from the largest in the first frame.
             crop (`bool`, *optional*, defaults to `True`): `False` if the clip is a square head crop already.
             num_frames (`int`, *optional*): Read no more than so many frames.
@@ -565,6 +648,8 @@ class FsthPipeline(DiffusionPipeline):
             FsthError: The clip cannot be read; [`NoFaceError`] where no frame has a face.
         """
         check_number("face_index", face_index, 0, whole=True)
+        if is_motion(driving):
+            return DrivingMotion.load(driving).first(num_frames)
         clip = open_clip(driving, fps=fps, max_frames=num_frames)
         with self.progress_bar(total=clip.frame_count or 0) as progress:
             return read_motion(clip, self.detector, face_index, crop, self.size, progress.update)
@@ -578,27 +663,34 @@ class FsthPipeline(DiffusionPipeline):
         motion_strength: float = 1.0,
         smoothing: float = DEFAULT_SMOOTHING,
         size: int | None = None,
+        regions: Iterable[str] | str | None = None,
     ) -> Iterator[np.ndarray]:
         """
         Generate the person frame by frame as the driver moves: each size x size x 3 uint8 RGB, without a watermark.
 
         Args:
             person ([`FsthPerson`]): of [`~FsthPipeline.embed`] or [`~FsthPipeline.fine_tune`].
-            driving ([`DrivingMotion`]): of [`~FsthPipeline.read_driving`].
+            driving ([`DrivingMotion`]): of [`~FsthPipeline.read_driving`], or one of its own makers.
             motion (`str`, *optional*, defaults to `"relative"`):
                 `"relative"` moves the portrait by the change of the driver from a reference frame; `"absolute"` takes
                 over the driver's landmarks, and with them the shape of the driver's face (the paper's way).
             reference_frame (`int`, *optional*):
-                The driver's frame that counts as the portrait's own pose; by default the one most like the portrait.
+                The driver's frame that counts as the portrait's own pose; by default the motion's own reference, or
+                the frame most like the portrait.
             motion_strength (`float`, *optional*, defaults to 1):
                 How much of the driver's change to take over, 0 (the portrait stays still) to 2; relative motion only.
             smoothing (`float`, *optional*, defaults to 0.05):
                 Seconds, 0 to 1, over which the detector's jitter is averaged out while the driver's head rests; 0
-                takes the landmarks as they were found. What moves is smoothed less, and nothing lags.
+                takes the landmarks as they were found. What moves is smoothed less, and nothing lags. Only what was
+                found in a clip is smoothed.
             size (`int`, *optional*): as in [`~FsthPipeline.output_size`].
+            regions (`list[str]`, *optional*):
+                What moves of "head", "brows", "eyes", "gaze" and "mouth"; by default all. Relative motion only.
         """
         size = self.output_size(person, size)
-        landmarks = adapt_motion(person.landmarks, driving, motion, reference_frame, motion_strength, smoothing)
+        driving = driving.resized(self.size)
+        options = (motion, reference_frame, motion_strength, smoothing, regions)
+        landmarks = adapt_motion(person.landmarks, driving, *options)
         generator = self.generator_for(person)
         try:
             workers = parallel.num_workers(generator)
@@ -607,6 +699,44 @@ class FsthPipeline(DiffusionPipeline):
             )
         finally:
             self.maybe_free_model_hooks()
+
+    def express(
+        self,
+        portraits: Portrait | Sequence[Portrait] | FsthPerson,
+        expression: Expression,
+        *,
+        crop: bool = True,
+        face_index: int | Sequence[int] = 0,
+        size: int | None = None,
+        paste_back: bool = False,
+        output_path: str | os.PathLike | None = None,
+        watermark: bool = True,
+        credentials: bool = True,
+    ) -> Image.Image:
+        """
+        Show a person with another expression.
+
+        ```python
+        pipe.express("portrait.jpg", Expression(smile=0.6, yaw=8))
+        ```
+
+        Args:
+            portraits, crop, face_index, size, paste_back, watermark: as in [`~FsthPipeline.__call__`].
+            expression ([`Expression`]): How the face is to differ from the first portrait's.
+            output_path (`str` or `Path`, *optional*): Write the picture, too, as .png.
+            credentials (`bool`, *optional*, defaults to `True`): Sign the written picture.
+
+        Returns:
+            `PIL.Image.Image`: RGB.
+
+        Raises:
+            FsthError: An input cannot be used.
+        """
+        from .expressing import express
+
+        options = {"crop": crop, "face_index": face_index, "size": size, "paste_back": paste_back}
+        options |= {"output_path": output_path, "watermark": watermark, "credentials": credentials}
+        return express(self, portraits, expression, **options)
 
     def output_size(self, person: FsthPerson, size: int | None = None) -> int:
         """
@@ -631,7 +761,7 @@ class FsthPipeline(DiffusionPipeline):
         self, generator: FsthGenerator, person: FsthPerson, points: np.ndarray, size: int | None = None
     ) -> np.ndarray:
         """
-        Draw one frame, for callers with landmarks of their own.
+        Generate one frame, for callers with landmarks of their own.
 
         Args:
             generator ([`FsthGenerator`]): of [`~FsthPipeline.generator_for`].
@@ -645,7 +775,7 @@ class FsthPipeline(DiffusionPipeline):
         size = self.output_size(person, size)
         device, dtype = self._device_of(generator), generator.dtype
         adain_parameters, sources = person.inputs(device, dtype)
-        drawing = self.image_processor.draw(points).to(device, dtype, memory_format=torch.channels_last)
+        drawing = self.image_processor.rasterize(points).to(device, dtype, memory_format=torch.channels_last)
         # points stay in float32: half precision has no sub-pixels
         output = generator(drawing, adain_parameters, torch.from_numpy(points)[None].to(device), sources)
         if output.composition is None:
@@ -658,11 +788,23 @@ class FsthPipeline(DiffusionPipeline):
 
     def _retouch(self, frame: np.ndarray, person: FsthPerson, landmarks: torch.Tensor) -> FsthComponentsOutput:
         """What the facial components add to a frame (size x size x 3 float32, 0 to 255) at 1 x 78 x 2 landmarks."""
-        device = self._device_of(self.facial_components)
+        components, device = self._components_for(person), self._device_of(self.facial_components)
         images = normalize(torch.from_numpy(frame).permute(2, 0, 1)[None].to(device))
-        sources = person.component_sources(self.facial_components)
-        components = self._computed(self.facial_components, compiled_components)
-        return components(images, landmarks.to(device), sources)
+        sources = person.component_sources(components)
+        return self._computed(components, compiled_components)(images, landmarks.to(device), sources)
+
+    def _components_for(self, person: FsthPerson) -> FsthFacialComponents:
+        """The facial components of a person, as [`~FsthPipeline.generator_for`] has generators."""
+        if not person.own_component_weights:
+            return self.facial_components
+        place = {"device": self._device_of(self.facial_components), "dtype": self.facial_components.dtype}
+
+        def make():
+            components = copy.deepcopy(person.tuned_components(self.facial_components)).eval().requires_grad_(False)
+            return components.to(**place, memory_format=torch.channels_last)
+
+        state = (*place.values(), weights_state(*person.own_component_weights))
+        return self._components.get(person, state, make)
 
     def __call__(
         self,
@@ -673,12 +815,15 @@ class FsthPipeline(DiffusionPipeline):
         crop: bool = True,
         face_index: int | Sequence[int] = 0,
         driving_face_index: int = 0,
+        shots: int = DEFAULT_SHOTS,
         num_frames: int | None = None,
         fps: float | None = None,
         reference_frame: int | None = None,
         motion_strength: float = 1.0,
         smoothing: float = DEFAULT_SMOOTHING,
         size: int | None = None,
+        regions: Iterable[str] | str | None = None,
+        sound: ClipFile | None = None,
         paste_back: bool = False,
         output_path: str | os.PathLike | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
@@ -691,15 +836,16 @@ class FsthPipeline(DiffusionPipeline):
         Animate a person.
 
         Args:
-            portraits: Pictures of one person, or an [`FsthPerson`], such as an [`FsthIdentity`].
-            driving: A clip or its frames, or a [`DrivingMotion`] of [`~FsthPipeline.read_driving`].
-            motion, reference_frame, motion_strength, smoothing: as in [`~FsthPipeline.drive`].
+            portraits: Pictures or a clip of one person, or an [`FsthPerson`], such as an [`FsthIdentity`].
+            driving: A clip or its frames, a [`DrivingMotion`], or what [`~DrivingMotion.load`] takes, as "motion:nod".
+            motion, reference_frame, motion_strength, smoothing, regions: as in [`~FsthPipeline.drive`].
+            sound: A clip or recording (wav, mp3, flac, ogg, m4a) whose sound to take instead of the driver's.
             size (`int`, *optional*):
                 Side of the frames in pixels, even, 256 to 1024, but never more than the first portrait has; by default
                 512, or with `paste_back` as many as the head has in the photograph.
             paste_back (`bool`, *optional*, defaults to `False`):
                 Put the moving head back into the first portrait, reduced to fit 1920 x 1080 or 1080 x 1920 pixels.
-            crop, face_index, driving_face_index, num_frames, fps:
+            crop, face_index, shots, driving_face_index, num_frames, fps:
                 as in [`~FsthPipeline.embed`] and [`~FsthPipeline.read_driving`]; of a [`DrivingMotion`] the first
                 `num_frames` frames are taken, at its own rate.
             output_path (`str` or `Path`, *optional*):
@@ -720,6 +866,8 @@ class FsthPipeline(DiffusionPipeline):
             FsthError: An input cannot be used; the message says which, and what to do.
         """
         # 1. Check inputs: what can be known to fail fails before any work
+        named = driving if is_motion(driving) else None
+        driving = driving if named is None else DrivingMotion.load(named)
         check_inputs(
             self.generator.config,
             portraits,
@@ -727,11 +875,13 @@ class FsthPipeline(DiffusionPipeline):
             motion=motion,
             face_index=face_index,
             driving_face_index=driving_face_index,
+            shots=shots,
             num_frames=num_frames,
             fps=fps,
             reference_frame=reference_frame,
             motion_strength=motion_strength,
             smoothing=smoothing,
+            regions=regions,
             size=size,
             paste_back=paste_back,
             output_path=output_path,
@@ -742,10 +892,11 @@ class FsthPipeline(DiffusionPipeline):
             credentials=credentials,
             return_dict=return_dict,
         )
+        voice = None if sound is None else read_sound(sound)
         signed = credentials and check_credentials()
-        pictures = None if isinstance(portraits, FsthPerson) else list_pictures(portraits)
+        pictures = None if isinstance(portraits, FsthPerson) else list_portraits(portraits)
         if isinstance(driving, DrivingMotion):
-            clip, driving_file = None, driving.audio_from
+            clip, driving_file = None, driving.audio_from if named is None else file_of(named)
         else:
             clip = open_clip(driving, fps=fps, max_frames=num_frames)
             driving_file = clip.file
@@ -757,24 +908,27 @@ class FsthPipeline(DiffusionPipeline):
             started = time.perf_counter()
 
         # 2. Embed the person
-        person = portraits if pictures is None else self.embed(pictures, face_index, crop)
-        canvas = PasteBack(pictures[0], person.boxes[0]) if paste_back else None
-        if canvas is not None and size is None and self.generator.config.source_skips:
-            size = int(np.clip(canvas.box.side, self.size, MAX_SIZE)) // 2 * 2
+        person, canvas = portraits, None
+        if pictures is not None:
+            pictures, face_index = self._pick_from_clips(pictures, face_index, crop, shots)
+            person, canvas, size = embed_pictures(self, pictures, face_index, crop, paste_back, size)
         size = self.output_size(person, size)
         stage("embed")
 
         # 3. Follow the driver's face
         if clip is None:
-            driving_motion = replace(driving, landmarks=driving.landmarks[:num_frames])
+            driving_motion = driving.first(num_frames).resized(self.size)
         else:
             driving_motion = self.read_driving(clip, driving_face_index, crop)
+        if voice is not None:
+            driving_motion = replace(driving_motion, audio_from=voice)
         total = len(driving_motion.landmarks)
         stage("landmarks")
 
         # 4. Generate frame by frame
         def generate_frames():
-            frames = self.drive(person, driving_motion, motion, reference_frame, motion_strength, smoothing, size)
+            options = (motion, reference_frame, motion_strength, smoothing, size, regions)
+            frames = self.drive(person, driving_motion, *options)
             with self.progress_bar(total=total) as progress:
                 for index, frame in enumerate(frames if canvas is None else map(canvas, frames)):
                     frame = add_watermark(frame) if watermark else frame
@@ -783,7 +937,9 @@ class FsthPipeline(DiffusionPipeline):
                     yield frame
                     progress.update()
 
-        origin = Origin.of(self.model_name, person, pictures, driving_file) if signed else None
+        driver = driving_motion.title, driving_file
+        sources = None if pictures is None else files_of(pictures)
+        origin = Origin.of(self.model_name, person, sources, driver) if signed else None
         fps, audio_from = driving_motion.fps, driving_motion.audio_from
         if output_path is None:
             frames = as_output_type([Image.fromarray(frame) for frame in generate_frames()], output_type)
@@ -801,6 +957,7 @@ class FsthPipeline(DiffusionPipeline):
             portrait_boxes=tuple(person.boxes),
             driving_box=driving_motion.box,
             frames_without_face=tuple(driving_motion.missing),
+            shots=driving_motion.shots,
             sound=audio_from is not None,
             watermark=watermark,
             credentials=signed,

@@ -28,11 +28,12 @@ class FsthReport:
     Args:
         num_frames: How many frames it has.
         fps: Frames per second.
-        size: Side of the drawn frames in pixels; of the head alone, where it was pasted back.
+        size: Side of the generated frames in pixels; of the head alone, where it was pasted back.
         max_size: What the first portrait has the pixels for.
         portrait_boxes: Where in each portrait the head was cut out, pixels of the portrait.
         driving_box: The same of the driving clip.
         frames_without_face: The frames in which the driver's face was not found; the last pose is held there.
+        shots: First frame of each of the driving clip's shots, and the one after its last.
         sound: Whether the driving clip has sound.
         watermark: Whether the frames carry the visible watermark.
         credentials: Whether the file is signed, or will be when it is saved.
@@ -47,6 +48,7 @@ class FsthReport:
     portrait_boxes: tuple[CropBox, ...]
     driving_box: CropBox
     frames_without_face: tuple[int, ...]
+    shots: tuple[tuple[int, int], ...]
     sound: bool
     watermark: bool
     credentials: bool

@@ -43,11 +43,11 @@ def preview_landmarks(points: np.ndarray) -> list[np.ndarray]:
 @torch.no_grad()
 def generate_preview(person: FsthPerson, generator: FsthGenerator) -> Image.Image:
     """
-    Four frames side by side that the generator draws of a person, as large as the first portrait has them; no
+    Four frames side by side that the generator makes of a person, as large as the first portrait has them; no
     photograph is among them.
 
     Args:
-        person ([`FsthPerson`]): who is drawn.
+        person ([`FsthPerson`]): whose.
         generator ([`FsthGenerator`]): the person's, or the pipeline's.
     """
     generator = generator.fold_spectral_norm()
@@ -55,7 +55,7 @@ def generate_preview(person: FsthPerson, generator: FsthGenerator) -> Image.Imag
     processor = FsthImageProcessor(size=generator.config.image_size)
     side, frames = min(DEFAULT_SIZE, person.max_size), []
     for points in preview_landmarks(person.landmarks):
-        drawing = processor.draw(points).to(generator.device, generator.dtype, memory_format=torch.channels_last)
+        drawing = processor.rasterize(points).to(generator.device, generator.dtype, memory_format=torch.channels_last)
         points = torch.from_numpy(points)[None].to(generator.device)  # 1 x 78 x 2
         output = generator(drawing, adain_parameters, points, sources)
         if output.composition is None:

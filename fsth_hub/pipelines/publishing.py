@@ -1,6 +1,5 @@
 """A pipeline on its way to the hub, with a card that tells its figures."""
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +8,7 @@ from transformers import PreTrainedModel
 from ..hub.client import create_repository, publish
 from ..hub.model_card import PipelineFigures, write_pipeline_card
 from ..hub.remote_code import add_code
+from ..saving import workplace
 from .person import MAX_SIZE
 
 
@@ -36,8 +36,8 @@ def publish_pipeline(
         source_skips=pipe.generator.config.source_skips,
         parameters={name: network.num_parameters() for name, network in networks.items()},
     )
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with workplace() as temporary:
+        folder = Path(temporary, "pipeline")
         pipe.save_pretrained(folder, variant=variant)
         if include_code:
             add_code(folder, pipe.component_classes())

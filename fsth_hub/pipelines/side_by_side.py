@@ -34,7 +34,7 @@ def side_by_side(
     height: int | None = None,
 ) -> Iterator[np.ndarray]:
     """
-    Lay out the portrait, the driver's head with its landmarks drawn, and the result, one frame at a time: the clip is
+    Lay out the portrait, the driver's head under its landmarks, and the result, one frame at a time: the clip is
     read again as the frames come.
 
     Args:

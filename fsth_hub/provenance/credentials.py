@@ -5,22 +5,25 @@ manifest, no revocation list.
 """
 
 import hashlib
+import io
 import os
-import shutil
-import tempfile
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from .. import __version__
 from ..media.containers import is_file, open_binary
-from ..models.errors import FsthError
-from .signing_key import has_key, signing_key
+from ..models.errors import FsthError, FsthWarning
+from ..saving import reason, whole_file
+from .signing_key import NoKeyError, SigningKey, has_key, signing_key
 from .watermark import WATERMARK
 
 
 # The fields that a generated clip carries in its container, whoever passes it on.
 OUTPUT_METADATA = {"title": f"{WATERMARK} talking head", "comment": f"{WATERMARK} with fsth_hub; not a recording."}
+PICTURE_METADATA = OUTPUT_METADATA | {"title": f"{WATERMARK} portrait", "comment": f"{WATERMARK} with fsth_hub."}
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 # Parameters of the action c2pa.created; in files that exist, so no names of modules.
@@ -43,16 +46,16 @@ class Origin:
     ingredients: tuple[tuple[str, str | None], ...] = ()
 
     @classmethod
-    def of(cls, model: str, person, portraits: list | None, driver_file) -> "Origin":
+    def of(cls, model: str, person, portraits: list | None, driver: tuple[str, object] | None = None) -> "Origin":
         """
-        Of a person driven by a clip; portraits (`None` for a person who was read before) and clip that are files get
-        their SHA-256 noted.
+        Of a person; portraits (`None` for a person who was read before) and the driver, a title and a source, that
+        are files get their SHA-256 noted.
         """
         portraits = person.boxes if portraits is None else portraits
         titles = ["portrait"] if len(portraits) == 1 else [f"portrait {n}" for n in range(1, len(portraits) + 1)]
-        sources = zip([*titles, "driving clip"], [*portraits, driver_file], strict=True)
+        sources = [*zip(titles, portraits, strict=True), *([driver] if driver else [])]
         ingredients = tuple((title, _sha256(source)) for title, source in sources)
-        return cls(model, getattr(person, "name", None), ingredients)
+        return cls(model, printable(getattr(person, "name", None)), ingredients)
 
     def manifest(self) -> dict:
         """The C2PA manifest that claims this, to be signed."""
@@ -94,7 +97,8 @@ def sign(path: str | os.PathLike, origin: Origin) -> bool:
     has not been changed since, but nobody vouches for who made it: elsewhere its signer reads as unknown.
 
     Returns:
-        Whether the file was signed; it is not where c2pa-python is not installed.
+        Whether the file was signed; it is not where c2pa-python is not installed, nor, with an `FsthWarning`, where no
+        key can be kept.
 
     Raises:
         FsthError: The key cannot be used or made, or the file cannot be signed.
@@ -102,34 +106,63 @@ def sign(path: str | os.PathLike, origin: Origin) -> bool:
     c2pa = load_c2pa()
     if c2pa is None:
         return False
-    path = Path(path).resolve()
-    settings = {"builder": {"thumbnail": {"enabled": False}}}
+    path = Path(path)
     try:
-        with tempfile.TemporaryDirectory(prefix=".fsth-", dir=path.parent) as folder:
-            signed = Path(folder, path.name)
-            with _signer(c2pa) as signer, c2pa.Context.from_dict(settings) as context:
-                with c2pa.Builder(origin.manifest(), context=context) as builder:
-                    builder.sign_file(str(path), str(signed), signer)
-            shutil.copymode(path, signed)
-            signed.replace(path)
-    except OSError as error:
-        raise FsthError(f"{path.name} cannot be signed: {error.strerror}.") from error
-    except c2pa.C2paError as error:
-        raise FsthError(f"{path.name} cannot be signed: {printable(error)}.") from error
+        key = signing_key()
+    except NoKeyError as error:
+        _warn_unsigned(error)
+        return False
+    # In a thread: c2pa reads and writes in callbacks, where an interrupt of the main thread would be lost.
+    with whole_file(path) as signed, ThreadPoolExecutor(1) as thread:
+        try:
+            thread.submit(_write_signed, c2pa, key, path, signed, origin).result()
+        except (c2pa.C2paError, OSError) as error:
+            raise FsthError(f"{path.name} cannot be signed: {printable(reason(error))}.") from error
     return True
 
 
+class _Disk(io.FileIO):
+    """Keeps the error of which c2pa only says that there was one."""
+
+    error: OSError | None = None
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _write_signed(c2pa, key: SigningKey, path: Path, signed: Path, origin: Origin) -> None:
+    disk, settings = _Disk(signed, "w+"), {"builder": {"thumbnail": {"enabled": False}}}
+    try:
+        with io.BufferedRandom(disk) as target, path.open("rb") as source, _signer(c2pa, key) as signer:
+            with c2pa.Context.from_dict(settings) as context:
+                with c2pa.Builder(origin.manifest(), context=context) as builder:
+                    builder.sign(signer, path.suffix[1:].lower(), source, target)
+    except c2pa.C2paError as error:
+        raise disk.error or error from error
+
+
 def check_credentials() -> bool:
-    """Whether output will be signed here; `FsthError` at once for a key that `sign` would refuse after minutes. Makes
-    none."""
+    """Whether output will be signed here, told by an `FsthWarning` where it will not for want of a key; `FsthError`
+    at once for a given key that `sign` would refuse after minutes. Makes none."""
     c2pa = load_c2pa()
-    if c2pa is not None and has_key():
-        _signer(c2pa).close()
+    try:
+        if c2pa is not None and has_key():
+            _signer(c2pa, signing_key()).close()
+    except NoKeyError as error:
+        _warn_unsigned(error)
+        return False
     return c2pa is not None
 
 
-def _signer(c2pa):
-    key = signing_key()
+def _warn_unsigned(error: NoKeyError) -> None:
+    warnings.warn(f"What is generated will not be signed. {error}", FsthWarning, stacklevel=3)
+
+
+def _signer(c2pa, key: SigningKey):
     try:
         return c2pa.Signer.from_info(
             c2pa.C2paSignerInfo(key.algorithm.encode(), key.certificates, key.private_key, None)

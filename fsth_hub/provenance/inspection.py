@@ -9,7 +9,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from ..media.reading import read_metadata
-from ..models.errors import FsthError, VideoError
+from ..models.errors import FsthError, FsthNotFoundError, VideoError
 from .credentials import IDENTITY, MODEL, load_c2pa, printable
 from .signing_key import own_certificates, pem
 from .watermark import WATERMARK
@@ -30,7 +30,7 @@ class OriginReport:
         signer: Who signed, as the certificate names them.
         signed_here: Whether that is this installation's key (or the one given by environment variables).
         software: What made it, with version.
-        model: What it was drawn with.
+        model: What it was generated with.
         identity: The fine-tuned identity that it shows.
         created: When, ISO 8601.
         ingredients: Titles of what went in.
@@ -87,7 +87,7 @@ def inspect(path: str | os.PathLike) -> OriginReport:
     """
     path = Path(path)
     if not path.is_file():
-        raise FsthError(f"There is no file {path}: check the path.")
+        raise FsthNotFoundError(f"There is no file {path}: check the path.")
     credentials = _read_credentials(path)
     container = _read_container(path)
     if container is None and credentials["credentials"] in ("none", "unchecked"):

@@ -1,7 +1,7 @@
 """The key that signs Content Credentials: one that is given, or one that this installation makes for itself."""
 
 import os
-import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,10 +9,15 @@ from pathlib import Path
 import typer
 
 from ..models.errors import FsthError
+from ..saving import reason, workplace
 
 
 CERTIFICATE_VARIABLE, KEY_VARIABLE = "FSTH_C2PA_CERT", "FSTH_C2PA_KEY"
 KEY_YEARS = 30  # without a third party's time stamp a signature ends with its certificate
+
+
+class NoKeyError(FsthError):
+    """No key was given, and this installation cannot keep one of its own, or cannot read it any longer."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,17 @@ def signing_key() -> SigningKey:
     is made on first use.
 
     Raises:
-        FsthError: It cannot be read, made or used.
+        FsthError: It cannot be used; [`NoKeyError`] where it is the installation's own, or that cannot be made.
     """
+    try:
+        return _signing_key()
+    except FsthError as error:
+        if given_names():
+            raise
+        raise NoKeyError(str(error)) from error
+
+
+def _signing_key() -> SigningKey:
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -65,33 +79,45 @@ def signing_key() -> SigningKey:
 
 
 def has_key() -> bool:
-    """Whether there is a key already; `FsthError` where there is none and `signing_key` could not make one."""
-    folder = _own_folder()
-    if given_names() or folder.exists():
+    """Whether there is a key already; `NoKeyError` where there is none and `signing_key` could not make one."""
+    if given_names():
         return True
-    parent = next(parent for parent in folder.parents if parent.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise _no_place("it cannot be written to")
-    return False
+    folder = _own_folder()
+    try:
+        if folder.exists():
+            return True
+        with workplace(next(parent for parent in folder.parents if parent.exists())):
+            return False
+    except OSError as error:
+        raise _no_place(reason(error)) from error
 
 
 def own_certificates() -> list[list]:
-    """Chains of certificates of the given key and of the self-made one, those that exist."""
-    paths = [os.environ.get(CERTIFICATE_VARIABLE), _own_folder() / "certificates.pem"]
-    return [_read_certificates(Path(path)) for path in paths if path and Path(path).is_file()]
+    """Chains of certificates of the given key and of the self-made one, those that exist and, of the latter, can be
+    read."""
+    given = os.environ.get(CERTIFICATE_VARIABLE)
+    chains = [_read_certificates(Path(given))] if given and Path(given).is_file() else []
+    with suppress(FsthError):
+        chains.append(_read_certificates(_own_folder() / "certificates.pem"))
+    return chains
 
 
 def _own_folder() -> Path:
-    return Path(typer.get_app_dir("fsth_hub"), "signing")
+    folder = Path(typer.get_app_dir("fsth_hub"), "signing")
+    if not folder.is_absolute():  # nobody says where home is, or a variable says nonsense
+        raise NoKeyError(
+            f"There is no home directory to keep a key in: set HOME, or {CERTIFICATE_VARIABLE} and {KEY_VARIABLE}."
+        )
+    return folder
 
 
 def _own_key() -> tuple[Path, Path]:
     """Certificates and key of this installation; both appear at once, and what is there is never replaced."""
     folder = _own_folder()
-    if not folder.exists():
-        try:
+    try:
+        if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".signing-", dir=folder.parent) as temporary:
+            with workplace(folder.parent) as temporary:
                 whole = Path(temporary, "signing")
                 whole.mkdir(mode=0o700)
                 _make_key(whole / "certificates.pem", whole / "key.pem")
@@ -100,14 +126,14 @@ def _own_key() -> tuple[Path, Path]:
                 except OSError:  # another process was first: its key is the one
                     if not folder.exists():
                         raise
-        except OSError as error:
-            raise _no_place(error.strerror) from error
+    except OSError as error:
+        raise _no_place(reason(error)) from error
     return folder / "certificates.pem", folder / "key.pem"
 
 
-def _no_place(reason: str) -> FsthError:
-    return FsthError(
-        f"No key to sign with can be kept in {_own_folder()}: {reason}; set {CERTIFICATE_VARIABLE} and "
+def _no_place(why: str) -> NoKeyError:
+    return NoKeyError(
+        f"No key to sign with can be kept in {_own_folder()}: {why}; set {CERTIFICATE_VARIABLE} and "
         f"{KEY_VARIABLE}, or switch credentials off."
     )
 

@@ -1,7 +1,7 @@
-"""Episodes for meta-training: frames of one clip, some to learn the person from and one to draw.
+"""Episodes for meta-training: frames of one clip, some to learn the person from and one to generate.
 
 Reads the shards that `prepare_dataset.py` writes: uncompressed tar files in WebDataset's layout, so that a frame is
-found by its offset and a folder larger than memory can be drawn from at random. A clip is
+found by its offset and a folder larger than memory can be sampled from. A clip is
 
     KEY.0000.jpg ... KEY.0063.jpg   head crops
     KEY.0000.png ... KEY.0063.png   their mattes, greyscale
@@ -23,13 +23,13 @@ import torch
 from PIL import Image, ImageEnhance
 from torch.utils.data import Dataset
 
-from fsth_hub.models.cropping import CropBox, crop_image, to_crop
+from fsth_hub.models.cropping import CropBox, crop_repeating_edges, to_crop
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.landmark_drawing import rasterize_landmarks
 from fsth_hub.models.landmark_layout import FLIP, INNER_LIPS, IRISES, LEFT_EYE, RIGHT_EYE
 
 
-# Augmentation: the same draw for all frames of an episode, since they show one person in one light.
+# Augmentation: the same sample for all frames of an episode, since they show one person in one light.
 MAX_SHIFT = 0.06  # of the frame's side
 ZOOM_RANGE = (0.88, 1.1)
 COLOUR_RANGE = (0.75, 1.25)
@@ -48,6 +48,7 @@ class ClipRecord:
     frames: list[tuple[int, int]]  # offset and size of each JPEG in the shard
     landmarks: np.ndarray  # frames x 78 x 2
     mattes: list[tuple[int, int]]  # as `frames`, of each PNG
+    times: list[float]  # when each frame is shown, s
 
     def image(self, index: int) -> Image.Image:
         return self._open(*self.frames[index]).convert("RGB")
@@ -83,8 +84,9 @@ def read_index(folder: str | Path) -> list[ClipRecord]:
             landmarks = np.load(io.BytesIO(parts["landmarks.npy"]), allow_pickle=False)
             if len(parts["mattes"]) != len(parts["frames"]):
                 raise FsthError(f"{shard} has no mattes of {key}: make the shards anew with prepare_dataset.py.")
-            identity = json.loads(parts["json"])["identity"]
-            clips.append(ClipRecord(key, identity, shard, parts["frames"], landmarks, parts["mattes"]))
+            about = json.loads(parts["json"])
+            record = {"key": key, "identity": about["identity"], "times": about["times"], "shard": shard}
+            clips.append(ClipRecord(**record, landmarks=landmarks, frames=parts["frames"], mattes=parts["mattes"]))
     return clips
 
 
@@ -98,7 +100,7 @@ class EpisodeKey(NamedTuple):
 
     clip: int
     num_sources: int  # K
-    seed: tuple[int, ...]  # of everything that is drawn at random
+    seed: tuple[int, ...]  # of everything that is sampled
 
 
 def sample_batches(
@@ -106,9 +108,9 @@ def sample_batches(
 ) -> Iterator[list[EpisodeKey]]:
     """
     The batches of one process in order: for each step the generator's, whose frames the discriminator's first update
-    shares, then those of the discriminator's further updates. People are drawn equally often, however many clips there
-    are of them. What an update sees is a function of seed and step, and the processes share it among them: one process
-    with a batch as large would see the same.
+    shares, then those of the discriminator's further updates. People are sampled equally often, however many clips
+    there are of them. What an update sees is a function of seed and step, and the processes share it among them: one
+    process with a batch as large would see the same.
 
     Args:
         clips (`list[ClipRecord]`): of the dataset.
@@ -123,17 +125,17 @@ def sample_batches(
             rng = np.random.default_rng([args.seed, step, update])
             num_sources = int(rng.integers(1, args.num_sources + 1)) if args.vary_sources else args.num_sources
             count = args.gradient_accumulation_steps * num_processes * args.batch_size
-            drawn = rng.choice(len(clips), count, p=probabilities)
+            chosen = rng.choice(len(clips), count, p=probabilities)
             keys = [
                 EpisodeKey(int(clip), num_sources, (args.seed, step, update, position))
-                for position, clip in enumerate(drawn)
+                for position, clip in enumerate(chosen)
             ]
             for start in range(rank * args.batch_size, count, num_processes * args.batch_size):
                 yield keys[start : start + args.batch_size]
 
 
 class EpisodeDataset(Dataset):
-    """`dataset[EpisodeKey]` is an episode: one frame of a clip to draw, then K others of the same clip (section 3.1).
+    """`dataset[EpisodeKey]` is an episode: a frame to generate, then K others of the same clip (section 3.1).
 
     Args:
         clips (`list[ClipRecord]`): of [`read_index`].
@@ -164,7 +166,7 @@ class EpisodeDataset(Dataset):
     def __getitem__(self, key: EpisodeKey) -> dict[str, torch.Tensor | int]:
         """
         Returns:
-            `dict`: `images`, `landmark_images` and `mattes` ((1 + K) x 3, 3 and 1 x S x S uint8, the frame to draw
+            `dict`: `images`, `landmark_images` and `mattes` ((1 + K) x 3, 3 and 1 x S x S uint8, the frame to generate
             first), `landmarks` ((1 + K) x 78 x 2 float32, pixels) and `clip` (the row of W).
         """
         index, num_sources, seed = key
@@ -190,7 +192,7 @@ class EpisodeDataset(Dataset):
 
     def plain_transform(self, image: Image.Image, matte: Image.Image, points: np.ndarray) -> tuple:
         box = CropBox(0, 0, image.width)
-        pixels, matte = (crop_image(np.asarray(picture), box, self.image_size) for picture in (image, matte))
+        pixels, matte = (crop_repeating_edges(np.asarray(picture), box, self.image_size) for picture in (image, matte))
         return pixels, matte, to_crop(points, box, self.image_size)
 
     def random_transform(self, rng: np.random.Generator):
@@ -202,7 +204,9 @@ class EpisodeDataset(Dataset):
             side = image.width
             left, top = (side * (0.5 + offset - zoom / 2) for offset in shift)
             box = CropBox(left, top, side * zoom)
-            pixels, matte = (crop_image(np.asarray(picture), box, self.image_size) for picture in (image, matte))
+            pixels, matte = (
+                crop_repeating_edges(np.asarray(picture), box, self.image_size) for picture in (image, matte)
+            )
             pixels = Image.fromarray(pixels)
             for enhance, factor in zip(
                 (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True

@@ -1,4 +1,4 @@
-"""Whether the background of drawn frames rests where the truth's does.
+"""Whether the background of generated frames rests where the truth's does.
 
 Pictures are S x S x 3 uint8 RGB, landmarks 78 x 2 pixels.
 """
@@ -60,11 +60,11 @@ class Background:
             for (frame, following), (head, following_head) in zip(pairwise(greys), pairwise(heads), strict=True)
         ]
 
-    def swim(self, drawn: list[np.ndarray]) -> float | None:
-        """How far the drawn frames' background moves from one to the next where the true one stands still: mean over
+    def swim(self, fake: list[np.ndarray]) -> float | None:
+        """How far the generated background moves from frame to frame where the true one stands still: mean over
         pairs of frames, pixels. `None` where nothing stands still, or nothing could be seen to move.
         """
-        pairs = pairwise([to_grey(frame) for frame in drawn])
+        pairs = pairwise([to_grey(frame) for frame in fake])
         moved = [
             flow_magnitude(*pair)[still].mean()
             for pair, still in zip(pairs, self.still, strict=True)

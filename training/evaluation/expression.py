@@ -1,4 +1,4 @@
-"""Whether eyes and mouth of drawn frames do what the landmarks ask for, and how near they are to the truth's.
+"""Whether eyes and mouth of generated frames do what the landmarks ask for, and how near they are to the truth's.
 
 Landmarks are 78 x 2 pixels, each face in a frame of its own.
 """
@@ -57,7 +57,7 @@ def delivered(asked: Sequence[np.ndarray], seen: Sequence[np.ndarray | None], re
     How much of an expression arrives: 1 is all of it, 0 none.
 
     Args:
-        asked: landmarks that the frames were drawn from.
+        asked: landmarks that the frames were generated from.
         seen: those that a detector sees there; `None` where it sees no face, and the frame does not count.
         rest: opening of the eyes when they do not blink.
 

@@ -76,24 +76,24 @@ def keypoint_distance(landmarks: np.ndarray, truth: np.ndarray) -> float:
     return float(100 * np.linalg.norm(landmarks[FACE] - truth[FACE], axis=1).mean() / interocular(truth))
 
 
-def pose_distance(drawn: np.ndarray, portrait: np.ndarray, driver: np.ndarray, reference: np.ndarray) -> float:
+def pose_distance(fake: np.ndarray, portrait: np.ndarray, driver: np.ndarray, reference: np.ndarray) -> float:
     """
     How differently two heads have turned: mean over yaw, pitch and roll of the absolute difference, in degrees.
 
     Each head's turn counts from its own unmoved frame, because relative motion keeps the portrait's own pose.
 
     Args:
-        drawn, portrait: the person in the drawn frame and in the portrait.
+        fake, portrait: the person in the generated frame and in the portrait.
         driver, reference: the driver in the same frame and in the one that counts as the portrait's pose.
     """
 
     def turn(points, unmoved):  # rotations about x, y, z (pitch, yaw, roll)
         return np.array(cv2.RQDecomp3x3(Pose.of(points).rotation @ Pose.of(unmoved).rotation.T)[0])
 
-    return float(np.abs(turn(drawn, portrait) - turn(driver, reference)).mean())
+    return float(np.abs(turn(fake, portrait) - turn(driver, reference)).mean())
 
 
-def expression_distance(drawn: np.ndarray, portrait: np.ndarray, driver: np.ndarray, reference: np.ndarray) -> float:
+def expression_distance(fake: np.ndarray, portrait: np.ndarray, driver: np.ndarray, reference: np.ndarray) -> float:
     """
     How differently two faces have changed: mean over four ratios of the absolute difference, in per cent.
 
@@ -102,13 +102,13 @@ def expression_distance(drawn: np.ndarray, portrait: np.ndarray, driver: np.ndar
     face's ratios count from those in its own unmoved frame, so that a driver's wide eyes are no error of the portrait.
 
     Args:
-        drawn, portrait, driver, reference: as in [`pose_distance`].
+        fake, portrait, driver, reference: as in [`pose_distance`].
     """
 
     def change(points, unmoved):
         return expression_ratios(points) - expression_ratios(unmoved)
 
-    return float(100 * np.abs(change(drawn, portrait) - change(driver, reference)).mean())
+    return float(100 * np.abs(change(fake, portrait) - change(driver, reference)).mean())
 
 
 def expression_ratios(landmarks: np.ndarray) -> np.ndarray:

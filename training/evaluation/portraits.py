@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fsth_hub.landmarks import MotionAdapter, pick_reference, smooth_clip
+from fsth_hub.landmarks import MotionAdapter, pick_reference, set_upright, smooth_clip
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.image_processing_fsth import load_image
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
@@ -56,8 +56,7 @@ def read_motion(pipe: FsthPipeline, driver: Path) -> list[np.ndarray | None]:
 
 def read_portrait(pipe: FsthPipeline, path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """The head crop, as large as the networks see it, and its landmarks, or None where no face is found."""
-    image = load_image(path)
-    faces = pipe.detector.detect(image)
+    image, faces, _ = set_upright(load_image(path), pipe.detector)
     return pipe.image_processor.crop(image, faces[0].points)[:2] if faces else None
 
 
@@ -80,8 +79,8 @@ class PortraitReenactment:
         targets = np.stack(self.targets)
         self.shown = [int(mouth_openings(targets).argmax()), int(eye_openings(targets).argmin())]
 
-    def measure(self, drawn: list[np.ndarray], extremes: list[np.ndarray]) -> dict:
+    def measure(self, fake: list[np.ndarray], extremes: list[np.ndarray]) -> dict:
         """`csim` to the portrait, mean over the frames, and what of the expression arrives."""
-        found, identity = self.instruments.faces(drawn, self.targets)
+        found, identity = self.instruments.faces(fake, self.targets)
         csim = float((identity @ self.identity).mean())
         return count_faces(found) | {"csim": csim} | delivered(self.targets, found, self.rest)

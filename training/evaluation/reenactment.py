@@ -1,4 +1,4 @@
-"""What is drawn and compared in the evaluation (arXiv 1905.08233, section 4), and who draws it.
+"""What is generated and compared in the evaluation (arXiv 1905.08233, section 4), and by what.
 
 Pictures are S x S x 3 uint8 RGB, landmarks 78 x 2 float32 pixels of them.
 """
@@ -15,6 +15,7 @@ import torch
 from fsth_hub.finetuning.feature_networks import LPIPS, crop_around
 from fsth_hub.finetuning.losses import ContentLoss
 from fsth_hub.landmarks import LandmarkDetector, MotionAdapter, pick_reference
+from fsth_hub.landmarks.portrait_picking import Look, pick_frames
 from fsth_hub.models.image_processing_fsth import normalize, to_pixels
 from fsth_hub.models.landmark_flow import pixel_grid, resize_flow, smooth_flow, warp
 from fsth_hub.models.landmark_layout import FACE
@@ -33,7 +34,7 @@ FRAMES_SHOWN = 2  # of each person in a grid
 LPIPS_BATCH = 8
 CLOSE_UP_SIZE = 224  # pixels
 
-Draw = Callable[[np.ndarray], np.ndarray]  # landmarks to a frame
+Generate = Callable[[np.ndarray], np.ndarray]  # landmarks to a frame
 
 
 def one_clip_per_person(clips: list[ClipRecord]) -> list[ClipRecord]:
@@ -51,11 +52,22 @@ def source_frames(num_frames: int, shots: int) -> list[int] | None:
     return spread(0, half, shots) if shots <= half else None
 
 
+def picked_frames(clip: ClipRecord, shots: int) -> list[int] | None:
+    """The same as [`~FsthPipeline.pick_portraits`] picks them, of frames that do not follow each other closely enough
+    to tell how fast they move; fewer where fewer are clear.
+    """
+    half = len(clip.frames) - len(clip.frames) // 2
+    if shots > half:
+        return None
+    looks = [Look.at(np.asarray(clip.image(i)), clip.landmarks[i], clip.times[i]) for i in range(half)]
+    return [pick.index for pick in pick_frames(looks, shots)]
+
+
 def held_out_frames(num_frames: int, count: int) -> list[int]:
     """At most `count` frames spread over the second half of a clip, whatever the number of portraits.
 
     Halves, and not every other frame: with 32 portraits each frame would have a neighbour among them that shows the
-    same, and nothing would be left to draw.
+    same, and nothing would be left to generate.
     """
     half = num_frames - num_frames // 2
     return spread(half, num_frames, min(count, num_frames // 2))
@@ -66,7 +78,7 @@ def spread(start: int, stop: int, count: int) -> list[int]:
 
 
 def frames_shown(num_frames: int) -> list[int]:
-    """Of so many drawn frames those for a grid."""
+    """Of so many generated frames those for a grid."""
     return [(2 * number + 1) * num_frames // (2 * FRAMES_SHOWN) for number in range(FRAMES_SHOWN)]
 
 
@@ -103,26 +115,26 @@ class Instruments:
         pairs = zip(images.split(LPIPS_BATCH), truth.split(LPIPS_BATCH), strict=True)
         return torch.cat([self.lpips(*pair) for pair in pairs]).mean().item()
 
-    def faces(self, drawn: list[np.ndarray], targets) -> tuple[list, np.ndarray]:
-        """Landmarks seen in drawn frames (None: no face), and the identity there. Where no face is seen, identity is
-        measured where one was to be drawn, so that nobody gains by faces that cannot be found.
+    def faces(self, fake: list[np.ndarray], targets) -> tuple[list, np.ndarray]:
+        """Landmarks seen in generated frames (None: no face), and the identity there. Where no face is seen, it is
+        measured where one was to be generated, so that nobody gains by faces that cannot be found.
         """
-        found = [self.find(frame) for frame in drawn]
+        found = [self.find(frame) for frame in fake]
         points = [target if points is None else points for points, target in zip(found, targets, strict=True)]
-        return found, self.embeddings(drawn, points)
+        return found, self.embeddings(fake, points)
 
     def expression(self, task, found: list, extremes: list[np.ndarray]) -> dict:
-        """What of a task's expressions arrives, in frames whose landmarks were found and in those drawn for it."""
+        """What of a task's expressions arrives, in frames whose landmarks were found and in those generated for it."""
         found = [*found, *(self.find(frame) for frame in extremes)]
         return delivered([*task.targets, *task.extremes], found, task.rest)
 
 
-# What is to be drawn: `targets` holds the landmarks of the frames that are compared with `real` ones, `extremes` those
-# of frames with closed eyes and open mouths that are drawn for the measure of the expression alone.
+# What is to be generated: `targets` holds the landmarks of the frames that are compared with `real` ones, `extremes`
+# those of frames with closed eyes and open mouths, for the measure of the expression alone.
 
 
 class SelfReenactment:
-    """The second half of a person's own clip, to be drawn from its landmarks."""
+    """The second half of a person's own clip, to be generated from its landmarks."""
 
     name, real_title = "self", "truth"
 
@@ -140,10 +152,10 @@ class SelfReenactment:
         self.rest = float(np.median(eye_openings(clip.landmarks[half:])))
         self.background = Background(self.real, self.targets)
 
-    def measure(self, drawn: list[np.ndarray], extremes: list[np.ndarray]) -> dict:
+    def measure(self, fake: list[np.ndarray], extremes: list[np.ndarray]) -> dict:
         """Means over the frames; `akd` over those that show a face, None where none does."""
-        found, identity = self.instruments.faces(drawn, self.targets)
-        pictures, targets = (to_tensor(drawn), to_tensor(self.real)), torch.from_numpy(self.targets)
+        found, identity = self.instruments.faces(fake, self.targets)
+        pictures, targets = (to_tensor(fake), to_tensor(self.real)), torch.from_numpy(self.targets)
         parts = {"face_lpips": close_up, "mouth_lpips": mouths, "eyes_lpips": eyes}
         expression = self.instruments.expression(self, found, extremes)
         return count_faces(found) | {
@@ -152,11 +164,11 @@ class SelfReenactment:
                 key: self.instruments.perceptual_distance(*(crop(images, targets) for images in pictures))
                 for key, crop in parts.items()
             },
-            "ssim": float(np.mean([ssim(*pair) for pair in zip(drawn, self.real, strict=True)])),
+            "ssim": float(np.mean([ssim(*pair) for pair in zip(fake, self.real, strict=True)])),
             "csim": float((identity * self.identity).sum(axis=1).mean()),
             "akd": mean_of_seen(keypoint_distance, found, self.landmarks),
             **expression,
-            "swim": self.background.swim(drawn),
+            "swim": self.background.swim(fake),
         }
 
 
@@ -190,10 +202,10 @@ class CrossReenactment:
         self.rest = float(np.median(openings))
         self.shown = frames_shown(len(self.targets))
 
-    def measure(self, drawn: list[np.ndarray], extremes: list[np.ndarray]) -> dict:
+    def measure(self, fake: list[np.ndarray], extremes: list[np.ndarray]) -> dict:
         """Means over the frames; `csim` to the portrait, the distances over those that show a face."""
-        found, identity = self.instruments.faces(drawn, self.targets)
-        against = [self.portrait] * len(drawn), self.landmarks, self.references
+        found, identity = self.instruments.faces(fake, self.targets)
+        against = [self.portrait] * len(fake), self.landmarks, self.references
         return count_faces(found) | {
             "csim": float((identity @ self.identity).mean()),
             "pose": mean_of_seen(pose_distance, found, *against),
@@ -211,32 +223,32 @@ def mean_of_seen(distance: Callable, found: list, *against) -> float | None:
     return float(np.mean(distances)) if distances else None
 
 
-# Who draws: each takes T portraits and their landmarks, and returns what draws a frame, and what it cost: the seconds
-# it took to prepare, and the megabytes of an identity.
+# Who generates: each takes T portraits and their landmarks, and returns what generates a frame, and what it cost: the
+# seconds it took to prepare, and the megabytes of an identity.
 
 
-def unmoved_portrait(crops: list[np.ndarray], landmarks: np.ndarray) -> tuple[Draw, dict]:
+def unmoved_portrait(crops: list[np.ndarray], landmarks: np.ndarray) -> tuple[Generate, dict]:
     return lambda points: crops[0], {}
 
 
-def warped_portrait(crops: list[np.ndarray], landmarks: np.ndarray) -> tuple[Draw, dict]:
+def warped_portrait(crops: list[np.ndarray], landmarks: np.ndarray) -> tuple[Generate, dict]:
     """The portrait most like the frame, warped by the 78 landmarks; nothing is learned."""
     size = crops[0].shape[0]
     small, full = pixel_grid(size // 4, size // 4, "cpu"), pixel_grid(size, size, "cpu")
     images, sources = to_tensor(crops), torch.from_numpy(landmarks)
 
-    def draw(points):
+    def generate(points):
         driving = torch.from_numpy(points)[None]
         best = landmark_similarity(driving.expand_as(sources), sources, size).argmax()
         flow = smooth_flow(driving, sources[best][None], size, small)
         warped = warp(images[best][None], resize_flow(flow, size, size), full)[0]
         return to_pixels(warped).permute(1, 2, 0).numpy()
 
-    return draw, {}
+    return generate, {}
 
 
 def feed_forward(pipe: FsthPipeline, fused: FsthGenerator):
-    def prepare(crops, landmarks) -> tuple[Draw, dict]:
+    def prepare(crops, landmarks) -> tuple[Generate, dict]:
         person, seconds = timed(pipe.embed_crops, crops, landmarks)
         return lambda points: pipe.generate_frame(fused, person, points), {"seconds": {"embed": seconds}}
 
@@ -244,7 +256,7 @@ def feed_forward(pipe: FsthPipeline, fused: FsthGenerator):
 
 
 def fine_tuned(pipe: FsthPipeline, method: str, content: ContentLoss, steps: int | None):
-    def prepare(crops, landmarks) -> tuple[Draw, dict]:
+    def prepare(crops, landmarks) -> tuple[Generate, dict]:
         options = {"method": method, "content": content, "steps": steps, "seed": 0}
         person, seconds = timed(pipe.fine_tune_crops, crops, landmarks, **options)
         fused = pipe.generator_for(person)

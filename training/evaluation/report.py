@@ -50,10 +50,10 @@ PORTRAIT_MEASURES = {"csim": CROSS_MEASURES["csim"], **EXPRESSION_MEASURES}
 
 
 def interval(values) -> tuple[float, float]:
-    """95 % of the means of people drawn with replacement."""
+    """95 % of the means of people sampled with replacement."""
     values = np.asarray(values, float)
-    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    samples = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(values[samples].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -156,13 +156,13 @@ class Report:
                 continue
             seconds = {
                 key: np.median([p["seconds"][key] for p in people.values()]) if all_have(people, key) else None
-                for key in ("embed", "fine_tune", "draw")
+                for key in ("embed", "fine_tune", "generate")
             }
             embed, fine_tune = ("–" if seconds[k] is None else f"{seconds[k]:.2f}" for k in ("embed", "fine_tune"))
             sizes = [p["megabytes"] for p in people.values() if "megabytes" in p]
             size = f"{np.median(sizes):.1f}" if sizes else "–"
-            rows.append([shots, method, embed, fine_tune, f"{1000 * seconds['draw']:.0f}", size])
-        return table(["T", "method", "embed, s", "fine-tune, s", "draw a frame, ms", "identity, MB"], rows)
+            rows.append([shots, method, embed, fine_tune, f"{1000 * seconds['generate']:.0f}", size])
+        return table(["T", "method", "embed, s", "fine-tune, s", "a frame, ms", "identity, MB"], rows)
 
     def cross(self) -> str:
         rows = []
@@ -230,8 +230,8 @@ class Report:
         parts = [
             f"Self-reenactment of {len(self.people)} people whom the models have not seen, one clip each: the T "
             "portraits come from the first half of the clip, up to "
-            f"{data['num_frames']} frames of the second half are drawn from their landmarks. FF is feed-forward, FT "
-            "fine-tuned, in full or by LoRA. Means over people, with 95 % intervals bootstrapped over people. "
+            f"{data['num_frames']} frames of the second half are generated from their landmarks. FF is feed-forward, "
+            "FT fine-tuned, in full or by LoRA. Means over people, with 95 % intervals bootstrapped over people. "
             "*LPIPS of the face* compares the face enlarged, where the frame's is mostly of hair and background. "
             "AKD is over the frames in which a face was found; the others are counted under *no face*."
             f"{self.left_out()}",
@@ -240,11 +240,11 @@ class Report:
             "difference is not significant. Minus is better for LPIPS and AKD, plus for SSIM and CSIM.",
             self.differences(),
             "Expression and background. Mouth and eyes are compared level and enlarged. *Slope* and *correlation* are "
-            "of the openings that the detector sees on the drawn frames against those that the landmarks ask for: a "
-            "slope of 1 delivers all, 0 nothing; people whose landmarks hardly ask for anything have none. *Blink* is "
-            "how far eyes close that are to close, in parts of the way asked. These count up to 12 frames more, those "
-            "with the most closed eyes and the most open mouths. *Swim* is the optical flow from one drawn frame to "
-            "the next where the true background stands still.",
+            "of the openings that the detector sees on the generated frames against those that the landmarks ask for: "
+            "a slope of 1 delivers all, 0 nothing; people whose landmarks hardly ask for anything have none. *Blink* "
+            "is how far eyes close that are to close, in parts of the way asked. These count up to 12 frames more, "
+            "those with the most closed eyes and the most open mouths. *Swim* is the optical flow from one generated "
+            "frame to the next where the true background stands still.",
             self.means("self", PART_MEASURES, with_faceless=False),
             self.differences("self", PART_MEASURES),
             "Time, and size of what is saved of a person, median over people, on "
@@ -278,7 +278,7 @@ def all_have(people: dict[str, dict], key: str) -> bool:
 
 
 def faceless(people: dict[str, dict]) -> str:
-    """How many of all drawn frames show no face to the detector."""
+    """How many of all generated frames show no face to the detector."""
     missing, frames = (sum(p[key] for p in people.values()) for key in ("frames_without_face", "frames"))
     return f"{missing} of {frames}"
 

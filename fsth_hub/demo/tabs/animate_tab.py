@@ -1,8 +1,9 @@
-"""The Animate tab: a driving clip in, a talking head out, drawn before the visitor's eyes."""
+"""The Animate tab: a driving clip in, a talking head out, generated before the visitor's eyes."""
 
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ import numpy as np
 from ...landmarks.motion import MAX_STRENGTH
 from ...landmarks.smoothing import DEFAULT_SMOOTHING, MAX_SMOOTHING
 from ...media.reading import open_clip
-from ...models.errors import FsthError
+from ...models.errors import FsthError, FsthWarning
 from ...pipelines.person import DEFAULT_SIZE
 from ...pipelines.side_by_side import write_side_by_side
 from ..errors import told_to_visitor
@@ -66,7 +67,7 @@ class Settings:
         names = ["motion", "smoothing", "paste_back", "watermark"]
         names += ["motion_strength"] * (self.motion == "relative")  # the pipeline has none for absolute motion
         # the default is the pipeline's to fill in: it is another one for what is pasted back, and there are models
-        # that draw one size alone
+        # that generate one size alone
         names += ["size"] * (self.size != DEFAULT_SIZE)
         return {name: getattr(self, name) for name in names}
 
@@ -119,7 +120,7 @@ class Animator:
         size: int = DEFAULT_SIZE,
         request: gr.Request = None,
     ) -> Iterator[tuple]:
-        """Draw the clip; gives (result, side by side, preview, progress, settings), the first two at the end."""
+        """Generate the clip; gives (result, side by side, preview, progress, settings), the first two at the end."""
         model = model or self.studio.model_names[0]
         settings = Settings(motion, max_frames, model, motion_strength, smoothing, paste_back, watermark, size)
         with told_to_visitor(), tempfile.TemporaryDirectory(prefix="fsth-") as folder:
@@ -135,19 +136,22 @@ class Animator:
                 yield *clips_in(kept), None, "", (kept / DETAILS_NAME).read_text()
                 return
             yield None, None, None, progress_bar("Getting ready"), ""
-            work = partial(self._draw, own or paths, driving, faces, settings, Path(folder))
+            work = partial(self._generate, own or paths, driving, faces, settings, Path(folder))
             try:
-                report = yield from self.studio.worker.stream(request and request.session_hash, work)
+                report, said = yield from self.studio.worker.stream(request and request.session_hash, work)
             except JobStopped:
                 yield None, None, None, "", "Cancelled."
                 return
-            details = describe(settings, report, own)
+            details = f"{said} {describe(settings, report, own)}".lstrip()
             if kept:
-                shutil.copytree(folder, kept, dirs_exist_ok=True)
-                (kept / DETAILS_NAME).write_text(details)  # last: it says that the clips are whole
+                try:
+                    shutil.copytree(folder, kept, dirs_exist_ok=True)
+                    (kept / DETAILS_NAME).write_text(details)  # last: it says that the clips are whole
+                except OSError:  # the disk is full: the next visitor's is drawn again
+                    shutil.rmtree(kept, ignore_errors=True)
             yield *clips_in(folder), None, "", details
 
-    def _draw(
+    def _generate(
         self,
         portraits: list[str] | Kept,
         driving: str,
@@ -155,8 +159,8 @@ class Animator:
         settings: Settings,
         folder: Path,
         job: Job,
-    ) -> "FsthReport":
-        """The work itself, on the worker's thread: writes both clips, returns the pipeline's report."""
+    ) -> tuple["FsthReport", str]:
+        """The work itself, on the worker's thread: writes both clips, returns the pipeline's report and warnings."""
         own = portraits if isinstance(portraits, Kept) else None
         pipe = self.studio.pipeline(own.model if own else settings.model)
         clip = open_limited(driving, int(settings.max_frames) if settings.max_frames else None)
@@ -184,19 +188,22 @@ class Animator:
                     job.report((None, None, gr.skip(), laying_out(index), ""))
                 yield frame
 
-        output = pipe(
-            own.identity if own else portraits,
-            replace(clip, read=read),
-            face_index=0 if own else faces[0],
-            driving_face_index=faces[1],
-            output_path=folder / CLIP_NAME,
-            callback_on_frame_end=show,
-            **settings.pipeline_arguments(),
-        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", FsthWarning)
+            output = pipe(
+                own.identity if own else portraits,
+                replace(clip, read=read),
+                face_index=0 if own else faces[0],
+                driving_face_index=faces[1],
+                output_path=folder / CLIP_NAME,
+                callback_on_frame_end=show,
+                **settings.pipeline_arguments(),
+            )
+        said = [str(warning.message) for warning in caught if warning.category is FsthWarning]
         beside, frames = folder / SIDE_BY_SIDE_NAME, drawn_frames(output)
         portrait, whole = (own.identity.crops[0], True) if own else (portraits[0], settings.paste_back)
         write_side_by_side(beside, portrait, clip, output, frames, pipe.size, whole=whole)
-        return output.report
+        return output.report, " ".join(said)
 
 
 def clips_in(folder: str | Path) -> tuple[str, str]:
@@ -207,7 +214,7 @@ def clips_in(folder: str | Path) -> tuple[str, str]:
 def describe(settings: Settings, report: "FsthReport", own: Kept | None = None) -> str:
     """Settings and figures of a clip, shown beside it: the same inputs and settings give the same clip."""
     seconds, missing = sum(report.seconds.values()), len(report.frames_without_face)
-    parts = [f"{report.num_frames} frames at {report.fps:.4g} per second, drawn in {seconds:.0f} s"]
+    parts = [f"{report.num_frames} frames at {report.fps:.4g} per second, generated in {seconds:.0f} s"]
     size = f"{'the head ' if settings.paste_back else ''}{report.size} x {report.size} pixels"
     # it may be smaller for other reasons: the model's only size, or a photograph that was reduced
     parts += [f"{size} (the portrait has no more)" if report.size == report.max_size < settings.size else size]
@@ -272,8 +279,8 @@ def animate_tab(page: Page) -> None:
                 label="Result", interactive=False, autoplay=True, visible=False, height=420, elem_id="result"
             )
             preview = gr.Image(
-                label="Being drawn", format="jpeg", height=360, buttons=[], interactive=False, visible=False,
-                alt_text="The frame being drawn", elem_id="preview",
+                label="Being generated", format="jpeg", height=360, buttons=[], interactive=False, visible=False,
+                alt_text="The frame being generated", elem_id="preview",
             )  # fmt: skip
             progress = gr.HTML(elem_id="progress", elem_classes="job-progress")
             details = gr.Markdown(elem_id="details")

@@ -33,8 +33,8 @@ from . import Page
 
 LIVE = "live"  # the tab's id
 TIME_LIMIT = 120  # seconds for one visitor; then the next one's turn comes
-# Seconds between two pictures of the camera: as many as two cores draw, for each costs the browser time of the same
-# cores. What comes while a frame is drawn is dropped, but for the last.
+# Seconds between two pictures of the camera: as many as two cores generate, for each costs the browser time of the
+# same cores. What comes while a frame is generated is dropped, but for the last.
 STREAM_EVERY = 0.1
 # Gradio would ask for 1920 x 1440, of which the landmarks alone are used.
 CAMERA = gr.WebcamOptions(constraints={"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}})
@@ -48,15 +48,15 @@ class LiveSession:
 
     Args:
         key: The portraits' files and chosen faces that `person` was made of.
-        person, generator: What draws; None before the first frame.
+        person, generator: What generates; None before the first frame.
         origin: What a recording's Content Credentials tell.
         smooth: Quietens the detector's jitter; it knows the camera's last landmarks.
         adapter: Turns the camera's landmarks into the portrait's; None before a face was seen.
         box: The crop, pixels of the camera's picture, fixed since the first face.
         face: The face of the last frame; None where it was lost.
         looked: When the last picture of the camera was looked at, s.
-        times: When the last frames were drawn, for the frame rate, s.
-        recording: When each frame was drawn, and the frame as JPEG.
+        times: When the last frames were generated, for the frame rate, s.
+        recording: When each frame was generated, and the frame as JPEG.
     """
 
     key: tuple = ()
@@ -118,7 +118,7 @@ class Live:
                 return None, ""
             paths = checked_portraits(portraits)
             faces = chosen_faces(paths, seen)
-            frame = self.studio.worker.submit(self._draw, picture, session, paths, faces).result()
+            frame = self.studio.worker.submit(self._generate, picture, session, paths, faces).result()
         now = time.monotonic()
         if session.times and now - session.times[-1] > 2:  # the camera was off meanwhile
             session.times.clear()
@@ -132,12 +132,12 @@ class Live:
             words.append(f"recorded: {session.recording[-1][0] - session.recording[0][0]:.0f} s")
         return frame, ", ".join(words)
 
-    def _draw(self, picture: np.ndarray, session: LiveSession, paths: list[str], faces: list[int]) -> np.ndarray:
+    def _generate(self, picture: np.ndarray, session: LiveSession, paths: list[str], faces: list[int]) -> np.ndarray:
         """On the worker's thread."""
         pipe = self.studio.pipeline()
         if session.key != (key := (*paths, *faces)):
             session.person = pipe.embed(paths, faces)
-            session.origin = Origin.of(pipe.model_name, session.person, paths, None)
+            session.origin = Origin.of(pipe.model_name, session.person, paths, ("driving clip", None))
             session.generator, session.key = pipe.generator_for(), key
             session.recording = []  # a clip shows one person
             session.reset_pose()
@@ -151,9 +151,9 @@ class Live:
             session.adapter = session.adapter or MotionAdapter(session.person.landmarks, points)
         now = time.monotonic()
         points, session.looked = session.smooth(points, now - session.looked), now
-        drawn = session.adapter(points) if session.adapter else session.person.landmarks
+        moved = session.adapter(points) if session.adapter else session.person.landmarks
         # at the default size: the networks take nearly all of the time, and see 256 pixels whatever the size
-        return add_watermark(pipe.generate_frame(session.generator, session.person, drawn))
+        return add_watermark(pipe.generate_frame(session.generator, session.person, moved))
 
     def save(self, request: gr.Request = None) -> Iterator[dict]:
         """Write what was recorded, with the timing it had, signed, and forget it."""
@@ -181,7 +181,7 @@ def from_jpeg(frame: bytes) -> np.ndarray:
 
 
 def write_recording(path: Path, recording: list[tuple[float, bytes]], origin: Origin) -> None:
-    """Write frames drawn at irregular times as a signed clip of constant frame rate."""
+    """Write frames generated at irregular times as a signed clip of constant frame rate."""
     begun, (height, width) = recording[0][0], from_jpeg(recording[0][1]).shape[:2]
 
     def read() -> Iterator[tuple[float, float, np.ndarray]]:

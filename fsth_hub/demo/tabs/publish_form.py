@@ -112,7 +112,7 @@ def publish_form(publisher: Publisher) -> PublishForm:
     with gr.Accordion("Publish to the hub", open=False, elem_id="publish"):
         gr.Markdown(
             "Sent are the learned weights and, of each portrait, the crop of the head, at most 512 x 512 pixels, that "
-            "the model draws from: who may see the repository can see them. The photographs are not sent."
+            "the model generates from: who may see the repository can see them. The photographs are not sent."
         )
         name = gr.Textbox(label="Repository", placeholder="your-name/anna", elem_id="repository")
         private = gr.Checkbox(True, label="Private: only you can see it", elem_id="private")
