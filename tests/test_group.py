@@ -20,8 +20,8 @@ from testing_utils.pipelines import NO_FACE, StubDetector, arrays, make_pipeline
 
 
 class CrowdDetector(StubDetector):
-    """Sees a face in each square of a row of them, of which the first pixel says how far to the right it lies. Those in
-    the middle of a row are the largest."""
+    """Sees a face in each square of a row, whose first pixel says how far to the right it lies; the largest is in the
+    middle of the row."""
 
     def faces(self, image: np.ndarray) -> list[Face]:
         count, found = image.shape[1] // SIZE, []
