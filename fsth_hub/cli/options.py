@@ -28,6 +28,14 @@ FaceOption = Annotated[
     int, typer.Option(min=0, metavar="N", help="Which face of the picture, counted from 0, the largest.")
 ]
 
+FacesOption = Annotated[
+    str,
+    typer.Option(
+        metavar="N",
+        help="Which face of the picture, counted from 0, the largest. With --paste-back several, such as 0,2, or all, "
+        "from left to right.",
+    ),
+]
 ShotsOption = Annotated[
     int | None,
     typer.Option(

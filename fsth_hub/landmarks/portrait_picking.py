@@ -32,14 +32,15 @@ DARK, BRIGHT = 0.6, 1.5  # of the median brightness: fades and flashes. Relative
 
 MOUTH_OPEN = 0.12  # of the mouth's width between the lips, from which teeth may be seen
 EYES_SHUT = 0.4  # of the median opening of the eyes
-TURNED = np.sin(np.radians(5))  # from the first portrait, that it counts as another side
+AWAKE = 0.8  # of the same: what a portrait has that is there for its place and pose
+ALIKE = 0.7  # of the widest opening: a mouth that is open already
+RESERVED = 2
 # What makes the first portrait worse by 1: a turn (sine), eyes less open and lips otherwise open than on the median
 # (of their width), and sharpness lost (all of it).
 FRONTAL, EYES, LIPS, SHARP = 0.15, 0.05, 0.1, 1.0
 
 FIRST = "from the front with open eyes"
 WIDE_MOUTH, SHUT_EYES = "widest open mouth", "shut eyes"
-FAR_LEFT, FAR_RIGHT = "turned furthest to the left", "turned furthest to the right"  # of the picture
 UNLIKE = "unlike the others"
 
 
@@ -129,9 +130,9 @@ def pick_frames(looks: Sequence[Look], shots: int) -> list[Pick]:
     """
     Pick frames that together are the person's portraits.
 
-    The first is what motion is counted from: frontal, eyes open, lips as they mostly are. Then come what a single
-    portrait cannot show, the widest open mouth, shut eyes and either side, and then, one by one, whatever brings all
-    frames nearest to a picked one, by the likeness by which the generator weighs portraits.
+    The first is what motion is counted from: frontal, eyes open, lips as they mostly are. Then comes, one by one,
+    whatever brings all frames nearest to a picked one, by the likeness by which the generator weighs portraits. That
+    hardly counts lips and lids: so the widest open mouth, and shut eyes, come in addition where none is among them.
 
     Args:
         looks: At frames of one shot, in the order of time; at least one.
@@ -139,33 +140,52 @@ def pick_frames(looks: Sequence[Look], shots: int) -> list[Pick]:
     """
     clear = clear_frames(looks)
     faces = np.array([_describe(look.points) for look in looks])  # N x 5
+    eyes, mouth = faces[:, 3], faces[:, 4]
+    middle = np.median(faces[clear], axis=0)
     times = np.array([look.time for look in looks])
     sharp = np.array([look.sharpness for look in looks])
     sharp = np.clip(sharp / max(np.percentile(sharp, 90), 1e-6), 0, 1)
     gap = min(MIN_GAP, (times[-1] - times[0]) / (2 * shots))
+    # a blink in passing serves no frame with open eyes, of which it would be the most alike
+    awake = clear[eyes[clear] >= AWAKE * middle[3]]
     picks: list[Pick] = []
 
-    def free() -> np.ndarray:
+    def free(among: np.ndarray) -> np.ndarray:
+        """Those of these frames that are not picked, nor neighbours of picked ones."""
         taken = [pick.index for pick in picks]
-        left = np.setdiff1d(clear, taken)
+        left = np.setdiff1d(among, taken)
         return left[(np.abs(times[left, None] - times[taken]) >= gap).all(axis=1)]
 
-    def take(values: np.ndarray, enough: float, why: str) -> None:
-        """The frame with the highest of the values (N), if that is enough."""
-        if len(picks) < shots and len(among := free()) and values[among].max() >= enough:
-            picks.append(Pick(int(among[values[among].argmax()]), why))
-
-    middle = np.median(faces[clear], axis=0)
     turn = np.linalg.norm(np.column_stack([faces[:, 0], faces[:, 1:3] - middle[1:3]]), axis=1)
-    closed, parted = np.maximum(middle[3] - faces[:, 3], 0), np.abs(faces[:, 4] - middle[4])
-    take(-(turn / FRONTAL + closed / EYES + parted / LIPS + (1 - sharp) / SHARP), -np.inf, FIRST)
-    first = faces[picks[0].index]
-    take(faces[:, 4], max(MOUTH_OPEN, first[4] + 0.5 * MOUTH_OPEN), WIDE_MOUTH)
-    take(-faces[:, 3], -EYES_SHUT * middle[3], SHUT_EYES)
-    take(first[0] - faces[:, 0], TURNED, FAR_LEFT)
-    take(faces[:, 0] - first[0], TURNED, FAR_RIGHT)
-    if len(picks) < shots:
-        _spread(picks, shots, [look.points for look in looks], clear, sharp, free)
+    closed, parted = np.maximum(middle[3] - eyes, 0), np.abs(mouth - middle[4])
+    worse = turn / FRONTAL + closed / EYES + parted / LIPS + (1 - sharp) / SHARP
+    picks.append(Pick(int(clear[worse[clear].argmin()]), FIRST))
+    distance = _distances([look.points for look in looks]) if shots > 1 else None
+
+    def spread(count: int) -> None:
+        """Add what most lessens the mean distance of all frames to the nearest pick, until there are so many."""
+        while len(picks) < count:
+            taken = [pick.index for pick in picks]
+            # rather nearer than the gap, or with lids lowered, than too few
+            among = next((a for a in (free(awake), free(clear), np.setdiff1d(clear, taken)) if len(a)), None)
+            if among is None:
+                return
+            gain = np.maximum(distance[taken].min(axis=0) - distance[among], 0).mean(axis=1) * (1 + sharp[among])
+            picks.append(Pick(int(among[gain.argmax()]), UNLIKE))
+
+    def add(values: np.ndarray, enough: float, why: str) -> None:
+        """Add the frame with the highest of the values (N), if that is enough and no pick comes near it."""
+        among = free(clear)
+        if len(picks) < shots and len(among):
+            best = among[values[among].argmax()]
+            if values[best] >= enough and all(values[pick.index] < ALIKE * values[best] for pick in picks):
+                picks.append(Pick(int(best), why))
+
+    spread(shots - min(RESERVED, shots // 4))
+    add(mouth, MOUTH_OPEN, WIDE_MOUTH)
+    if RESERVED > 1:
+        add(np.maximum(middle[3] - eyes, 0), (1 - EYES_SHUT) * middle[3], SHUT_EYES)
+    spread(shots)
     return picks
 
 
@@ -174,26 +194,16 @@ def mouth_opens(looks: Sequence[Look]) -> bool:
     return max(_describe(look.points)[4] for look in looks) >= MOUTH_OPEN
 
 
-def _spread(picks: list[Pick], shots: int, points: list[np.ndarray], clear: np.ndarray, sharp: np.ndarray, free):
-    """Add to the picks, one by one, what most lessens the mean distance of all frames to the nearest pick."""
+def _distances(points: list[np.ndarray]) -> np.ndarray:
+    """How unlike each two of N faces (78 x 2, pixels) are for the generator that weighs portraits, N x N."""
     import torch  # here, with the network's own measure, so that a clip can be looked at without PyTorch
 
     from ..models.source_skips import landmark_similarity
 
     everything = torch.from_numpy(np.stack(points))
     extent = float(np.median([face_extent(one) for one in points]))
-    # N x N, row by row: all at once takes a hundred times the memory
-    distance = -torch.stack([landmark_similarity(everything, one, extent) for one in everything]).numpy()
-    nearest = distance[[pick.index for pick in picks]].min(axis=0)
-    while len(picks) < shots:
-        among = free()
-        if not len(among):  # nearer than the gap rather than too few
-            among = np.setdiff1d(clear, [pick.index for pick in picks])
-        if not len(among):
-            return
-        gain = np.maximum(nearest - distance[among], 0).mean(axis=1) * (1 + sharp[among])
-        picks.append(Pick(int(among[gain.argmax()]), UNLIKE))
-        nearest = np.minimum(nearest, distance[picks[-1].index])
+    # row by row: all at once takes a hundred times the memory
+    return -torch.stack([landmark_similarity(everything, one, extent) for one in everything]).numpy()
 
 
 def _describe(points: np.ndarray) -> tuple[float, ...]:

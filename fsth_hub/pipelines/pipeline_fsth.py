@@ -31,13 +31,12 @@ from ..media.frames import Frames
 from ..media.motion_files import file_of, is_motion
 from ..media.reading import Clip, open_clip
 from ..media.sound import read_sound
-from ..media.writing import write_clip
 from ..models.cropping import CropBox
 from ..models.downloading import fetch
 from ..models.errors import FsthError
 from ..models.facial_components import FsthComponentsOutput, FsthFacialComponents
 from ..models.folding import fold
-from ..models.image_processing_fsth import FsthImageProcessor, normalize
+from ..models.image_processing_fsth import FsthImageProcessor, Picture, normalize
 from ..models.modeling_fsth import (
     FsthDiscriminator,
     FsthEmbedder,
@@ -47,12 +46,13 @@ from ..models.modeling_fsth import (
     is_hooked,
 )
 from ..models.source_skips import FsthSources
-from ..provenance.credentials import OUTPUT_METADATA, Origin, check_credentials, sign
-from ..provenance.watermark import add_watermark
+from ..provenance.credentials import Origin, check_credentials
 from . import parallel
 from .caching import Cache, weights_state
+from .delivery import deliver
 from .driving import DrivingMotion, adapt_motion, read_motion
 from .engines import Engine, check_engine, compiled_components, compiled_generator, pick_engine
+from .group import Faces, animate_group, check_faces
 from .identity import FsthIdentity, FsthTunedPerson
 from .inputs import check_inputs, check_size
 from .loading import (
@@ -66,7 +66,7 @@ from .loading import (
     source_of,
 )
 from .person import DEFAULT_SIZE, FsthPerson
-from .pipeline_output import FsthPipelineOutput, FsthReport, as_output_type
+from .pipeline_output import FsthPipelineOutput, FsthReport
 from .portrait_picking import (
     PickedPortrait,
     Portrait,
@@ -926,26 +926,15 @@ class FsthPipeline(DiffusionPipeline):
         stage("landmarks")
 
         # 4. Generate frame by frame
-        def generate_frames():
-            options = (motion, reference_frame, motion_strength, smoothing, size, regions)
-            frames = self.drive(person, driving_motion, *options)
-            with self.progress_bar(total=total) as progress:
-                for index, frame in enumerate(frames if canvas is None else map(canvas, frames)):
-                    frame = add_watermark(frame) if watermark else frame
-                    if callback_on_frame_end is not None:
-                        callback_on_frame_end(self, index, total, frame)
-                    yield frame
-                    progress.update()
-
+        options = (motion, reference_frame, motion_strength, smoothing, size, regions)
+        frames = self.drive(person, driving_motion, *options)
+        frames = frames if canvas is None else map(canvas, frames)
         driver = driving_motion.title, driving_file
         sources = None if pictures is None else files_of(pictures)
         origin = Origin.of(self.model_name, person, sources, driver) if signed else None
         fps, audio_from = driving_motion.fps, driving_motion.audio_from
-        if output_path is None:
-            frames = as_output_type([Image.fromarray(frame) for frame in generate_frames()], output_type)
-        else:
-            frames, finish = None, partial(sign, origin=origin) if signed else None
-            write_clip(output_path, generate_frames(), fps, audio_from, OUTPUT_METADATA, finish)
+        output = {"output_path": output_path, "output_type": output_type, "callback": callback_on_frame_end}
+        frames = deliver(self, frames, total, fps, audio_from, origin, watermark=watermark, **output)
         stage("frames")
 
         # 5. Say how it came about
@@ -965,6 +954,73 @@ class FsthPipeline(DiffusionPipeline):
             seconds=seconds,
         )
         output = FsthPipelineOutput(frames, fps, audio_from, report, origin, driving_motion)
+        return output if return_dict else output.to_tuple()
+
+    def animate_group(
+        self,
+        photograph: Picture,
+        driving: Driving | DrivingMotion,
+        faces: Faces = "all",
+        driving_faces: Faces = "all",
+        *,
+        motion: MotionMode = "relative",
+        num_frames: int | None = None,
+        fps: float | None = None,
+        reference_frame: int | None = None,
+        motion_strength: float = 1.0,
+        smoothing: float = DEFAULT_SMOOTHING,
+        size: int | None = None,
+        regions: Iterable[str] | str | None = None,
+        sound: ClipFile | None = None,
+        output_path: str | os.PathLike | None = None,
+        output_type: Literal["pil", "np", "pt"] = "pil",
+        watermark: bool = True,
+        credentials: bool = True,
+        callback_on_frame_end: Callable[["FsthPipeline", int, int, np.ndarray], None] | None = None,
+        return_dict: bool = True,
+    ) -> FsthPipelineOutput | tuple:
+        """
+        Animate several people of one photograph, and put them back into it.
+
+        ```python
+        pipe.animate_group("family.jpg", "driver.mp4").save("family.mp4")
+        ```
+
+        Args:
+            photograph: All that [`load_image`] takes.
+            driving: As in [`~FsthPipeline.__call__`]; a clip of several people is followed in one pass.
+            faces (`"all"` or `list[int]`, *optional*, defaults to `"all"`):
+                Whose of the photograph: numbers, counted from 0, the largest face; or all that are at least a third
+                as large as the largest, from left to right.
+            driving_faces (`"all"` or `list[int]`, *optional*, defaults to `"all"`):
+                Who drives them, chosen alike in the first frame that shows a face. The first drives the first, the
+                second the second; where they are fewer it begins again, so that one alone drives everybody.
+            size (`int`, *optional*): Side of the frames of each head; by default what it has in the photograph.
+            motion, num_frames, fps, reference_frame, motion_strength, smoothing, regions, sound, output_path,
+            output_type, watermark, credentials, callback_on_frame_end, return_dict:
+                as in [`~FsthPipeline.__call__`].
+
+        Returns:
+            [`FsthPipelineOutput`]: Its report has a box of each face, the size of the largest, and the frames in which
+            any driver's face was gone; `driving` is the first driver's motion.
+
+        Raises:
+            FsthError: An input cannot be used, or shows fewer faces than were asked for.
+        """
+        named = driving if is_motion(driving) else None
+        driving = driving if named is None else DrivingMotion.load(named)
+        motions = {"motion": motion, "reference_frame": reference_frame, "motion_strength": motion_strength}
+        motions |= {"regions": regions}
+        options = {"smoothing": smoothing, "num_frames": num_frames, "fps": fps, "size": size} | motions
+        options |= {"output_path": output_path, "output_type": output_type, "watermark": watermark}
+        options |= {"credentials": credentials, "callback_on_frame_end": callback_on_frame_end}
+        inputs = {"face_index": 0, "driving_face_index": 0, "shots": 1, "paste_back": True, "return_dict": return_dict}
+        check_inputs(self.generator.config, photograph, driving, **inputs, **options)
+        faces, driving_faces = check_faces("faces", faces), check_faces("driving_faces", driving_faces)
+        if isinstance(driving, DrivingMotion) and driving_faces != "all":
+            raise FsthError("driving_faces are of a clip, and not of motion that was read: leave them out.")
+        voice = None if sound is None else read_sound(sound)
+        output = animate_group(self, photograph, driving, faces, driving_faces, named=named, voice=voice, **options)
         return output if return_dict else output.to_tuple()
 
 
