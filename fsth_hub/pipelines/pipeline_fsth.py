@@ -4,7 +4,7 @@ import copy
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, Self
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from ..checks import check_number
 from ..landmarks import LandmarkDetector, get_detector
+from ..landmarks.expression import Expression
 from ..landmarks.likeness import warn_of_strangers
 from ..landmarks.motion import MotionMode
 from ..landmarks.smoothing import DEFAULT_SMOOTHING
@@ -45,7 +46,7 @@ from ..models.source_skips import FsthSources
 from ..provenance.credentials import OUTPUT_METADATA, Origin, check_credentials, sign
 from ..provenance.watermark import add_watermark
 from .caching import Cache, weights_state
-from .driving import DrivingMotion, adapt_motion, read_motion
+from .driving import DrivingMotion, adapt_motion, file_of, is_motion, read_motion
 from .identity import FsthIdentity, FsthTunedPerson
 from .inputs import check_inputs, check_size
 from .loading import (
@@ -535,7 +536,8 @@ class FsthPipeline(DiffusionPipeline):
 
         Args:
             driving: A video (path, bytes, file object), frames (array N x H x W x 3, tensor N x C x H x W, a list or
-                any other iterable of pictures) or a clip, as [`open_clip`] takes them.
+                any other iterable of pictures) or a clip, as [`open_clip`] takes them. What has no pictures is read
+                by [`~DrivingMotion.load`].
             face_index (`int`, *optional*, defaults to 0): Which face, counted from the largest in the first frame.
             crop (`bool`, *optional*, defaults to `True`): `False` if the clip is a square head crop already.
             num_frames (`int`, *optional*): Read no more than so many frames.
@@ -547,6 +549,9 @@ class FsthPipeline(DiffusionPipeline):
             FsthError: The clip cannot be read; [`NoFaceError`] where no frame has a face.
         """
         check_number("face_index", face_index, 0, whole=True)
+        if is_motion(driving):
+            motion = DrivingMotion.load(driving)
+            return motion.first(num_frames)
         clip = open_clip(driving, fps=fps, max_frames=num_frames)
         with self.progress_bar(total=clip.frame_count or 0) as progress:
             return read_motion(clip, self.detector, face_index, crop, self.size, progress.update)
@@ -560,33 +565,78 @@ class FsthPipeline(DiffusionPipeline):
         motion_strength: float = 1.0,
         smoothing: float = DEFAULT_SMOOTHING,
         size: int | None = None,
+        regions: Iterable[str] | str | None = None,
     ) -> Iterator[np.ndarray]:
         """
         Generate the person frame by frame as the driver moves: each size x size x 3 uint8 RGB, without a watermark.
 
         Args:
             person ([`FsthPerson`]): of [`~FsthPipeline.embed`] or [`~FsthPipeline.fine_tune`].
-            driving ([`DrivingMotion`]): of [`~FsthPipeline.read_driving`].
+            driving ([`DrivingMotion`]): of [`~FsthPipeline.read_driving`], or one of its own makers.
             motion (`str`, *optional*, defaults to `"relative"`):
                 `"relative"` moves the portrait by the change of the driver from a reference frame; `"absolute"` takes
                 over the driver's landmarks, and with them the shape of the driver's face (the paper's way).
             reference_frame (`int`, *optional*):
-                The driver's frame that counts as the portrait's own pose; by default the one most like the portrait.
+                The driver's frame that counts as the portrait's own pose; by default the motion's own reference, or
+                the frame most like the portrait.
             motion_strength (`float`, *optional*, defaults to 1):
                 How much of the driver's change to take over, 0 (the portrait stays still) to 2; relative motion only.
             smoothing (`float`, *optional*, defaults to 0.05):
                 Seconds, 0 to 1, over which the detector's jitter is averaged out while the driver's head rests; 0
-                takes the landmarks as they were found. What moves is smoothed less, and nothing lags.
+                takes the landmarks as they were found. What moves is smoothed less, and nothing lags. Only what was
+                found in a clip is smoothed.
             size (`int`, *optional*): as in [`~FsthPipeline.output_size`].
+            regions (`list[str]`, *optional*):
+                What moves of "head", "brows", "eyes", "gaze" and "mouth"; by default all. Relative motion only.
         """
         size = self.output_size(person, size)
-        landmarks = adapt_motion(person.landmarks, driving, motion, reference_frame, motion_strength, smoothing)
+        driving = driving.resized(self.size)
+        options = (motion, reference_frame, motion_strength, smoothing, regions)
+        landmarks = adapt_motion(person.landmarks, driving, *options)
         generator = self.generator_for(person)
         try:
             for points in landmarks:
                 yield self.generate_frame(generator, person, points, size)
         finally:
             self.maybe_free_model_hooks()
+
+    def express(
+        self,
+        portraits: Portrait | Sequence[Portrait] | FsthPerson,
+        expression: Expression,
+        *,
+        crop: bool = True,
+        face_index: int | Sequence[int] = 0,
+        size: int | None = None,
+        paste_back: bool = False,
+        output_path: str | os.PathLike | None = None,
+        watermark: bool = True,
+        credentials: bool = True,
+    ) -> Image.Image:
+        """
+        Show a person with another expression.
+
+        ```python
+        pipe.express("portrait.jpg", Expression(smile=0.6, yaw=8))
+        ```
+
+        Args:
+            portraits, crop, face_index, size, paste_back, watermark: as in [`~FsthPipeline.__call__`].
+            expression ([`Expression`]): How the face is to differ from the first portrait's.
+            output_path (`str` or `Path`, *optional*): Write the picture, too, as .png.
+            credentials (`bool`, *optional*, defaults to `True`): Sign the written picture.
+
+        Returns:
+            `PIL.Image.Image`: RGB.
+
+        Raises:
+            FsthError: An input cannot be used.
+        """
+        from .expressing import express
+
+        options = {"crop": crop, "face_index": face_index, "size": size, "paste_back": paste_back}
+        options |= {"output_path": output_path, "watermark": watermark, "credentials": credentials}
+        return express(self, portraits, expression, **options)
 
     def output_size(self, person: FsthPerson, size: int | None = None) -> int:
         """
@@ -658,6 +708,8 @@ class FsthPipeline(DiffusionPipeline):
         motion_strength: float = 1.0,
         smoothing: float = DEFAULT_SMOOTHING,
         size: int | None = None,
+        regions: Iterable[str] | str | None = None,
+        sound: ClipFile | None = None,
         paste_back: bool = False,
         output_path: str | os.PathLike | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
@@ -671,8 +723,9 @@ class FsthPipeline(DiffusionPipeline):
 
         Args:
             portraits: Pictures of one person, or an [`FsthPerson`], such as an [`FsthIdentity`].
-            driving: A clip or its frames, or a [`DrivingMotion`] of [`~FsthPipeline.read_driving`].
-            motion, reference_frame, motion_strength, smoothing: as in [`~FsthPipeline.drive`].
+            driving: A clip or its frames, a [`DrivingMotion`], or what [`~DrivingMotion.load`] takes, as "motion:nod".
+            motion, reference_frame, motion_strength, smoothing, regions: as in [`~FsthPipeline.drive`].
+            sound: A clip or recording (wav, mp3, flac, ogg, m4a) whose sound to take instead of the driver's.
             size (`int`, *optional*):
                 Side of the frames in pixels, even, 256 to 1024, but never more than the first portrait has; by default
                 512, or with `paste_back` as many as the head has in the photograph.
@@ -699,6 +752,8 @@ class FsthPipeline(DiffusionPipeline):
             FsthError: An input cannot be used; the message says which, and what to do.
         """
         # 1. Check inputs: what can be known to fail fails before any work
+        named = driving if is_motion(driving) else None
+        driving = driving if named is None else DrivingMotion.load(named)
         check_inputs(
             self.generator.config,
             portraits,
@@ -711,6 +766,7 @@ class FsthPipeline(DiffusionPipeline):
             reference_frame=reference_frame,
             motion_strength=motion_strength,
             smoothing=smoothing,
+            regions=regions,
             size=size,
             paste_back=paste_back,
             output_path=output_path,
@@ -724,7 +780,7 @@ class FsthPipeline(DiffusionPipeline):
         signed = credentials and check_credentials()
         pictures = None if isinstance(portraits, FsthPerson) else list_pictures(portraits)
         if isinstance(driving, DrivingMotion):
-            clip, driving_file = None, driving.audio_from
+            clip, driving_file = None, driving.audio_from if named is None else file_of(named)
         else:
             clip = open_clip(driving, fps=fps, max_frames=num_frames)
             driving_file = clip.file
@@ -752,12 +808,15 @@ class FsthPipeline(DiffusionPipeline):
             driving_motion = driving.first(num_frames)
         else:
             driving_motion = self.read_driving(clip, driving_face_index, crop)
+        if sound is not None:
+            driving_motion = driving_motion.with_sound(sound)
         total = len(driving_motion.landmarks)
         stage("landmarks")
 
         # 4. Generate frame by frame
         def generate_frames():
-            frames = self.drive(person, driving_motion, motion, reference_frame, motion_strength, smoothing, size)
+            options = (motion, reference_frame, motion_strength, smoothing, size, regions)
+            frames = self.drive(person, driving_motion, *options)
             with self.progress_bar(total=total) as progress:
                 for index, frame in enumerate(frames if canvas is None else map(canvas, frames)):
                     frame = add_watermark(frame) if watermark else frame
@@ -766,7 +825,8 @@ class FsthPipeline(DiffusionPipeline):
                     yield frame
                     progress.update()
 
-        origin = Origin.of(self.model_name, person, pictures, driving_file) if signed else None
+        driver = driving_motion.title, driving_file
+        origin = Origin.of(self.model_name, person, pictures, driver) if signed else None
         fps, audio_from = driving_motion.fps, driving_motion.audio_from
         if output_path is None:
             frames = as_output_type([Image.fromarray(frame) for frame in generate_frames()], output_type)
