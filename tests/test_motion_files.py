@@ -13,10 +13,10 @@ from fsth_hub.landmarks import MotionAdapter
 from fsth_hub.landmarks.expression import RESTING_LANDMARKS, Expression
 from fsth_hub.media import motion_files
 from fsth_hub.media.expression_files import read_expressions, write_expressions
-from fsth_hub.media.motion_files import SHIPPED, list_motions, shipped_path
+from fsth_hub.media.motion_files import SHIPPED, is_motion, list_motions, shipped_path
 from fsth_hub.models.cropping import CropBox
 from fsth_hub.models.errors import FsthError
-from fsth_hub.pipelines.driving import DrivingMotion, adapt_motion, is_motion
+from fsth_hub.pipelines.driving import DrivingMotion, adapt_motion
 from testing_utils.clips import make_clip, sound_of
 from testing_utils.faces import EYE, MOUTH, face, opening
 from testing_utils.pipelines import clip

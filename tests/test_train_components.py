@@ -61,7 +61,7 @@ def test_a_still_is_its_own_target_and_what_its_expression_hides_is_gone(face_cl
         crops.openings[clip[5:]] = 0
     rng = np.random.default_rng(0)
     batch = crops.batch(rng, 12, 1.0, augment=False)
-    kept = (crops.kept_size - crops.size) // 2
+    kept = (crops.images.shape[-1] - crops.size) // 2
     originals = crops.images[crops.stills][..., kept:-kept, kept:-kept].float() / 127.5 - 1
     for image in batch["images"]:
         assert (originals - image).abs().flatten(1).amax(dim=1).min() < 1e-4  # the picture itself

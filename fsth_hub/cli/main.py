@@ -18,9 +18,11 @@ from ..landmarks import DEFAULT_DETECTOR, describe_detectors, get_detector
 from ..models.errors import FsthError, NoFaceError
 from ..saving import whole_file, write_json
 from . import loading as cli_loading
+from . import motion as cli_motion
 from . import people as cli_people
 from .checks import check_inputs, check_output, check_size, model_of
 from .ending import one_sentence, set_up_process, warnings_as_sentences
+from .express import express
 from .options import DetectorOption, DeviceOption, DtypeOption, FaceOption, ModelOption
 
 
@@ -54,7 +56,10 @@ def animate(
     portraits: Annotated[
         list[Path] | None, typer.Argument(metavar="PORTRAIT", help="Pictures of one person.", show_default=False)
     ] = None,
-    driving: Annotated[Path, typer.Option(help="The clip whose motion to take.")],
+    driving: Annotated[
+        str,
+        typer.Option(help="What moves it: a clip, or a motion: motion:nod, .motion.safetensors, ...", metavar="FILE"),
+    ],
     output: Annotated[Path, typer.Option(help="The clip to write: .mp4, with the driver's sound, or .gif.")],
     identity: Annotated[
         str | None, typer.Option(help="A fine-tuned person instead of portraits: folder or hub id.")
@@ -85,6 +90,24 @@ def animate(
             "--paste-back what the head has there.",
             show_default=False,
         ),
+    ] = None,
+    regions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Move these alone: head, brows, eyes, gaze, mouth, as in eyes,mouth.",
+            show_default=False,
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S", help="Repeat (or cut) a motion, which is no clip, to this length.", show_default=False
+        ),
+    ] = None,
+    sound: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The sound to take instead of the driver's: wav, m4a, a clip, ..."),
     ] = None,
     paste_back: Annotated[
         bool, typer.Option("--paste-back", help="Put the head back into the first portrait.")
@@ -133,10 +156,12 @@ def animate(
     portraits = portraits or []
     if bool(portraits) == (identity is not None):
         raise FsthError("Give either portraits or the --identity of a fine-tuned person.")
-    check_inputs(*portraits, driving)
-    check_output(output, CLIPS, inputs=[*portraits, driving])
+    driver, driving_path = cli_motion.read_driver(driving, seconds)
+    inputs = [*portraits, *[driving_path] * (driving_path is not None), *[sound] * (sound is not None)]
+    check_inputs(*inputs)
+    check_output(output, CLIPS, inputs=inputs)
     if beside is not None:
-        check_output(beside, CLIPS, inputs=[*portraits, driving, output])
+        check_output(beside, CLIPS, inputs=[*inputs, output])
     if face and not portraits:
         raise FsthError("--face chooses a face of portraits: leave it out where an --identity is given.")
     if paste_back and not portraits:
@@ -146,7 +171,10 @@ def animate(
     if report_path is not None and not to_stdout:
         check_output(report_path, (".json",), inputs=[output])
     check_size(size)
+    from ..landmarks.regions import check_regions
     from ..landmarks.smoothing import DEFAULT_SMOOTHING
+
+    regions = None if regions is None else check_regions([name.strip() for name in regions.split(",")])
 
     smoothing = DEFAULT_SMOOTHING if smoothing is None else smoothing
     found_detector = get_detector(detector)
@@ -162,8 +190,10 @@ def animate(
     person = portraits if identity is None else pipe.load_identity(identity)
     result = pipe(
         person,
-        driving,
+        driver,
         motion=motion,
+        regions=regions,
+        sound=sound,
         motion_strength=motion_strength,
         smoothing=smoothing,
         size=size,
@@ -184,10 +214,13 @@ def animate(
         clip = open_clip(output, fps=result.fps, allow_still=True)
         frames = show_progress(clip, result.report.num_frames)
         whole = paste_back or identity is not None
-        write_side_by_side(beside, portrait, driving, result, frames, pipe.size, whole)
+        pictures = driver if driver is driving_path else cli_motion.black_frames(driver)
+        write_side_by_side(beside, portrait, pictures, result, frames, pipe.size, whole)
     report = result.report.to_dict() | {
         "output": str(output),
         "model": model or "bundled",
+        "driving": driving,
+        "regions": regions,
         "motion": motion,
         "motion_strength": motion_strength,
         "smoothing": smoothing,
@@ -218,6 +251,8 @@ def animate(
 
 app.command("fine-tune")(cli_people.fine_tune)
 app.command()(cli_people.publish)
+app.command()(express)
+app.add_typer(cli_motion.app, name="motion")
 
 
 @app.command()
@@ -305,4 +340,5 @@ def main() -> None:
     """Entry point of the `fsth` command."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # read when OpenCV is loaded
     set_up_process()
-    app(prog_name="fsth")
+    with one_sentence():  # what lies before a command: help that cannot be printed
+        app(prog_name="fsth")

@@ -7,7 +7,7 @@ measured on the driver's face as if it looked straight at the viewer, scaled to 
 there in the same way; so a driver in half profile can move a portrait that faces the viewer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -159,21 +159,28 @@ def adapt_shots(
     reference_frame: int | None = None,
     mode: MotionMode = "relative",
     strength: float = 1.0,
+    *,
+    reference: np.ndarray | None = None,
+    change: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    limited: bool = True,
 ) -> Iterator[np.ndarray]:
     """
     The points to draw for each frame of a driver, 78 x 2 float32, each shot's motion counted from a frame of its own.
 
     Args:
-        portrait, mode, strength: As in [`MotionAdapter`].
+        portrait, mode, strength, limited: As in [`MotionAdapter`].
         landmarks: The driver's points in every frame, 78 x 2 each, or None where the face is gone.
         shots: First frame of each shot and the one after its last; by default all is one.
         reference_frame: For the shot that it lies in; the others', and by default all, are picked.
+        reference: The driver's points that count as unmoved in all shots, instead of a frame of theirs.
+        change: What is made of a driver's points, given them and the unmoved ones.
 
     Raises:
         FsthError: The frame is none of the clip or shows no face; [`NoFaceError`] where no frame does.
     """
     if reference_frame is None:
-        pick_reference(portrait, landmarks)  # is there a face at all?
+        if reference is None:
+            pick_reference(portrait, landmarks)  # is there a face at all?
     elif not 0 <= reference_frame < len(landmarks) or landmarks[reference_frame] is None:
         raise FsthError(f"reference_frame={reference_frame} is no frame of the driving clip, or shows no face.")
     last = np.asarray(portrait, np.float32)
@@ -182,12 +189,14 @@ def adapt_shots(
         if all(points is None for points in seen):
             yield from [last] * len(seen)
             continue
-        given = reference_frame is not None and start <= reference_frame < stop
-        reference = landmarks[reference_frame] if given else seen[pick_reference(portrait, seen)]
-        adapt = MotionAdapter(portrait, reference, mode, strength)
+        if reference_frame is not None and start <= reference_frame < stop:
+            unmoved = landmarks[reference_frame]
+        else:
+            unmoved = seen[pick_reference(portrait, seen)] if reference is None else reference
+        adapt = MotionAdapter(portrait, unmoved, mode, strength, limited)
         adapt.last = last
         for points in seen:
-            last = adapt(points)
+            last = adapt(points if points is None or change is None else change(points, unmoved))
             yield last
 
 

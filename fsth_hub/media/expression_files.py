@@ -8,8 +8,9 @@ from pathlib import Path
 from ..landmarks.expression import Expression
 from ..landmarks.keyframes import Keyframe, check_keyframes
 from ..models.errors import FsthError
+from ..saving import whole_file
 from .frames import FPS_RANGE
-from .whole_files import read_text, whole_file
+from .texts import check_suffix, read_text
 
 
 SUFFIX = ".expressions.json"
@@ -25,7 +26,8 @@ def write_expressions(
     check_keyframes(keyframes)
     content = {"format": FORMAT, "version": VERSION, "fps": fps, "loop": loop}
     content["keyframes"] = [{"t": time} | expression.to_dict() for time, expression in keyframes]
-    with whole_file(path, SUFFIX) as unfinished:
+    check_suffix(path, SUFFIX)
+    with whole_file(path) as unfinished:
         unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ from ..landmarks.arkit import SHAPES, expression_of
 from ..landmarks.expression import Expression
 from ..landmarks.keyframes import MAX_FRAMES
 from ..models.errors import FsthError, FsthWarning
-from .whole_files import read_text
+from .texts import read_text
 
 
 MAX_BYTES = 64 * 2**20
@@ -61,7 +61,7 @@ def read_live_link(path: str | os.PathLike) -> tuple[list[Expression], float]:
         warnings.warn(f"The head columns of {name} are all zero: the head keeps still.", FsthWarning, stacklevel=2)
 
     times = _seconds(name, [row[header.index(TIME)] for row in rows])
-    fps = float(np.round((len(times) - 1) / (times[-1] - times[0]), 2)) if len(times) > 1 else 30.0
+    fps = float(np.round(1 / np.median(np.diff(times)), 2)) if len(times) > 1 else 30.0
     rate = fps / np.ceil(fps / MAX_FPS)
     count = round((times[-1] - times[0]) * rate) + 1
     if count > MAX_FRAMES:

@@ -13,10 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from .. import __version__
-from ..models.errors import FsthError
+from ..models.errors import FsthError, FsthNotFoundError
 from ..models.landmark_layout import FACE, LEFT_IRIS, NUM_POINTS, RIGHT_IRIS, interocular
+from ..saving import whole_file
 from .frames import FPS_RANGE
-from .whole_files import whole_file
+from .texts import check_suffix
 
 
 SUFFIX = ".motion.safetensors"
@@ -28,6 +29,8 @@ PICKLES = (".pkl", ".pickle", ".exp", ".pt", ".pth", ".joblib")
 MOTIONS = Path(__file__).parents[1] / "motions"
 SHIPPED = ("talk", "smile", "laugh", "nod", "shake", "look-around", "blink", "surprise")
 SCHEME = "motion:"  # before the name of one of them
+# How a motion is told from a clip: by its file's name. What is not saved here is made of text.
+NAMES = (".safetensors", ".json", ".csv", ".tsv", *PICKLES)
 
 Face = Literal["resting", "driver"]
 Made = Literal["clip", "keyframes", "arkit", "cues"]
@@ -114,6 +117,19 @@ def shipped_path(name: str) -> Path:
     return MOTIONS / f"{name}{SUFFIX}"
 
 
+def is_motion(source: object) -> bool:
+    """Whether this names a motion, for [`~DrivingMotion.load`], and no clip."""
+    if not isinstance(source, str | os.PathLike) or not isinstance(name := os.fspath(source), str):
+        return False
+    return name.startswith(SCHEME) or name.lower().endswith(NAMES)
+
+
+def file_of(source: str | os.PathLike) -> Path:
+    """The file that a motion's name stands for; `FsthError` for one that does not come with the package."""
+    name = os.fspath(source)
+    return shipped_path(name.removeprefix(SCHEME)) if name.startswith(SCHEME) else Path(source)
+
+
 def refuse_pickle(path: str | os.PathLike) -> None:
     """Refuse (`FsthError`) a file that is a pickle by its name; what is in it is not looked at."""
     path = Path(path)
@@ -130,7 +146,8 @@ def write_motion_file(path: str | os.PathLike, motion: MotionFile) -> None:
     Raises:
         FsthError: It cannot be written, or is larger than could be read again.
     """
-    with whole_file(path, SUFFIX) as unfinished:
+    check_suffix(path, SUFFIX)
+    with whole_file(path) as unfinished:
         name = Path(path).name
         motion.check(name)
         tensors = {"landmarks": motion.landmarks, "reference": motion.reference}
@@ -159,7 +176,7 @@ def read_motion_file(path: str | os.PathLike) -> MotionFile:
     path = Path(path)
     refuse_pickle(path)
     if not path.is_file():
-        raise FsthError(f"There is no file {path}: check the path.")
+        raise FsthNotFoundError(f"There is no file {path}: check the path.")
     if path.stat().st_size > MAX_BYTES:
         raise FsthError(f"{path.name} is larger than {MAX_BYTES // 2**20} MB, which no motion is.")
     try:

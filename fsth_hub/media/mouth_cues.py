@@ -8,7 +8,7 @@ from pathlib import Path
 from ..landmarks.expression import Expression
 from ..landmarks.keyframes import MAX_FRAMES
 from ..models.errors import FsthError
-from .whole_files import read_text
+from .texts import read_text
 
 
 FPS = 25.0
@@ -63,7 +63,7 @@ def read_cues(path: str | os.PathLike) -> tuple[list[Expression], float]:
     name, text = Path(path).name, read_text(path, MAX_BYTES)
     try:
         timed = _from_json(json.loads(text)) if name.lower().endswith(".json") else _from_tsv(text)
-        timed = [(float(start), float(end), shape) for start, end, shape in timed]
+        timed = [(float(start), float(end), str(shape)) for start, end, shape in timed]
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise FsthError(f"{name} holds no mouth cues that can be read: give Rhubarb's JSON or TSV.") from error
     if not timed:
@@ -72,8 +72,8 @@ def read_cues(path: str | os.PathLike) -> tuple[list[Expression], float]:
     table = RHUBARB if all(shape in RHUBARB for shape in shapes) else OCULUS
     last = 0.0
     for start, end, shape in timed:
-        if not isinstance(shape, str) or shape not in table:
-            raise FsthError(f"{name}: there is no mouth shape {str(shape)[:40]!r}; use Rhubarb's or Oculus visemes.")
+        if shape not in table:
+            raise FsthError(f"{name}: there is no mouth shape {shape[:40]!r}; use Rhubarb's or Oculus visemes.")
         if not last - 1e-6 <= start <= end <= MAX_FRAMES / FPS:
             raise FsthError(f"{name}: cues must go forward in time, up to {MAX_FRAMES / FPS:g} s.")
         last = start

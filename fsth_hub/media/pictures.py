@@ -7,7 +7,8 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from .whole_files import whole_file
+from ..saving import whole_file
+from .texts import check_suffix
 
 
 SUFFIX = ".png"
@@ -33,7 +34,8 @@ def write_picture(
     fields = PngInfo()
     for key, text in metadata.items():
         fields.add_text(key.title(), text)
-    with whole_file(path, SUFFIX) as unfinished:
+    check_suffix(path, SUFFIX)
+    with whole_file(path) as unfinished:
         picture.save(unfinished, "PNG", pnginfo=fields)
         if finish is not None:
             finish(unfinished)

@@ -1,21 +1,19 @@
-"""A clip's sound for an mp4, in step with its pictures."""
+"""The sound of a clip, in step with its pictures, for an mp4 or in a file of its own."""
 
 import io
 import math
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import av
 import numpy as np
 
 from ..models.errors import VideoError
 from .containers import (
-    CONTAINERS,
+    SOUND_FILES,
     ClipFile,
     audio_stream,
     decode,
     name_of,
-    open_binary,
     open_container,
     rereadable,
     start_time,
@@ -24,7 +22,7 @@ from .containers import (
 from .timeline import Timeline
 
 
-RATE = 48_000  # samples per second, of what is encoded
+RATE, BIT_RATE = 48_000, 96_000  # samples and bits per second, of what is encoded
 HOLE = 0.01  # s: less is how stamps are rounded
 
 
@@ -84,6 +82,31 @@ class Sound:
                 yield packet
 
 
+def read_sound(file: ClipFile, seconds: float | None = None) -> bytes:
+    """The sound of a file as m4a (AAC, stereo), counted from its first picture if it has one.
+
+    Args:
+        file: A clip, or wav, mp3, flac, ogg, m4a, aac or aiff; a path, bytes or a file object.
+        seconds: No more than so many.
+
+    Raises:
+        VideoError: It cannot be read, or has no sound.
+    """
+    file, made = rereadable(file), io.BytesIO()
+    zero = start_time(file, SOUND_FILES)
+    with open_container(file, SOUND_FILES) as source, av.open(made, "w", format="ipod") as out:
+        track = audio_stream(source)
+        if track is None:
+            raise VideoError(f"{name_of(file)} has no sound.")
+        stream = out.add_stream("aac", rate=RATE, layout="stereo")
+        stream.bit_rate = BIT_RATE
+        for packet in _encoded(Timeline(source, track, video_stream(source)).packets(track), stream, zero):
+            if seconds is not None and packet.pts * packet.time_base >= seconds:
+                break
+            out.mux(packet)
+    return made.getvalue()
+
+
 def _encoded(packets: Iterable[av.Packet], stream: av.AudioStream, zero: float) -> Iterator[av.Packet]:
     count = 0
     for samples in _continuous(decode(packets), zero):
@@ -115,47 +138,3 @@ def _continuous(frames: Iterable[av.AudioFrame], zero: float) -> Iterator[np.nda
         done += samples.shape[1]
         if samples.shape[1]:
             yield np.ascontiguousarray(samples, np.float32)
-
-
-# Named, as those of clips are: a playlist may point anywhere.
-SOUND_FILES = f"{CONTAINERS},wav,mp3,flac,ogg,aac,aiff"
-BIT_RATE = 96_000
-
-
-def read_sound(file: ClipFile, seconds: float | None = None) -> bytes:
-    """The sound of a file as m4a (AAC, stereo), counted from its first picture if it has one.
-
-    Args:
-        file: A clip, or wav, mp3, flac, ogg, m4a, aac or aiff; a path, bytes or a file object.
-        seconds: No more than so many.
-
-    Raises:
-        VideoError: It cannot be read, or has no sound.
-    """
-    file, made = rereadable(file), io.BytesIO()
-    source = str(Path(file).absolute()) if isinstance(file, Path) else open_binary(file)
-    try:
-        with av.open(source, metadata_errors="ignore", options={"format_whitelist": SOUND_FILES}) as container:
-            track = audio_stream(container)
-            if track is None:
-                raise VideoError(f"{name_of(file)} has no sound.")
-            zero = start_time(file)
-            with av.open(made, "w", format="ipod") as out:
-                stream = out.add_stream("aac", rate=RATE, layout="stereo")
-                stream.bit_rate = BIT_RATE
-                for frame in decode(container.demux(track)):
-                    if frame.pts is None:
-                        continue
-                    time = frame.time - zero
-                    if seconds is not None and time >= seconds:
-                        break
-                    if time + frame.samples / frame.sample_rate <= 0:
-                        continue
-                    frame.pts -= round(zero / frame.time_base)
-                    out.mux(stream.encode(frame))
-                out.mux(stream.encode())
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(
-            f"{name_of(file)} is no sound that can be read (wav, mp3, flac, ogg, m4a), or it is damaged."
-        ) from error
-    return made.getvalue()

@@ -64,6 +64,7 @@ PARTED = 0.05  # in widths of the mouth: how far apart lips are that do not touc
 
 def pixel_grid(height: int, width: int, device) -> torch.Tensor:
     """Pixel centres in normalized coordinates, x then y: height x width x 2."""
+    height, width = int(height), int(width)  # of a map that is traced they are tensors
     ys = (torch.arange(height, device=device, dtype=torch.float32) * 2 + 1) / height - 1
     xs = (torch.arange(width, device=device, dtype=torch.float32) * 2 + 1) / width - 1
     return torch.stack([xs.expand(height, width), ys[:, None].expand(height, width)], dim=-1)

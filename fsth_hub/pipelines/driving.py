@@ -4,20 +4,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from typing import Self
 
 import numpy as np
 
 from ..checks import check_number
-from ..landmarks import (
-    FaceTracker,
-    LandmarkDetector,
-    MotionAdapter,
-    adapt_shots,
-    pick_reference,
-    smooth_clip,
-    smooth_shots,
-)
+from ..landmarks import FaceTracker, LandmarkDetector, adapt_shots, pick_reference, smooth_shots
 from ..landmarks.expression import CROP_SIDE, RESTING_LANDMARKS, RESTING_POSE, Expression
 from ..landmarks.keyframes import MAX_FRAMES, Keyframe, interpolate
 from ..landmarks.looping import close_loop
@@ -28,17 +21,16 @@ from ..media import expression_files, motion_files
 from ..media.containers import ClipFile
 from ..media.frames import FPS_RANGE
 from ..media.live_link import read_live_link
-from ..media.motion_files import MotionFile, refuse_pickle, shipped_path
+from ..media.motion_files import MotionFile, file_of, refuse_pickle
 from ..media.mouth_cues import read_cues
 from ..media.reading import Clip
 from ..media.sound import read_sound
 from ..models.cropping import CropBox, crop_box, to_crop, whole_frame
 from ..models.errors import FsthError, NoFaceError
+from ..models.landmark_drawing import rasterize_landmarks
 
 
 CUES_HEAD = "motion:talk"  # whose head, brows and eyes go with a mouth that was made of cues
-# How a motion's file is told from a clip: by its name.
-MOTION_SUFFIXES = (".safetensors", ".json", ".csv", ".tsv", *motion_files.PICKLES)
 MEAN_LANDMARKS = RESTING_POSE.project(MEAN_FACE).astype(np.float32)
 
 
@@ -57,7 +49,6 @@ class DrivingMotion:
         fps (`float`): frames per second.
         box (`CropBox`): the crop, fixed for the whole clip, pixels of the clip.
         audio_from (`Path`, `bytes` or file object, *optional*): the file that holds the clip's sound.
-        shots (`tuple`): of each shot the first frame and the one after its last; empty where all is one.
         size (`int`, *optional*, defaults to 256): side of the crop that the landmarks are given in, pixels.
         reference (`np.ndarray` of shape `(78, 2)`, *optional*):
             The face that counts as unmoved; by default that of the frame most like the portrait.
@@ -67,13 +58,13 @@ class DrivingMotion:
             What it was made of: `"clip"`, `"keyframes"`, `"arkit"` or `"cues"`. Clips alone are smoothed.
         loop (`bool`, *optional*, defaults to `False`): Whether the first frame follows on the last.
         name, licence (`str`, *optional*): What its file says.
+        shots (`tuple`): Of each shot the first frame and the one after its last; empty where all is one.
     """
 
     landmarks: list[np.ndarray | None]
     fps: float
     box: CropBox
     audio_from: ClipFile | None = None
-    shots: tuple[tuple[int, int], ...] = ()
     size: int = CROP_SIDE
     reference: np.ndarray | None = field(default=None, repr=False)
     face: motion_files.Face = "driver"
@@ -81,17 +72,12 @@ class DrivingMotion:
     loop: bool = False
     name: str | None = None
     licence: str | None = None
+    shots: tuple[tuple[int, int], ...] = ()
 
     @property
     def missing(self) -> list[int]:
         """The frames in which no face was found; the last pose is held there."""
         return [index for index, points in enumerate(self.landmarks) if points is None]
-
-    def first(self, count: int | None) -> "DrivingMotion":
-        """Its first so many frames; all for None."""
-        landmarks = self.landmarks[:count]
-        shots = ((start, min(stop, len(landmarks))) for start, stop in self.shots if start < len(landmarks))
-        return replace(self, landmarks=landmarks, shots=tuple(shots))
 
     @property
     def title(self) -> str:
@@ -101,6 +87,11 @@ class DrivingMotion:
     @property
     def seconds(self) -> float:
         return len(self.landmarks) / self.fps
+
+    def drawings(self) -> Iterator[np.ndarray]:
+        """The landmarks of each frame as a picture, size x size x 3 uint8; black where the face is gone."""
+        nothing = np.zeros((self.size, self.size, 3), np.uint8)
+        return (nothing if p is None else rasterize_landmarks(p, self.size) for p in self.landmarks)
 
     # Made up
 
@@ -154,23 +145,22 @@ class DrivingMotion:
         Raises:
             FsthError: It cannot be read, or holds no motion. Pickles are never opened.
         """
-        text = os.fspath(source) if isinstance(source, str | os.PathLike) else source
-        if not isinstance(text, str):
+        if not isinstance(source, str | os.PathLike):
             raise FsthError(f"A motion is read from a path, not {type(source)}.")
-        refuse_pickle(text)
-        text = file_of(text)
-        lower = os.fspath(text).lower()
+        refuse_pickle(source)
+        path = file_of(source)
+        lower = path.name.lower()
         if lower.endswith(expression_files.SUFFIX):
-            keyframes, fps, loop = expression_files.read_expressions(text)
+            keyframes, fps, loop = expression_files.read_expressions(path)
             return cls.from_keyframes(keyframes, fps, loop)
         if lower.endswith(".csv"):
-            expressions, fps = read_live_link(text)
+            expressions, fps = read_live_link(path)
             return cls.from_expressions(expressions, fps, "arkit")
         if lower.endswith((".json", ".tsv")):
-            mouth = cls.from_expressions(*read_cues(text), "cues")
+            mouth = cls.from_expressions(*read_cues(path), "cues")
             spoken = cls.load(CUES_HEAD).looped(mouth.seconds).with_regions(mouth, "mouth")
             return replace(spoken, name=None, licence=None, origin="cues")
-        return cls._of_file(motion_files.read_motion_file(text))
+        return cls._of_file(motion_files.read_motion_file(path))
 
     @classmethod
     def _of_file(cls, file: MotionFile) -> Self:
@@ -179,7 +169,6 @@ class DrivingMotion:
             float(file.fps),
             CropBox(0, 0, file.size),
             file.sound,
-            (),
             file.size,
             file.reference,
             file.face,
@@ -238,19 +227,28 @@ class DrivingMotion:
 
     # Changed
 
+    def first(self, count: int | None) -> Self:
+        """Its first so many frames; all for None."""
+        landmarks = self.landmarks[:count]
+        shots = ((start, min(stop, len(landmarks))) for start, stop in self.shots if start < len(landmarks))
+        loop = self.loop and len(landmarks) == len(self.landmarks)
+        return replace(self, landmarks=landmarks, shots=tuple(shots), loop=loop)
+
     def unmoved(self) -> np.ndarray:
         """The face that counts as unmoved where there is no portrait: the reference, or the frame most at rest."""
         if self.reference is not None:
             return self.reference
-        smooth = smooth_clip(self.landmarks, self.fps)
+        smooth = smooth_shots(self.landmarks, self.fps, shots=self.shots)
         return smooth[pick_reference(MEAN_LANDMARKS, smooth)]
 
     def on_resting_face(self) -> Self:
         """The same motion of the resting face: the driver's proportions are left out."""
         if self.face == "resting":
             return self
-        adapter = MotionAdapter(RESTING_LANDMARKS, self.unmoved(), limited=False)
-        landmarks = [None if points is None else adapter(points) for points in self.landmarks]
+        reference = self.reference if self.shots else self.unmoved()  # each shot has its own
+        moved = adapt_shots(RESTING_LANDMARKS, self.landmarks, self.shots, reference=reference, limited=False)
+        seen = zip(self.landmarks, moved, strict=True)
+        landmarks = [None if points is None else resting for points, resting in seen]
         return replace(
             self,
             landmarks=landmarks,
@@ -275,12 +273,12 @@ class DrivingMotion:
             check_number("seconds", seconds, 0, MAX_FRAMES / self.fps)
             count = max(1, round(seconds * self.fps))
             if count <= len(self.landmarks):
-                return replace(self, landmarks=self.landmarks[:count], loop=False)
+                return replace(self.first(count), loop=False)
         once = self.landmarks if self.loop else close_loop(self.landmarks, self.fps)
         count = len(once) if count is None else count
         landmarks = [once[index % len(once)] for index in range(count)]
         audio_from = self.audio_from if self.loop and count == len(once) else None
-        return replace(self, landmarks=landmarks, loop=count % len(once) == 0, audio_from=audio_from)
+        return replace(self, landmarks=landmarks, shots=(), loop=count % len(once) == 0, audio_from=audio_from)
 
     def with_regions(self, other: Self, *regions: str) -> Self:
         """
@@ -305,10 +303,6 @@ class DrivingMotion:
         made = mine.origin if others.origin != "clip" else "clip"
         return replace(mine, landmarks=landmarks, reference=RESTING_LANDMARKS, origin=made)
 
-    def with_sound(self, file: ClipFile) -> Self:
-        """The motion with the sound of a file: a clip, or wav, mp3, flac, ogg, m4a."""
-        return replace(self, audio_from=read_sound(file, self.seconds))
-
     def resized(self, size: int) -> Self:
         """The same in pixels of a crop of another side."""
         if size == self.size:
@@ -317,20 +311,6 @@ class DrivingMotion:
         landmarks = [None if points is None else points * scale for points in self.landmarks]
         reference = None if self.reference is None else self.reference * scale
         return replace(self, landmarks=landmarks, reference=reference, size=size)
-
-
-def is_motion(source: object) -> bool:
-    """Whether this names a motion, for [`~DrivingMotion.load`], and no clip."""
-    if not isinstance(source, str | os.PathLike) or not isinstance(name := os.fspath(source), str):
-        return False
-    return name.startswith(motion_files.SCHEME) or name.lower().endswith(MOTION_SUFFIXES)
-
-
-def file_of(source: str | os.PathLike) -> str | os.PathLike:
-    """The file that a motion's name stands for."""
-    name = os.fspath(source)
-    shipped = name.startswith(motion_files.SCHEME)
-    return shipped_path(name.removeprefix(motion_files.SCHEME)) if shipped else source
 
 
 def check_drive(driving: object, motion: MotionMode, regions: Iterable[str] | str | None) -> tuple[str, ...]:
@@ -371,7 +351,7 @@ def read_motion(
         raise NoFaceError(f"No face was found in {clip.name}; use a clip in which the face is seen clearly.")
     box = box or crop_box(np.stack(found))
     landmarks = [None if points is None else to_crop(points, box, size) for points in faces]
-    return DrivingMotion(landmarks, clip.fps, box, clip.audio_from, track.shots, size)
+    return DrivingMotion(landmarks, clip.fps, box, clip.audio_from, size, shots=track.shots)
 
 
 def adapt_motion(
@@ -395,17 +375,13 @@ def adapt_motion(
     landmarks = driving.landmarks
     if driving.origin == "clip":
         landmarks = smooth_shots(landmarks, driving.fps, smoothing, driving.shots)
-    if driving.reference is None and regions == REGIONS:
-        return adapt_shots(portrait, landmarks, driving.shots, reference_frame, motion, motion_strength)
-    if reference_frame is not None:
-        if not 0 <= reference_frame < len(landmarks) or landmarks[reference_frame] is None:
-            raise FsthError(f"reference_frame={reference_frame} is no frame of the driving clip, or shows no face.")
-        reference = landmarks[reference_frame]
-    elif driving.reference is not None:
-        reference = driving.reference
-    else:
-        reference = landmarks[pick_reference(portrait, landmarks)]
-    adapter = MotionAdapter(portrait, reference, motion, motion_strength)
-    if regions == REGIONS:
-        return map(adapter, landmarks)
-    return (adapter(None if points is None else keep_regions(points, reference, regions)) for points in landmarks)
+    return adapt_shots(
+        portrait,
+        landmarks,
+        driving.shots,
+        reference_frame,
+        motion,
+        motion_strength,
+        reference=driving.reference,
+        change=None if regions == REGIONS else partial(keep_regions, regions=regions),
+    )

@@ -5,21 +5,21 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 from ..checks import check_flags
 from ..landmarks.expression import Expression
-from ..media.paste_back import PasteBack
 from ..media.pictures import SUFFIX, write_picture
-from ..media.whole_files import check_writable
+from ..media.texts import check_suffix
 from ..models.errors import FsthError
 from ..models.image_processing_fsth import list_pictures
 from ..provenance.credentials import PICTURE_METADATA, Origin, check_credentials, sign
 from ..provenance.watermark import add_watermark
+from ..saving import check_file
 from .driving import DrivingMotion
 from .inputs import check_size
-from .person import MAX_SIZE, FsthPerson, Portrait
+from .person import FsthPerson, Portrait
+from .portraits import embed_pictures
 
 
 if TYPE_CHECKING:
@@ -49,14 +49,14 @@ def express(
     if isinstance(portraits, FsthPerson) and paste_back:
         raise FsthError("paste_back needs the photograph, which a person or identity does not hold: give portraits.")
     if output_path is not None:
-        check_writable(output_path, SUFFIX)
+        check_suffix(output_path, SUFFIX)
+        check_file(output_path)
     signed = output_path is not None and credentials and check_credentials()
 
     pictures = None if isinstance(portraits, FsthPerson) else list_pictures(portraits)
-    person = portraits if pictures is None else pipe.embed(pictures, face_index, crop)
-    canvas = PasteBack(pictures[0], person.boxes[0]) if paste_back else None
-    if canvas is not None and size is None and pipe.generator.config.source_skips:
-        size = int(np.clip(canvas.box.side, pipe.size, MAX_SIZE)) // 2 * 2
+    person, canvas = portraits, None
+    if pictures is not None:
+        person, canvas, size = embed_pictures(pipe, pictures, face_index, crop, paste_back, size)
     (frame,) = pipe.drive(person, DrivingMotion.from_expressions([expression]), size=size)
     frame = frame if canvas is None else canvas(frame)
     picture = Image.fromarray(add_watermark(frame) if watermark else frame)

@@ -5,6 +5,7 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, Self
@@ -26,13 +27,15 @@ from ..landmarks.motion import MotionMode
 from ..landmarks.smoothing import DEFAULT_SMOOTHING
 from ..media.containers import ClipFile
 from ..media.frames import Frames
-from ..media.paste_back import PasteBack
+from ..media.motion_files import file_of, is_motion
 from ..media.reading import Clip, open_clip
+from ..media.sound import read_sound
 from ..media.writing import write_clip
 from ..models.cropping import CropBox
 from ..models.downloading import fetch
 from ..models.errors import FsthError
 from ..models.facial_components import FsthComponentsOutput, FsthFacialComponents
+from ..models.folding import fold
 from ..models.image_processing_fsth import FsthImageProcessor, list_pictures, normalize
 from ..models.modeling_fsth import (
     FsthDiscriminator,
@@ -46,7 +49,8 @@ from ..models.source_skips import FsthSources
 from ..provenance.credentials import OUTPUT_METADATA, Origin, check_credentials, sign
 from ..provenance.watermark import add_watermark
 from .caching import Cache, weights_state
-from .driving import DrivingMotion, adapt_motion, file_of, is_motion, read_motion
+from .driving import DrivingMotion, adapt_motion, read_motion
+from .engines import Engine, check_engine, compiled_components, compiled_generator, pick_engine
 from .identity import FsthIdentity, FsthTunedPerson
 from .inputs import check_inputs, check_size
 from .loading import (
@@ -59,9 +63,9 @@ from .loading import (
     merged_folder,
     source_of,
 )
-from .person import DEFAULT_SIZE, MAX_SIZE, FsthPerson, Portrait
+from .person import DEFAULT_SIZE, FsthPerson, Portrait
 from .pipeline_output import FsthPipelineOutput, FsthReport, as_output_type
-from .portraits import cut_heads, cut_mattes, for_inference
+from .portraits import cut_heads, cut_mattes, embed_pictures, for_inference
 from .tuning import bind, check_discriminator, tune
 
 
@@ -113,7 +117,9 @@ class FsthPipeline(DiffusionPipeline):
         self.register_to_config(detector=(None, None))  # a component that is not saved
         self.detector = get_detector() if detector is None else detector
         self.size = generator.config.image_size
-        self._generators = Cache(NUM_KEPT_GENERATORS)
+        self.engine = "auto"
+        self._generators, self._components = Cache(NUM_KEPT_GENERATORS), Cache(NUM_KEPT_GENERATORS)
+        self._compiled = Cache(2 * NUM_KEPT_GENERATORS)  # of generators and of facial components
 
     # Loading and saving
 
@@ -135,6 +141,7 @@ class FsthPipeline(DiffusionPipeline):
         local_files_only: bool = False,
         force_download: bool = False,
         trust_remote_code: bool = False,
+        engine: Engine = "auto",
         **components,
     ) -> Self:
         """
@@ -160,12 +167,14 @@ class FsthPipeline(DiffusionPipeline):
             variant (`str`, *optional*): Which weights, such as `"fp16"` for those in `model.fp16.safetensors`.
             revision, token, cache_dir, local_files_only, force_download: as in `huggingface_hub.snapshot_download`.
             trust_remote_code (`bool`, *optional*): Makes no difference: a folder's own code is not needed here.
+            engine (`str`, *optional*, defaults to `"auto"`): see [`~FsthPipeline.engine`].
             components: Those to take instead of the folder's, by name; `None` for an optional one to do without.
 
         Raises:
             FsthError: There is no such folder or repository, or it holds no pipeline that can be loaded so.
             TypeError: There is no such argument, and no component of that name.
         """
+        check_engine(engine)
         if torch_dtype is not None and dtype is not None:
             raise FsthError("Give `dtype` or `torch_dtype`, which is its older name, but not both.")
         dtype = torch_dtype if dtype is None else dtype
@@ -198,6 +207,7 @@ class FsthPipeline(DiffusionPipeline):
                 network.to(memory_format=torch.channels_last)  # as inference takes it
         if "generator" not in components:
             pipe.generator.source = source_of(name, folder)
+        pipe.engine = engine
         return pipe
 
     @classmethod
@@ -399,7 +409,7 @@ class FsthPipeline(DiffusionPipeline):
     def generator_for(self, person: FsthPerson | None = None) -> FsthGenerator:
         """
         The generator of a person, for [`~FsthPipeline.generate_frame`]: on the pipeline's device and in its precision,
-        with spectral norm folded and a LoRA merged. It is kept, and made anew if weights, device or precision change.
+        folded for inference and with a LoRA merged. It is kept, and made anew if weights, device or precision change.
 
         Args:
             person ([`FsthPerson`], *optional*): By default whoever was not fine-tuned.
@@ -416,7 +426,7 @@ class FsthPipeline(DiffusionPipeline):
             generator = person.tuned_generator(self.generator) if own else self.generator
             if (generator.device, generator.dtype) != tuple(place.values()):
                 generator = copy.deepcopy(generator).to(**place)
-            return generator.fold_spectral_norm().requires_grad_(False).to(memory_format=torch.channels_last)
+            return fold(generator)
 
         owner, weights = (person, person.own_weights) if own else (self.generator, (self.generator,))
         return self._generators.get(owner, (*place.values(), weights_state(*weights)), make)
@@ -431,6 +441,29 @@ class FsthPipeline(DiffusionPipeline):
             "Group offload does not work with this pipeline: call enable_model_cpu_offload() or "
             "enable_sequential_cpu_offload() instead."
         )
+
+    @property
+    def engine(self) -> Engine:
+        """
+        What computes frames: `"torch"`, or on processors `"openvino"`, which has to be installed (the extra `fast`)
+        and takes the precision that the processor is quickest in, whatever the pipeline's is; frames differ by one
+        grey level at most. `"auto"` takes OpenVINO where it can, and PyTorch otherwise.
+        """
+        return self._engine
+
+    @engine.setter
+    def engine(self, engine: Engine):
+        check_engine(engine)
+        self._engine = engine
+
+    def _computed(self, network: FsthPreTrainedModel) -> FsthPreTrainedModel:
+        """A network as the engine computes it."""
+        if pick_engine(self.engine, network) == "torch":
+            return network
+        make = compiled_generator if isinstance(network, FsthGenerator) else compiled_components
+        fall_back = self.engine == "auto"
+        state = fall_back, weights_state(network)
+        return self._compiled.get(network, state, lambda: make(network, fall_back))
 
     # Fine-tuning
 
@@ -482,8 +515,9 @@ class FsthPipeline(DiffusionPipeline):
             portraits, face_index, crop: as in [`~FsthPipeline.embed`]; 1 to 64 portraits.
             method (`str`, *optional*, defaults to `"full"`):
                 `"full"` tunes the generator itself, as the paper does, and keeps all its weights; `"lora"` tunes and
-                keeps low-rank updates of its convolutions, about 1 MB with the bundled model. Either leaves its source
-                skips as they are, and keeps crops of the head besides, 0.8 MB for each portrait at 512 pixels.
+                keeps low-rank updates of its convolutions, about 1 MB with the bundled model. Either tunes the facial
+                components as well, leaves the source skips as they are, and keeps crops of the head besides, 0.8 MB
+                for each portrait at 512 pixels.
             steps (`int`, *optional*): At most so many; by default 50 for one portrait to 230 for thirty.
             learning_rate (`float`, *optional*): Adam's; by default the paper's 5e-5, or 3e-4 for LoRA.
             content (`nn.Module`, *optional*):
@@ -550,8 +584,7 @@ class FsthPipeline(DiffusionPipeline):
         """
         check_number("face_index", face_index, 0, whole=True)
         if is_motion(driving):
-            motion = DrivingMotion.load(driving)
-            return motion.first(num_frames)
+            return DrivingMotion.load(driving).first(num_frames)
         clip = open_clip(driving, fps=fps, max_frames=num_frames)
         with self.progress_bar(total=clip.frame_count or 0) as progress:
             return read_motion(clip, self.detector, face_index, crop, self.size, progress.update)
@@ -673,6 +706,7 @@ class FsthPipeline(DiffusionPipeline):
             `np.ndarray` of shape `(size, size, 3)`: uint8 RGB.
         """
         size = self.output_size(person, size)
+        generator = self._computed(generator)
         device, dtype = self._device_of(generator), generator.dtype
         adain_parameters, sources = person.inputs(device, dtype)
         drawing = self.image_processor.rasterize(points).to(device, dtype, memory_format=torch.channels_last)
@@ -688,10 +722,23 @@ class FsthPipeline(DiffusionPipeline):
 
     def _retouch(self, frame: np.ndarray, person: FsthPerson, landmarks: torch.Tensor) -> FsthComponentsOutput:
         """What the facial components add to a frame (size x size x 3 float32, 0 to 255) at 1 x 78 x 2 landmarks."""
-        device = self._device_of(self.facial_components)
+        components, device = self._components_for(person), self._device_of(self.facial_components)
         images = normalize(torch.from_numpy(frame).permute(2, 0, 1)[None].to(device))
-        sources = person.component_sources(self.facial_components)
-        return self.facial_components(images, landmarks.to(device), sources)
+        sources = person.component_sources(components)
+        return self._computed(components)(images, landmarks.to(device), sources)
+
+    def _components_for(self, person: FsthPerson) -> FsthFacialComponents:
+        """The facial components of a person, as [`~FsthPipeline.generator_for`] has generators."""
+        if not person.own_component_weights:
+            return self.facial_components
+        place = {"device": self._device_of(self.facial_components), "dtype": self.facial_components.dtype}
+
+        def make():
+            components = copy.deepcopy(person.tuned_components(self.facial_components)).eval().requires_grad_(False)
+            return components.to(**place, memory_format=torch.channels_last)
+
+        state = (*place.values(), weights_state(*person.own_component_weights))
+        return self._components.get(person, state, make)
 
     def __call__(
         self,
@@ -777,6 +824,7 @@ class FsthPipeline(DiffusionPipeline):
             credentials=credentials,
             return_dict=return_dict,
         )
+        voice = None if sound is None else read_sound(sound)
         signed = credentials and check_credentials()
         pictures = None if isinstance(portraits, FsthPerson) else list_pictures(portraits)
         if isinstance(driving, DrivingMotion):
@@ -792,24 +840,19 @@ class FsthPipeline(DiffusionPipeline):
             started = time.perf_counter()
 
         # 2. Embed the person
-        if paste_back:
-            heads = cut_heads(pictures, self.detector, face_index, crop, self.size, paste_back=True)
-            person = self.embed_crops(*heads)
-        else:
-            person = portraits if pictures is None else self.embed(pictures, face_index, crop)
-        canvas = PasteBack(pictures[0], person.boxes[0]) if paste_back else None
-        if canvas is not None and size is None and self.generator.config.source_skips:
-            size = int(np.clip(canvas.box.side, self.size, MAX_SIZE)) // 2 * 2
+        person, canvas = portraits, None
+        if pictures is not None:
+            person, canvas, size = embed_pictures(self, pictures, face_index, crop, paste_back, size)
         size = self.output_size(person, size)
         stage("embed")
 
         # 3. Follow the driver's face
         if clip is None:
-            driving_motion = driving.first(num_frames)
+            driving_motion = driving.first(num_frames).resized(self.size)
         else:
             driving_motion = self.read_driving(clip, driving_face_index, crop)
-        if sound is not None:
-            driving_motion = driving_motion.with_sound(sound)
+        if voice is not None:
+            driving_motion = replace(driving_motion, audio_from=voice)
         total = len(driving_motion.landmarks)
         stage("landmarks")
 

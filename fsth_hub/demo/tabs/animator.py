@@ -139,8 +139,11 @@ class Animator:
             self.studio.pace.learn(report)
             Path(folder, DETAILS_NAME).write_text(describe(settings, report, own))
             if kept:
-                shutil.copytree(folder, kept, ignore=shutil.ignore_patterns(DETAILS_NAME), dirs_exist_ok=True)
-                shutil.copyfile(Path(folder, DETAILS_NAME), kept / DETAILS_NAME)  # last: it says that all is there
+                try:
+                    shutil.copytree(folder, kept, ignore=shutil.ignore_patterns(DETAILS_NAME), dirs_exist_ok=True)
+                    shutil.copyfile(Path(folder, DETAILS_NAME), kept / DETAILS_NAME)  # last: it says that all is there
+                except OSError:  # the disk is full: the next visitor's is drawn again
+                    shutil.rmtree(kept, ignore_errors=True)
             yield finished(Path(folder))._replace(notes=said)
 
     def kept(self, portraits: list[str], driver: str, faces: tuple[list[int], int], settings: Settings) -> Path | None:
