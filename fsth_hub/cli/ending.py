@@ -37,7 +37,7 @@ def set_up_process() -> None:
 
 
 @contextmanager
-def warnings_as_sentences() -> Iterator[None]:
+def _warnings_as_sentences() -> Iterator[None]:
     """Say the project's own warnings in a line each, every time, and leave the others as they are."""
     usual = warnings.showwarning
 
@@ -59,9 +59,10 @@ def _end(number: int, frame) -> None:
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Say what ends a command in one line, without a traceback; exit with 1, or 128 and the number of the signal."""
+    """Say warnings, and what ends a command, in one line; exit with 1, or 128 and the number of the signal."""
     try:
-        yield
+        with _warnings_as_sentences():
+            yield
     except (SystemExit, typer.Exit):
         raise
     except BaseException as error:

@@ -21,7 +21,7 @@ from . import loading as cli_loading
 from . import motion as cli_motion
 from . import people as cli_people
 from .checks import check_inputs, check_output, check_size, model_of
-from .ending import one_sentence, set_up_process, warnings_as_sentences
+from .ending import one_sentence, set_up_process
 from .express import express
 from .options import DetectorOption, DeviceOption, DtypeOption, FaceOption, ModelOption
 
@@ -38,7 +38,7 @@ class OneLineErrors(TyperGroup):
     """Says what is wrong with an input in one line, without a traceback, and exits with 1; a warning is a line."""
 
     def invoke(self, ctx):
-        with one_sentence(), warnings_as_sentences():
+        with one_sentence():
             return super().invoke(ctx)
 
 
