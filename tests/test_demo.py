@@ -36,6 +36,7 @@ from fsth_hub.pipelines.pipeline_output import FsthReport
 from fsth_hub.provenance.credentials import Origin
 from fsth_hub.provenance.inspection import OriginReport, inspect
 from fsth_hub.provenance.watermark import add_watermark
+from testing_utils.clips import make_clip
 from testing_utils.demo import animate_arguments, left_over
 from testing_utils.networks import SIZE
 from testing_utils.paths import DRIVER, PORTRAIT, ROOT
@@ -488,21 +489,27 @@ def test_shipped_pairs_need_no_work(monkeypatch):
     assert opening.ai_generated and opening.credentials == "valid" and OPENING.stat().st_size < 300_000
 
 
-def test_expected_time(studio):
+def test_expected_time(studio, tmp_path):
     """Of what was measured on this machine; nothing is guessed."""
-    assert expected_time(studio, None, None, None, None) == ("", None)
     studio.ready.result()
     assert studio.pace.drawing > 0
     studio.pace.starting, studio.pace.drawing, studio.pace.following = 2, 0.5, 0.1
-    frames = len(DrivingMotion.load("motion:nod").landmarks)
-    words, seconds = expected_time(studio, None, "nod", None, None)
-    assert seconds == 2 + 0.5 * frames and f"{frames} frames: about {seconds:.0f} s" in words
-    assert expected_time(studio, str(DRIVER), None, None, None)[1] == pytest.approx(2 + 0.6 * 100)
-    assert expected_time(studio, str(DRIVER), None, None, 10)[1] == pytest.approx(2 + 0.6 * 10)
-    studio.pace.learn(replace(REPORT, num_frames=10, seconds={"embed": 1, "landmarks": 0, "frames": 10}))
-    assert expected_time(studio, None, "nod", None, None)[1] == 1 + frames and studio.pace.following == 0.1
+
+    def expect(clip=None, movement=None, max_frames=None):
+        return expected_time(studio, clip, movement, None, max_frames)
+
+    assert expect() == ("", False)
+    # a motion is not followed, and is too short to be cut; a clip of four seconds too
+    assert expect(movement="nod") == ("70 frames: about 37 s on this machine.", False)
+    assert expect(str(DRIVER)) == ("100 frames: about 62 s on this machine.", False)
+    make_clip(tmp_path / "long.mp4", [picture()] * 130)
+    assert expect(str(tmp_path / "long.mp4")) == ("130 frames: about 80 s on this machine.", True)
+    assert expect(str(DRIVER), max_frames=10) == ("10 frames: about 8 s on this machine.", False)
+    report = replace(REPORT, num_frames=10, seconds={"embed": 1, "landmarks": 0, "frames": 10})
+    studio.pace.learn(report)
+    assert expect(movement="nod")[0] == "70 frames: about 71 s on this machine." and studio.pace.following == 0.1
     studio.pace.drawing = None
-    assert expected_time(studio, None, "nod", None, None) == ("", None)
+    assert expect(movement="nod") == ("", False)
 
 
 def test_chosen_faces_reach_the_pipeline(studio, files, monkeypatch):

@@ -3,6 +3,7 @@
 import gradio as gr
 
 from .inputs import MAX_SECONDS, portrait_panel
+from .opening import opening, stand_still
 from .studio import Studio
 from .tabs import Page
 from .tabs.animate_tab import animate_tab
@@ -49,6 +50,8 @@ def create_demo(*models) -> gr.Blocks:
     studio = Studio(models)
     with gr.Blocks(title="Few-shot talking heads", analytics_enabled=False, delete_cache=DELETE_CACHE) as demo:
         gr.Markdown(INTRODUCTION, elem_id="introduction")
+        opening("opening-on-phone")  # where the result lies further down, and a clip that is not seen does not begin
+        stand_still(demo)
         with gr.Row():
             with gr.Column(scale=1, min_width=300, elem_id="portrait-column"):
                 portraits = portrait_panel(studio)

@@ -20,7 +20,8 @@ from ..inputs import (
     open_limited,
     show_faces,
 )
-from ..shipped import FIRST_MOTION, FIRST_PORTRAIT, OPENING, PORTRAITS, THUMBNAILS
+from ..opening import opening
+from ..shipped import FIRST_MOTION, FIRST_PORTRAIT, PORTRAITS, THUMBNAILS
 from ..studio import HEAVY, Studio
 from . import AnimatePanel, Page
 from .animate_options import options_panel
@@ -36,16 +37,7 @@ SHOW_RESULT = """() => {
 }"""
 START = "go => {go && document.querySelector('#animate').click()}"
 OWN_PORTRAIT = "() => {document.querySelector('#portraits').scrollIntoView({block: 'center', behavior: 'smooth'})}"
-OPENING_HTML = f"""
-<video autoplay muted loop playsinline controls src="gradio_api/file={OPENING.as_posix()}"
-aria-label="A painting, drawn landmarks that move, and the painting moving as they do; AI-generated"></video>
-<p>A portrait, landmarks that move, and the portrait moving as they do. AI-generated.</p>
-"""
 NONE_SELECTED = gr.update(selected_index=None)  # or a second click on the same would not be told
-STILL = """() => {
-    if (matchMedia('(prefers-reduced-motion: reduce)').matches)
-        setTimeout(() => document.querySelector('#opening video')?.pause(), 500)
-}"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +105,6 @@ def animate_tab(page: Page) -> None:
     """Build the tab and wire it; the page gets what it shares."""
     studio, portraits, animator = page.studio, page.portraits, Animator(page.studio)
     animator.take_shipped()
-    gr.set_static_paths([OPENING])
     with gr.Row():
         with gr.Column(min_width=300, elem_id="driving-column"):
             drivers = _drivers()
@@ -167,7 +158,6 @@ def animate_tab(page: Page) -> None:
     portraits.gallery.change(lambda: AS_THEY_ARE, None, person, **PRIVATE)  # new portraits are meant to be used
     results.own_portrait.click(None, None, None, js=OWN_PORTRAIT, api_visibility="private")
     results.own_portrait.click(lambda: None, None, portraits.gallery, **PRIVATE)
-    page.blocks.load(None, None, None, js=STILL)
     page.animation = AnimatePanel(drivers.clip, drivers.seen, drivers.movement, drivers.file, person, results.change)
 
 
@@ -200,7 +190,7 @@ def _drivers() -> Drivers:
 
 
 def _results() -> Results:
-    opening = gr.HTML(OPENING_HTML, elem_id="opening")
+    at_once = opening("opening")
     result = gr.Video(label="Result", interactive=False, autoplay=True, visible=False, height=420, elem_id="result")
     preview = gr.Image(
         label="Being generated", format="jpeg", height=360, buttons=[], interactive=False, visible=False,
@@ -217,7 +207,7 @@ def _results() -> Results:
             details = gr.Markdown(elem_id="details")
     beside = gr.Video(label="Side by side", interactive=False, visible=False, height=200, elem_id="side-by-side")
     return Results(
-        opening, result, preview, progress, notes, after, save_motion, change, own_portrait, details, beside
+        at_once, result, preview, progress, notes, after, save_motion, change, own_portrait, details, beside
     )
 
 
@@ -270,8 +260,8 @@ def _wire_time(studio: Studio, source: list, max_frames: gr.Number, expected: gr
     """Say before the start how long it will take; where that is long, offer the beginning alone."""
 
     def expect(clip, movement, file, max_frames, is_short) -> tuple[str, dict]:
-        words, wait = expected_time(studio, clip, movement, file, max_frames)
-        return words, gr.update(visible=is_short or (wait or 0) > LONG)
+        words, can_be_cut = expected_time(studio, clip, movement, file, max_frames)
+        return words, gr.update(visible=is_short or can_be_cut)
 
     def cut(is_short: bool, clip, movement, file) -> int | None:
         with told_to_visitor():
@@ -293,17 +283,19 @@ def _wire_time(studio: Studio, source: list, max_frames: gr.Number, expected: gr
     gr.on([part.change for part in source], lengthen, short, [short, max_frames], **PRIVATE)
 
 
-def expected_time(studio: Studio, clip, movement, file, max_frames) -> tuple[str, float | None]:
-    """How long it will take, in words and seconds; nothing where nothing drives, or nothing was measured yet."""
+def expected_time(studio: Studio, clip, movement, file, max_frames) -> tuple[str, bool]:
+    """How long it will take, in words (none where nothing drives, or nothing was measured yet), and whether that is
+    long for what could be cut."""
     try:
-        frames, _, followed = driving_length(driver_of(clip, movement, file))
+        length, rate, followed = driving_length(driver_of(clip, movement, file))
     except FsthError:
-        return "", None
-    frames = min(frames, int(max_frames)) if max_frames else frames
+        return "", False
+    frames = min(length, int(max_frames)) if max_frames else length
     wait = studio.pace.estimate(frames, followed)
     if not frames or wait is None:
-        return "", None
-    return f"{frames} frames: about {f'{wait:.0f} s' if wait < 90 else f'{wait / 60:.0f} min'} on this machine.", wait
+        return "", False
+    words = f"{wait:.0f} s" if wait < 90 else f"{wait / 60:.0f} min"
+    return f"{frames} frames: about {words} on this machine.", wait > LONG and frames > SHORT * rate
 
 
 def _wire_pairs(
@@ -315,7 +307,7 @@ def _wire_pairs(
     stages: Stages,
 ) -> None:
     """A click on a portrait or a motion starts; with what is there already, or with the first of the other kind."""
-    go = gr.State(False)
+    go = gr.Checkbox(False, visible=False, elem_id="go")  # no `State`: those are not sent to scripts
 
     def take(pictures: Portraits, driver: str, changed: dict) -> dict:
         """Show the pair's result at once if it is there, or else have it generated."""

@@ -28,6 +28,9 @@ def expression_tab(page: Page) -> None:
                 label="Expression", format="jpeg", height=360, buttons=[], interactive=False, type="numpy",
                 alt_text="The portrait with the expression chosen", elem_id="expression-picture",
             )  # fmt: skip
+            with gr.Row():
+                save = gr.Button("Save picture", size="sm", min_width=120, elem_id="save-picture")
+                add = gr.Button("Add to the strip", size="sm", min_width=120, elem_id="add-to-strip")
         with gr.Column(min_width=280, elem_id="expression-controls"):
             with gr.Row(elem_id="chips"):
                 chips = {
@@ -35,9 +38,6 @@ def expression_tab(page: Page) -> None:
                 }
             sliders, together = _sliders()
             gr.Markdown(TEETH, elem_id="teeth")
-            with gr.Row():
-                save = gr.Button("Save picture", min_width=120, elem_id="save-picture")
-                add = gr.Button("Add to the strip", min_width=120, elem_id="add-to-strip")
             saved = gr.File(label="Picture", interactive=False, visible=False, height=90, elem_id="saved-picture")
     strip, shown = gr.State([]), gr.State(False)
     with gr.Group(visible=False, elem_id="strip-panel") as strip_panel:
