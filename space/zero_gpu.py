@@ -16,7 +16,7 @@ import spaces
 from fsth_hub.demo.errors import told_to_visitor
 from fsth_hub.demo.jobs import Worker
 from fsth_hub.demo.studio import Studio
-from fsth_hub.demo.tabs.animate_tab import Animator
+from fsth_hub.demo.tabs.animator import Animator
 from fsth_hub.device import default_device, default_dtype
 
 

@@ -19,22 +19,27 @@ from PIL import Image
 from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, inputs, page
 from fsth_hub.demo.inputs import Seen, choose_face, look_at_picture, open_limited, show_faces
 from fsth_hub.demo.jobs import Countdown, JobStopped, Worker
-from fsth_hub.demo.studio import DRIVER, PORTRAIT, Studio
+from fsth_hub.demo.shipped import OPENING, PAIRS, PORTRAITS, clip_of, portrait_path
+from fsth_hub.demo.studio import BUNDLED, Studio
 from fsth_hub.demo.tabs import Page, live_tab
-from fsth_hub.demo.tabs.animate_tab import CLIP_NAME, SIDE_BY_SIDE_NAME, Animator, Settings, describe
+from fsth_hub.demo.tabs.animate_tab import expected_time
+from fsth_hub.demo.tabs.animator import CLIP_NAME, SIDE_BY_SIDE_NAME, Animator, Settings, describe
 from fsth_hub.demo.tabs.inspect_tab import card
 from fsth_hub.demo.tabs.live_tab import Live, from_jpeg, to_jpeg, write_recording
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
+from fsth_hub.landmarks.regions import REGIONS
 from fsth_hub.media.reading import open_clip
 from fsth_hub.models.cropping import CropBox
 from fsth_hub.models.errors import FsthError
+from fsth_hub.pipelines.driving import DrivingMotion
 from fsth_hub.pipelines.pipeline_output import FsthReport
 from fsth_hub.provenance.credentials import Origin
 from fsth_hub.provenance.inspection import OriginReport, inspect
 from fsth_hub.provenance.watermark import add_watermark
+from testing_utils.clips import make_clip
 from testing_utils.demo import animate_arguments, left_over
 from testing_utils.networks import SIZE
-from testing_utils.paths import ROOT
+from testing_utils.paths import DRIVER, PORTRAIT, ROOT
 from testing_utils.pipelines import NO_FACE, make_pipeline, picture
 
 
@@ -92,10 +97,10 @@ def test_page_keeps_to_itself():
     """Every part has a name to be found by; nothing is reported, kept or offered beyond the page's own endpoints."""
     demo = create_demo(make_pipeline())
     parts = [part for part in demo.get_config_file()["components"] if part["type"] in ("gallery", "video", "image")]
-    assert len(parts) == 12 and all(part["props"]["elem_id"] and part["props"]["label"] for part in parts)
+    assert len(parts) == 17 and all(part["props"]["elem_id"] and part["props"]["label"] for part in parts)
     public = {event["api_name"] for event in demo.config["dependencies"] if event["api_visibility"] == "public"}
     person = {"fine_tune", "cancel_person", "try_person", "save_person", "person_card", "publish_person"}
-    assert public == {"animate", "cancel", "inspect"} | person | {"load_person", "load_person_file"}
+    assert public == {"animate", "cancel", "express", "inspect"} | person | {"load_person", "load_person_file"}
     assert not demo.analytics_enabled and sum(demo.delete_cache) < 3600
     assert not LAUNCH_OPTIONS["run_history"] and not LAUNCH_OPTIONS["mcp_server"]
 
@@ -110,7 +115,9 @@ def test_a_new_tab_is_one_function(monkeypatch):
     monkeypatch.setitem(page.TABS, "new", ("New", new_tab))
     demo = create_demo(make_pipeline())
     demo.studio.ready.result()
-    assert [*given[0].tabs] == ["animate", "person", "live", "check", "new"] and given[0].studio is demo.studio
+    assert [*given[0].tabs] == ["animate", "expression", "person", "live", "check", "new"] and given[
+        0
+    ].studio is demo.studio
     assert given[0].tabs["new"].children[0].elem_id == "new" and given[0].animation is not None
 
 
@@ -118,20 +125,23 @@ def test_heavy_events_share_one_place():
     """Whatever runs a network waits for one another, also in the queue that visitors see."""
     demo = create_demo(make_pipeline())
     heavy = [
-        fn for fn in demo.fns.values() if getattr(fn.fn, "__name__", "") in ("animate", "step", "fine_tune", "try_out")
+        fn
+        for fn in demo.fns.values()
+        if getattr(fn.fn, "__name__", "") in ("animate", "preview", "make_clip", "step", "fine_tune", "try_out")
     ]
-    assert len(heavy) == 4 and all((fn.concurrency_id, fn.concurrency_limit) == ("heavy", 1) for fn in heavy)
+    assert len(heavy) > 5 and all((fn.concurrency_id, fn.concurrency_limit) == ("heavy", 1) for fn in heavy)
 
 
 def test_animates_for_programs(client, folders):
     cache, workplace = folders
-    result, beside, preview, progress, details = client.predict(**animate_arguments())
+    result, beside, preview, progress, details, motion, notes = client.predict(**animate_arguments())
     for path, width in ((result, 256), (beside, 768)):
         clip = open_clip(path)
         assert len(list(clip)) == 3 and (clip.width, clip.height) == (width, 256) and clip.audio_from
         html, report = client.predict(handle_file(path), api_name="/inspect")
         assert "Generated here, unchanged" in html and report["credentials"] == "valid"
-    assert preview is None and "3 frames at 25 per second" in details
+    assert preview is None and "3 frames at 25 per second" in details and notes == ""
+    assert len(DrivingMotion.load(motion).landmarks) == 3
     assert "256 x 256 pixels (the portrait has no more)" in details
     assert list(cache.rglob("talking_head.mp4")) and left_over(workplace) == []
 
@@ -141,9 +151,9 @@ def test_programs_of_before_still_work(client):
     parameters = client.view_api(return_format="dict")["named_endpoints"]["/animate"]["parameters"]
     assert [parameter["parameter_name"] for parameter in parameters] == [
         "portraits", "driving", "motion", "max_frames", "model", "motion_strength", "smoothing", "paste_back",
-        "watermark", "person", "size",
+        "watermark", "person", "size", "regions", "movement", "motion_file",
     ]  # fmt: skip
-    assert parameters[-1]["parameter_default"] == 512
+    assert parameters[-4]["parameter_default"] == 512
 
 
 def test_says_what_is_wrong(client, folders, tmp_path):
@@ -167,6 +177,10 @@ def test_says_what_is_wrong(client, folders, tmp_path):
         client.predict(**animate_arguments() | {"model": "mine"})
     with pytest.raises(AppError, match="not in the list of choices"):
         client.predict(**animate_arguments() | {"size": 300})
+    with pytest.raises(AppError, match="Give one thing that drives"):
+        client.predict(**animate_arguments() | {"movement": "nod"})
+    with pytest.raises(AppError, match="Give at least one region"):
+        client.predict(**animate_arguments() | {"regions": []})
     assert left_over(folders[1]) == []
 
 
@@ -339,9 +353,9 @@ def test_handler_needs_no_page(studio, files):
     portrait, clip = files
     outputs = list(Animator(studio).animate([(portrait, None)], clip, [], [], max_frames=4))
     assert [bool(output[0]) and bool(output[1]) for output in outputs] == [False] * (len(outputs) - 1) + [True]
-    assert isinstance(outputs[-3][2], np.ndarray) and "Drawing: frame 4" in outputs[-3][3]
-    assert "side by side: frame 1" in outputs[-2][3]
-    assert "relative motion" in outputs[-1][4] and "4 frames" in outputs[-1][4]
+    assert isinstance(outputs[-3].preview, np.ndarray) and "Drawing: frame 4" in outputs[-3].progress
+    assert "side by side: frame 1" in outputs[-2].progress
+    assert "relative motion" in outputs[-1].details and "4 frames" in outputs[-1].details
 
 
 def test_options_reach_the_pipeline(studio, files, monkeypatch):
@@ -357,17 +371,17 @@ def test_options_reach_the_pipeline(studio, files, monkeypatch):
     def options_of(*options):
         with pytest.raises(gr.Error, match="enough"):
             list(Animator(studio).animate([(portrait, None)], clip, [], [], *options))
-        names = ("motion", "motion_strength", "smoothing", "paste_back", "watermark", "size")
+        names = ("motion", "motion_strength", "smoothing", "paste_back", "watermark", "size", "regions")
         return [calls[-1].get(name) for name in names]
 
-    assert options_of() == ["relative", 1, 0.05, False, True, None]
-    chosen = ("relative", None, None, 0.5, 0.2, True, False, "portraits", 1024)
-    assert options_of(*chosen) == ["relative", 0.5, 0.2, True, False, 1024]
-    assert options_of("absolute", None, None, 0.5) == ["absolute", None, 0.05, False, True, None]
+    assert options_of() == ["relative", 1, 0.05, False, True, None, REGIONS]
+    chosen = ("relative", None, None, 0.5, 0.2, True, False, "portraits", 1024, ["eyes", "mouth"])
+    assert options_of(*chosen) == ["relative", 0.5, 0.2, True, False, 1024, ("eyes", "mouth")]
+    assert options_of("absolute", None, None, 0.5) == ["absolute", None, 0.05, False, True, None, None]
     report = replace(REPORT, frames_without_face=(1,))
-    words = describe(Settings("relative", None, "tiny", 0.5, 0.2, True, False, 1024), report)
+    words = describe(Settings("relative", None, "tiny", 0.5, 0.2, True, False, 1024, ("eyes", "mouth")), report)
     for part in (
-        "strength 0.5",
+        "strength 0.5 of eyes, mouth alone",
         "smoothing 0.2 s",
         "pasted back",
         "model tiny",
@@ -398,13 +412,13 @@ def test_size_is_drawn_as_chosen(studio, tmp_path, files):
                 assert (result.width, result.height) == (expected, expected)
                 assert (beside.width, beside.height) == (3 * expected, expected)
         more = " (the portrait has no more)" if size > head else ""
-        assert f"{expected} x {expected} pixels{more}, relative motion" in output[-1]
+        assert f"{expected} x {expected} pixels{more}, relative motion" in output.details
 
 
 def test_model_of_one_size_takes_the_default(tmp_path, files):
     studio = Studio((make_pipeline(source_skips=False),))
     animate = Animator(studio).animate
-    *_, (result, _, _, _, details) = animate([(files[0], None)], files[1], [], [], max_frames=2)
+    *_, (result, _, _, _, details, *_) = animate([(files[0], None)], files[1], [], [], max_frames=2)
     assert result and f"{SIZE} x {SIZE} pixels" in details
     with pytest.raises(gr.Error, match="generates frames of 64 x 64 pixels alone"):
         list(animate([(files[0], None)], files[1], [], [], max_frames=2, size=1024))
@@ -425,33 +439,78 @@ def test_pasted_back_lies_beside_the_whole_photograph(studio, tmp_path, files):
 
 
 def test_example_is_drawn_once(studio, monkeypatch):
-    """The second visitor who takes the example gets what was drawn for the first; own files are never kept."""
-    calls = []
+    """The second visitor who takes a pair gets what was drawn for the first; own files are never kept."""
+    calls, painting = [], str(portrait_path("la_velata"))
 
-    def generate(self, portraits, driving, faces, settings, folder, job):
+    def generate(self, portraits, driver, faces, settings, folder, job):
         calls.append(settings)
         for name in (CLIP_NAME, SIDE_BY_SIDE_NAME):
             (folder / name).write_text(f"{name} drawn as {settings}")
-        return REPORT, "Beware."
+        return replace(REPORT, seconds={"embed": 1, "landmarks": 0, "frames": 2}), "Beware."
 
     monkeypatch.setattr(Animator, "_generate", generate)
 
-    def visit(portrait=PORTRAIT, **options):
-        for output in Animator(studio).animate([(str(portrait), None)], str(DRIVER), [], [], **options):
-            texts = [Path(path).read_text() for path in output[:2] if path]
-        return len(calls), texts, output[-1]
+    def visit(*portraits, **options):
+        portraits = [(str(portrait), None) for portrait in portraits or [painting]]
+        for shown in Animator(studio).animate(portraits, None, [], [], movement="talk", **options):
+            texts = [Path(path).read_text() for path in shown[:2] if path]
+        return len(calls), texts, shown.details
 
     assert visit() == visit(model=studio.model_names[0]) and len(calls) == 1
-    # other settings are drawn as they are, every time; own files too
+    # other settings are drawn as they are, every time; own files too, and several portraits
     for count in (2, 3):
         drawn, texts, words = visit(watermark=False)
         assert (
             drawn == count and "watermark=False" in texts[0] and SIDE_BY_SIDE_NAME in texts[1] and "without" in words
         )
     assert "watermark=True" in visit()[1][0] and len(calls) == 3
-    for _ in range(2):
-        visit(ROOT / "docs/astronaut.jpg")
-    assert len(calls) == 5
+    for portraits in ([PORTRAIT], [PORTRAIT], [painting, painting], [painting, painting]):
+        visit(*portraits)
+    assert len(calls) == 7
+
+
+def test_shipped_pairs_need_no_work(monkeypatch):
+    """What lies in the package is what these inputs give, marked and signed; nothing is generated for them."""
+    pipe = make_pipeline()
+    pipe.model_name = BUNDLED
+    studio = Studio((pipe,))
+    monkeypatch.setattr(Animator, "_generate", None)
+    animator = Animator(studio)
+    animator.take_shipped()
+    assert {portrait for portrait, _ in PAIRS} == {portrait.name for portrait in PORTRAITS}
+    for portrait, motion in PAIRS:
+        portraits = [(studio.portrait(portrait), None)]
+        (shown,) = animator.animate(portraits, None, [], [], movement=motion)
+        assert Path(shown.result).read_bytes() == clip_of(portrait, motion).read_bytes()
+        clip, driver = open_clip(shown.result), DrivingMotion.load(shown.motion)
+        assert clip.frame_count == len(driver.landmarks) and f"{clip.frame_count} frames" in shown.details
+        report = inspect(shown.result)
+        assert report.ai_generated and report.credentials == "valid" and report.model == BUNDLED
+    opening = inspect(OPENING)
+    assert opening.ai_generated and opening.credentials == "valid" and OPENING.stat().st_size < 300_000
+
+
+def test_expected_time(studio, tmp_path):
+    """Of what was measured on this machine; nothing is guessed."""
+    studio.ready.result()
+    assert studio.pace.drawing > 0
+    studio.pace.starting, studio.pace.drawing, studio.pace.following = 2, 0.5, 0.1
+
+    def expect(clip=None, movement=None, max_frames=None):
+        return expected_time(studio, clip, movement, None, max_frames)
+
+    assert expect() == ("", False)
+    # a motion is not followed, and is too short to be cut; a clip of four seconds too
+    assert expect(movement="nod") == ("70 frames: about 37 s on this machine.", False)
+    assert expect(str(DRIVER)) == ("100 frames: about 62 s on this machine.", False)
+    make_clip(tmp_path / "long.mp4", [picture()] * 130)
+    assert expect(str(tmp_path / "long.mp4")) == ("130 frames: about 80 s on this machine.", True)
+    assert expect(str(DRIVER), max_frames=10) == ("10 frames: about 8 s on this machine.", False)
+    report = replace(REPORT, num_frames=10, seconds={"embed": 1, "landmarks": 0, "frames": 10})
+    studio.pace.learn(report)
+    assert expect(movement="nod")[0] == "70 frames: about 71 s on this machine." and studio.pace.following == 0.1
+    studio.pace.drawing = None
+    assert expect(movement="nod") == ("", False)
 
 
 def test_chosen_faces_reach_the_pipeline(studio, files, monkeypatch):

@@ -16,6 +16,7 @@ from ..models.cropping import crop_box, crop_image, to_crop
 from ..models.errors import FsthError, NoFaceError
 from ..models.image_processing_fsth import load_image
 from ..models.landmark_drawing import rasterize_landmarks
+from .shipped import PORTRAITS, portrait_path
 from .studio import Studio
 
 
@@ -59,7 +60,7 @@ def look_at_first_frame(studio: Studio, path: str) -> Seen:
 
 def open_limited(path: str, max_frames: int | None = None) -> Clip:
     """Open a clip within the page's limits: not above 4K, and no more than its first minute is read."""
-    clip = open_clip(_existing(path))
+    clip = open_clip(existing(path))
     if clip.width * clip.height > MAX_CLIP_PIXELS:
         raise FsthError(
             f"{Path(path).name} is {clip.width} x {clip.height} pixels: give a clip of 3840 x 2160 (4K) or smaller."
@@ -75,7 +76,7 @@ def checked_portraits(portraits: Portraits) -> list[str]:
         raise FsthError("Add at least one portrait first.")
     if len(paths) > MAX_PORTRAITS:
         raise FsthError(f"These are {len(paths)} portraits: keep the best {MAX_PORTRAITS}; more do not help.")
-    return [_existing(path) for path in paths]
+    return [existing(path) for path in paths]
 
 
 def chosen_faces(paths: list[str], seen: list[Seen]) -> list[int]:
@@ -84,7 +85,8 @@ def chosen_faces(paths: list[str], seen: list[Seen]) -> list[int]:
     return [choices.get(path, 0) for path in paths]
 
 
-def _existing(path: str) -> str:
+def existing(path: str) -> str:
+    """The path of an upload; raises `FsthError` where it has been deleted."""
     if not Path(path).is_file():
         raise FsthError(f"{Path(path).name} has been deleted, as all uploads are within the hour: add it again.")
     return path
@@ -122,10 +124,12 @@ def choose_face(seen: list[Seen], index: int) -> list[Seen]:
 
 @dataclass(frozen=True)
 class PortraitPanel:
-    """The portraits, which all tabs share: the gallery and the session's `list[Seen]`."""
+    """The portraits, which all tabs share: the galleries and the session's `list[Seen]`."""
 
     gallery: gr.Gallery
+    shipped: gr.Gallery  # the portraits that come with the package
     seen: gr.State
+    key: gr.State  # changes with the files and the faces chosen
     look_after: Callable[[Callable], None]  # shows the faces once an event has filled the gallery
 
 
@@ -134,7 +138,7 @@ def faces_gallery(label: str, elem_id: str) -> gr.Gallery:
         label=label,
         type="numpy",
         format="jpeg",
-        columns=2,
+        columns=3,
         fit_columns=False,
         height="auto",
         object_fit="contain",
@@ -150,13 +154,13 @@ def faces_gallery(label: str, elem_id: str) -> gr.Gallery:
 def portrait_panel(studio: Studio) -> PortraitPanel:
     """Build the portraits' part of the page."""
 
-    def look(portraits: Portraits, seen: list[Seen]) -> tuple[dict, list[Seen], dict]:
+    def look(portraits: Portraits, seen: list[Seen]) -> tuple[dict, list[Seen], dict, list]:
         known = {sight.path: sight for sight in seen}
         sights, notes = [], []
         try:
             paths = checked_portraits(portraits) if portraits else []
         except FsthError as error:
-            return show_faces([], "Portrait"), [], note(str(error))
+            return show_faces([], "Portrait"), [], note(str(error)), []
         for number, path in enumerate(paths, start=1):
             try:
                 sights.append(known.get(path) or look_at_picture(studio, path))
@@ -169,11 +173,14 @@ def portrait_panel(studio: Studio) -> PortraitPanel:
                 notes.append(str(error))
         if any(len(sight.crops) > 1 for sight in sights):
             notes.append("Several faces were found: click the one to animate.")
-        return show_faces(sights, "Portrait"), sights, note(" ".join(notes))
+        return show_faces(sights, "Portrait"), sights, note(" ".join(notes)), key_of(sights)
 
-    def choose(seen: list[Seen], event: gr.SelectData) -> tuple[dict, list[Seen]]:
+    def choose(seen: list[Seen], event: gr.SelectData) -> tuple[dict, list[Seen], list]:
         seen = choose_face(seen, event.index)
-        return show_faces(seen, "Portrait"), seen
+        return show_faces(seen, "Portrait"), seen, key_of(seen)
+
+    def key_of(seen: list[Seen]) -> list[tuple[str, int]]:
+        return [(sight.path, sight.chosen) for sight in seen]
 
     gallery = gr.Gallery(
         label="1. Portraits",
@@ -182,21 +189,33 @@ def portrait_panel(studio: Studio) -> PortraitPanel:
         file_types=["image"],
         sources=["upload", "webcam", "clipboard"],
         columns=2,
-        height=300,
+        height=220,
         object_fit="contain",
         buttons=[],
         elem_id="portraits",
     )
+    shipped = gr.Gallery(
+        [(str(portrait_path(portrait.name)), portrait.title) for portrait in PORTRAITS],
+        label="No picture at hand? Click one",
+        columns=len(PORTRAITS),
+        height="auto",
+        object_fit="cover",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+        elem_id="shipped-portraits",
+        elem_classes="thumbnails",
+    )
     notes = gr.Markdown(visible=False, elem_id="portrait-notes", elem_classes="notes")
     faces = faces_gallery("What will be animated", "portrait-faces")
-    seen = gr.State([])
+    seen, key = gr.State([]), gr.State([])
 
     def look_after(event: Callable) -> None:
-        event(look, [gallery, seen], [faces, seen, notes], api_visibility="private", show_progress="hidden")
+        event(look, [gallery, seen], [faces, seen, notes, key], api_visibility="private", show_progress="hidden")
 
     look_after(gallery.change)
-    faces.select(choose, seen, [faces, seen], api_visibility="private", show_progress="hidden")
-    return PortraitPanel(gallery, seen, look_after)
+    faces.select(choose, seen, [faces, seen, key], api_visibility="private", show_progress="hidden")
+    return PortraitPanel(gallery, shipped, seen, key, look_after)
 
 
 def note(text: str) -> dict:

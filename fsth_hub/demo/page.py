@@ -3,9 +3,11 @@
 import gradio as gr
 
 from .inputs import MAX_SECONDS, portrait_panel
+from .opening import opening, stand_still
 from .studio import Studio
 from .tabs import Page
 from .tabs.animate_tab import animate_tab
+from .tabs.expression_tab import EXPRESSION, expression_tab
 from .tabs.inspect_tab import inspect_tab
 from .tabs.live_tab import LIVE, live_tab
 from .tabs.person_tab import person_tab
@@ -15,6 +17,7 @@ from .uploads import keep_cleaning
 # By id: a tab's label, and the function that builds and wires it; in the page's order.
 TABS = {
     "animate": ("Animate", animate_tab),
+    EXPRESSION: ("Expression", expression_tab),
     "person": ("Your person", person_tab),
     LIVE: ("Live", live_tab),
     "check": ("Check a file", inspect_tab),
@@ -23,11 +26,7 @@ QUEUE_SIZE = 16
 DELETE_CACHE = (600, 2400)  # every ten minutes, what is older than forty: all uploads are gone within the hour
 INTRODUCTION = """
 # Few-shot talking heads
-A portrait moves and speaks as the person in a clip does.
-
-1. **Portraits**: one or more pictures of one person, face to the camera.
-2. **Driving clip**: a video of somebody who speaks, from a file or your camera.
-3. **Animate**: watch it being generated; then the clip plays, with the driver's sound.
+A portrait moves as you do.
 """
 RESPONSIBLE_USE = f"""
 Use portraits only of people who agreed to it, or who lived long ago. Every clip says in its file that it is
@@ -51,12 +50,14 @@ def create_demo(*models) -> gr.Blocks:
     studio = Studio(models)
     with gr.Blocks(title="Few-shot talking heads", analytics_enabled=False, delete_cache=DELETE_CACHE) as demo:
         gr.Markdown(INTRODUCTION, elem_id="introduction")
+        opening("opening-on-phone")  # where the result lies further down, and a clip that is not seen does not begin
+        stand_still(demo)
         with gr.Row():
             with gr.Column(scale=1, min_width=300, elem_id="portrait-column"):
                 portraits = portrait_panel(studio)
-            with gr.Column(scale=2, min_width=300), gr.Tabs(elem_id="tabs"):
+            with gr.Column(scale=2, min_width=300), gr.Tabs(elem_id="tabs") as bar:
                 tabs = {name: gr.Tab(label, id=name) for name, (label, _) in TABS.items()}
-                page = Page(studio, portraits, demo, tabs)
+                page = Page(studio, portraits, demo, tabs, bar)
                 for name, (_, build) in TABS.items():
                     with tabs[name]:
                         build(page)

@@ -1,6 +1,7 @@
 """What all tabs share: the models, the thread that runs them, and the detector that looks at inputs meanwhile."""
 
 import hashlib
+import shutil
 import tempfile
 import threading
 from pathlib import Path
@@ -9,13 +10,14 @@ import gradio as gr
 
 from ..landmarks import Face, get_detector, set_upright
 from ..landmarks.orientation import Upright
+from ..media.motion_files import SHIPPED, shipped_path
 from ..models.errors import FsthError
 from .jobs import Worker
+from .pace import Pace
 from .people import People
+from .shipped import FIRST_PORTRAIT, PORTRAITS, portrait_path
 
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-PORTRAIT, DRIVER = EXAMPLES / "astronaut.jpg", EXAMPLES / "driver.mp4"
 # All heavy events of the page share one place in Gradio's queue.
 HEAVY = {"concurrency_limit": 1, "concurrency_id": "heavy"}
 BUNDLED = "bundled"
@@ -35,14 +37,28 @@ class Studio:
         self._loaded: tuple[str, object] = ("", None)
         self._detector, self._detecting = None, threading.Lock()
         self._kept = tempfile.TemporaryDirectory(prefix="fsth-examples-")
-        self._example_files = {digest(path) for path in (PORTRAIT, DRIVER)}
+        examples = [*(portrait_path(portrait.name) for portrait in PORTRAITS), *map(shipped_path, SHIPPED)]
+        self._example_files = {digest(path) for path in examples}
         self._content = None
-        self.worker, self.people = Worker(), People()
-        self.ready = self.worker.submit(self.pipeline, self.model_names[0])
+        self.worker, self.people, self.pace = Worker(), People(), Pace()
+        self.ready = self.worker.submit(self._get_ready)
 
     @property
     def model_names(self) -> list[str]:
         return list(self._models)
+
+    def _get_ready(self):
+        """Load the first model and see how quick it is here."""
+        pipe = self.pipeline()
+        self.pace.measure(pipe, str(portrait_path(FIRST_PORTRAIT)))
+        return pipe
+
+    def portrait(self, name: str) -> str:
+        """A shipped portrait where Gradio may read it, wherever the package is installed."""
+        path = Path(self._kept.name, portrait_path(name).name)
+        if not path.is_file():
+            shutil.copyfile(portrait_path(name), path)
+        return str(path)
 
     def pipeline(self, name: str | None = None):
         """The pipeline of this name, by default the first; call it on the worker's thread. One is kept in memory."""

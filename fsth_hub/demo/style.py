@@ -7,7 +7,7 @@ import gradio as gr
 THEME = gr.themes.Soft(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"])
 CSS = """
 .gradio-container {max-width: 1180px !important; margin: auto}
-#introduction ol {margin: 0; padding-left: 1.4em}
+#introduction p {font-size: 1.15em}
 #driving video, #result video, #side-by-side video, #person-result video {max-height: 420px}
 #preview img, #live-result img, #person-preview img {width: 100%; height: 100%; object-fit: contain}
 #responsible-use {opacity: 0.75}
@@ -29,15 +29,35 @@ input[type=checkbox] {border: 1px solid var(--body-text-color-subdued) !importan
 .job-progress progress::-webkit-progress-value {background: var(--color-accent)}
 .job-progress progress::-moz-progress-bar {background: var(--color-accent)}
 .job-progress p {margin: 0.2em 0}
-#placeholder, #person-placeholder {border: 2px dashed var(--border-color-primary); border-radius: 8px;
+#opening-on-phone {display: none}
+.opening video {width: 100%; border-radius: 8px; display: block}
+.opening p {margin: 0.3em 0; font-size: 0.9em; opacity: 0.75}
+.thumbnails, .thumbnails .grid-wrap {min-height: 0 !important}
+.thumbnails .grid-wrap {padding-top: 2.8em !important}
+.thumbnails .grid-container {grid-template-columns: repeat(4, minmax(0, 1fr)) !important}
+.thumbnails button, .thumbnails .thumbnail-item {min-width: 0 !important}
+.thumbnails .caption-label {font-size: 0.65em; inset: auto 0.2em 0.2em 0.2em; padding: 0.1em 0.3em}
+#motions img {background: black}
+#expression-column {position: sticky; top: 0; z-index: 4; align-self: flex-start;
+    background: var(--body-background-fill)}
+#expression-picture img {width: 100%; height: 100%; object-fit: contain}
+#chips {gap: 0.4em}
+.control {padding-block: 0.2em !important}
+#person-placeholder {border: 2px dashed var(--border-color-primary); border-radius: 8px;
     min-height: 300px; opacity: 0.75; display: flex; align-items: center; justify-content: center; text-align: center}
 .faces, .faces .grid-wrap {min-height: 0 !important}
-.faces .grid-wrap {padding-top: 2.2em !important}
+.faces .grid-wrap {padding-top: 2.8em !important}
 .faces .caption-label {font-size: 0.7em}
 .source-selection {position: absolute; bottom: 0; left: 0; right: 0; background: var(--block-background-fill)}
 :focus-visible {outline: 3px solid var(--color-accent) !important; outline-offset: 2px}
-/* four tabs side by side on a phone: those that do not fit Gradio hides in a menu */
-@media (max-width: 480px) {#tabs .tab-wrapper button {padding-inline: 0.5em; font-size: 0.85em}}
+/* five tabs side by side on a phone: those that do not fit Gradio hides in a menu */
+@media (max-width: 699px) {
+    #tabs .tab-wrapper button {padding-inline: 0.35em; font-size: 0.8em}
+    #opening-on-phone {display: block}
+    #opening {display: none}
+    #expression-picture {height: 240px !important}
+    #preview, #result, #result video {max-height: 340px !important}
+}
 footer {display: none !important}
 """
 LAUNCH_OPTIONS = {

@@ -2,7 +2,7 @@
 
 from gradio_client import handle_file
 
-from fsth_hub.demo.studio import DRIVER, PORTRAIT
+from testing_utils.paths import DRIVER, PORTRAIT
 
 
 def left_over(workplace):

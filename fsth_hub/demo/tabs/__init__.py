@@ -10,11 +10,21 @@ from ..studio import Studio
 
 @dataclass(frozen=True)
 class AnimatePanel:
-    """What the Animate tab shares: its clip, the session's `list[Seen]` of it, and the choice of who is animated."""
+    """What the Animate tab shares: what drives, and who is animated.
+
+    Args:
+        driving, driving_seen: The clip, and the session's `list[Seen]` of it.
+        movement, motion_file: The motion in its place: one of the package's, or a file.
+        person: The choice of who is animated.
+        change: The button that leads to the Expression tab.
+    """
 
     driving: gr.Video
     driving_seen: gr.State
+    movement: gr.Radio
+    motion_file: gr.File
     person: gr.Radio
+    change: gr.Button
 
 
 @dataclass(eq=False)
@@ -26,6 +36,7 @@ class Page:
         portraits: The portraits' part of the page, beside the tabs.
         blocks: The whole page, for its own events, such as `unload`.
         tabs: All tabs by their id, also those that are still empty.
+        bar: What holds them.
         animation: What the Animate tab shares, for the tabs that are built after it.
     """
 
@@ -33,4 +44,5 @@ class Page:
     portraits: PortraitPanel
     blocks: gr.Blocks
     tabs: dict[str, gr.Tab]
+    bar: gr.Tabs
     animation: AnimatePanel | None = None

@@ -1,389 +1,366 @@
-"""The Animate tab: a driving clip in, a talking head out, generated before the visitor's eyes."""
+"""The Animate tab: what drives, the options, the button, and the result beside them or, on a phone, below."""
 
-import shutil
-import tempfile
-import time
-import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import gradio as gr
-import numpy as np
 
-from ...landmarks.motion import MAX_STRENGTH
-from ...landmarks.smoothing import DEFAULT_SMOOTHING, MAX_SMOOTHING
-from ...media.reading import open_clip
-from ...models.errors import FsthError, FsthWarning
-from ...pipelines.person import DEFAULT_SIZE
-from ...pipelines.side_by_side import write_side_by_side
+from ...media.motion_files import SHIPPED, list_motions
+from ...models.errors import FsthError
 from ..errors import told_to_visitor
 from ..inputs import (
     MAX_SECONDS,
+    PortraitPanel,
     Portraits,
     Seen,
-    checked_portraits,
     choose_face,
-    chosen_faces,
     faces_gallery,
     look_at_first_frame,
     note,
     open_limited,
     show_faces,
 )
-from ..jobs import Countdown, Job, JobStopped, progress_bar
-from ..people import Kept
-from ..studio import DRIVER, HEAVY, PORTRAIT, Studio
+from ..opening import opening
+from ..shipped import FIRST_MOTION, FIRST_PORTRAIT, PORTRAITS, THUMBNAILS
+from ..studio import HEAVY, Studio
 from . import AnimatePanel, Page
+from .animate_options import options_panel
+from .animator import FINE_TUNED, SCHEME, Animator, Settings, driver_of, driving_length, finished, is_whole
+from .animator import PORTRAITS as AS_THEY_ARE
 
 
-if TYPE_CHECKING:
-    from ...pipelines.pipeline_fsth import FsthPipeline
-    from ...pipelines.pipeline_output import FsthReport
+PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+LONG, SHORT = 20, 5  # seconds: from how long a wait on, how much of a clip is offered instead
+# On a phone the button comes to the top, and under it lies what is generated.
+SHOW_RESULT = """() => {
+    if (innerWidth < 700) document.querySelector('#animate').scrollIntoView({block: 'start', behavior: 'smooth'})
+}"""
+START = "go => {go && document.querySelector('#animate').click()}"
+OWN_PORTRAIT = "() => {document.querySelector('#portraits').scrollIntoView({block: 'center', behavior: 'smooth'})}"
+NONE_SELECTED = gr.update(selected_index=None)  # or a second click on the same would not be told
 
 
-PREVIEW_SECONDS = 0.2  # between two preview pictures
-CLIP_NAME, SIDE_BY_SIDE_NAME, DETAILS_NAME = "talking_head.mp4", "side_by_side.mp4", "details.md"
-PORTRAITS, FINE_TUNED = "portraits", "fine-tuned"  # who is animated
-SIZES = (256, DEFAULT_SIZE, 1024)  # of frames, pixels
+@dataclass(frozen=True, eq=False)
+class Drivers:
+    """What drives: one of a clip, a motion of those that come with the package, and the file of one."""
+
+    clip: gr.Video
+    pictures: gr.Gallery
+    movement: gr.Radio
+    file: gr.File
+    notes: gr.Markdown
+    faces: gr.Gallery
+    seen: gr.State
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the visitor chose under Options, in the order of the page's fields."""
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The tab's right side."""
 
-    motion: str = "relative"
-    max_frames: float | None = None
-    model: str | None = None
-    motion_strength: float = 1.0
-    smoothing: float = DEFAULT_SMOOTHING
-    paste_back: bool = False
-    watermark: bool = True
-    size: int = DEFAULT_SIZE
-
-    def pipeline_arguments(self) -> dict:
-        names = ["motion", "smoothing", "paste_back", "watermark"]
-        names += ["motion_strength"] * (self.motion == "relative")  # the pipeline has none for absolute motion
-        # the default is the pipeline's to fill in: it is another one for what is pasted back, and there are models
-        # that generate one size alone
-        names += ["size"] * (self.size != DEFAULT_SIZE)
-        return {name: getattr(self, name) for name in names}
+    opening: gr.HTML
+    result: gr.Video
+    preview: gr.Image
+    progress: gr.HTML
+    notes: gr.Markdown
+    after: gr.Column
+    save_motion: gr.DownloadButton
+    change: gr.Button
+    own_portrait: gr.Button
+    details: gr.Markdown
+    beside: gr.Video
 
     @property
-    def are_defaults(self) -> bool:
-        return replace(self, model=None) == Settings()
+    def shown(self) -> list:
+        """In the order of `Shown`."""
+        return [
+            self.result, self.beside, self.preview, self.progress, self.details, self.save_motion, self.notes,
+        ]  # fmt: skip
 
 
-class Animator:
-    """The tab's handlers; all that belongs to a visitor comes and goes as arguments."""
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """Shows what belongs to a stage of the work: idle, running or done."""
 
-    def __init__(self, studio: Studio):
-        self.studio = studio
+    animate: gr.Button
+    cancel: gr.Button
+    results: Results
 
-    def look_at_clip(self, driving: str | None) -> tuple[dict, list[Seen], dict]:
-        """Show the faces of a clip just given, and what is wrong with it."""
-        if not driving:
-            return show_faces([], "Clip"), [], note("")
-        try:
-            clip, sight = open_limited(driving), look_at_first_frame(self.studio, driving)
-        except FsthError as error:
-            return show_faces([], "Clip"), [], note(str(error))
-        notes = []
-        if not sight.crops:
-            notes.append("No face was found in the clip's first second: choose one in which a face is seen clearly.")
-        if len(sight.crops) > 1:
-            notes.append("Several faces were found: click the one to follow.")
-        if clip.duration and clip.duration > MAX_SECONDS:
-            notes.append(f"The clip is {clip.duration:.0f} s long: its first {MAX_SECONDS} s are used.")
-        return show_faces([sight], "Driver"), [sight], note(" ".join(notes))
+    def __call__(self, name: str) -> dict:
+        running, results = name == "running", self.results
+        return {
+            self.animate: gr.update(interactive=not running),
+            self.cancel: gr.update(visible=running),
+            results.opening: gr.update(visible=name == "idle"),
+            results.preview: gr.update(visible=running, value=None),
+            results.result: gr.update(visible=name == "done"),
+            results.after: gr.update(visible=name == "done"),
+        }
 
-    def choose_driver(self, seen: list[Seen], event: gr.SelectData) -> tuple[dict, list[Seen]]:
-        seen = choose_face(seen, event.index)
-        return show_faces(seen, "Driver"), seen
-
-    def animate(
-        self,
-        portraits: Portraits,
-        driving: str | None,
-        portraits_seen: list[Seen],
-        driving_seen: list[Seen],
-        motion: str = "relative",
-        max_frames: float | None = None,
-        model: str | None = None,
-        motion_strength: float = 1.0,
-        smoothing: float = DEFAULT_SMOOTHING,
-        paste_back: bool = False,
-        watermark: bool = True,
-        person: str = PORTRAITS,
-        size: int = DEFAULT_SIZE,
-        request: gr.Request = None,
-    ) -> Iterator[tuple]:
-        """Generate the clip; gives (result, side by side, preview, progress, settings), the first two at the end."""
-        model = model or self.studio.model_names[0]
-        settings = Settings(motion, max_frames, model, motion_strength, smoothing, paste_back, watermark, size)
-        with told_to_visitor(), tempfile.TemporaryDirectory(prefix="fsth-") as folder:
-            own = self.studio.people.get(request) if person == FINE_TUNED else None
-            paths = [] if own else checked_portraits(portraits)
-            if not driving:
-                raise FsthError("Add a driving clip first: upload one, record one, or take the example.")
-            faces = chosen_faces(paths, portraits_seen), chosen_faces([driving], driving_seen)[0]
-            # not for every choice of options: there are as many as would fill the disk
-            files = [*paths, driving] if settings.are_defaults and not own else []
-            kept = self.studio.kept_result(files, {**asdict(settings), "faces": faces})
-            if kept and (kept / DETAILS_NAME).is_file():
-                yield *clips_in(kept), None, "", (kept / DETAILS_NAME).read_text()
-                return
-            yield None, None, None, progress_bar("Getting ready"), ""
-            work = partial(self._generate, own or paths, driving, faces, settings, Path(folder))
-            try:
-                report, said = yield from self.studio.worker.stream(request and request.session_hash, work)
-            except JobStopped:
-                yield None, None, None, "", "Cancelled."
-                return
-            details = f"{said} {describe(settings, report, own)}".lstrip()
-            if kept:
-                try:
-                    shutil.copytree(folder, kept, dirs_exist_ok=True)
-                    (kept / DETAILS_NAME).write_text(details)  # last: it says that the clips are whole
-                except OSError:  # the disk is full: the next visitor's is drawn again
-                    shutil.rmtree(kept, ignore_errors=True)
-            yield *clips_in(folder), None, "", details
-
-    def _generate(
-        self,
-        portraits: list[str] | Kept,
-        driving: str,
-        faces: tuple[list[int], int],
-        settings: Settings,
-        folder: Path,
-        job: Job,
-    ) -> tuple["FsthReport", str]:
-        """The work itself, on the worker's thread: writes both clips, returns the pipeline's report and warnings."""
-        own = portraits if isinstance(portraits, Kept) else None
-        pipe = self.studio.pipeline(own.model if own else settings.model)
-        clip = open_limited(driving, int(settings.max_frames) if settings.max_frames else None)
-        following, drawing, shown = Countdown("Following the driver's face", clip.frame_count), None, 0.0
-
-        def read():
-            for index, picture in enumerate(clip.read(), start=1):
-                if index % 10 == 1:
-                    job.report((None, None, None, following(index), ""))
-                yield picture
-
-        def show(pipe: "FsthPipeline", index: int, count: int, frame: np.ndarray) -> None:
-            nonlocal drawing, shown
-            drawing = drawing or Countdown("Drawing", count)
-            last = index + 1 == count
-            if last or time.monotonic() - shown > PREVIEW_SECONDS:
-                shown = time.monotonic()
-                job.report((None, None, frame, drawing(index + 1), ""))
-
-        def drawn_frames(output):
-            laying_out = Countdown("Putting side by side", output.report.num_frames)
-            result = open_clip(folder / CLIP_NAME, fps=output.fps, allow_still=True)
-            for index, frame in enumerate(result, start=1):
-                if index % 10 == 1:
-                    job.report((None, None, gr.skip(), laying_out(index), ""))
-                yield frame
-
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", FsthWarning)
-            output = pipe(
-                own.identity if own else portraits,
-                replace(clip, read=read),
-                face_index=0 if own else faces[0],
-                driving_face_index=faces[1],
-                output_path=folder / CLIP_NAME,
-                callback_on_frame_end=show,
-                **settings.pipeline_arguments(),
-            )
-        said = [str(warning.message) for warning in caught if warning.category is FsthWarning]
-        beside, frames = folder / SIDE_BY_SIDE_NAME, drawn_frames(output)
-        portrait, whole = (own.identity.crops[0], True) if own else (portraits[0], settings.paste_back)
-        write_side_by_side(beside, portrait, clip, output, frames, pipe.size, whole=whole)
-        return output.report, " ".join(said)
-
-
-def clips_in(folder: str | Path) -> tuple[str, str]:
-    """The result, and side by side."""
-    return str(Path(folder, CLIP_NAME)), str(Path(folder, SIDE_BY_SIDE_NAME))
-
-
-def describe(settings: Settings, report: "FsthReport", own: Kept | None = None) -> str:
-    """Settings and figures of a clip, shown beside it: the same inputs and settings give the same clip."""
-    seconds, missing = sum(report.seconds.values()), len(report.frames_without_face)
-    parts = [f"{report.num_frames} frames at {report.fps:.4g} per second, generated in {seconds:.0f} s"]
-    size = f"{'the head ' if settings.paste_back else ''}{report.size} x {report.size} pixels"
-    # it may be smaller for other reasons: the model's only size, or a photograph that was reduced
-    parts += [f"{size} (the portrait has no more)" if report.size == report.max_size < settings.size else size]
-    parts += ["fine-tuned person"] if own else []
-    parts += [f"{settings.motion} motion"]
-    if settings.motion == "relative":
-        parts[-1] += f" of strength {settings.motion_strength:g}"
-    parts += [f"smoothing {settings.smoothing:g} s"] + ["pasted back into the photograph"] * settings.paste_back
-    parts += [f"model {own.model if own and own.model else settings.model}"]
-    parts += ["with" if settings.watermark else "without"]
-    parts[-1] += " a visible mark, " + ("signed" if report.credentials else "not signed")
-    held = f" In {missing} frames the driver's face was not found; the last pose is held there." if missing else ""
-    return ", ".join(parts) + f". The same inputs and settings give the same pictures.{held}"
-
-
-STAGES = ("idle", "running", "done")
-
-
-def stage(name: str) -> tuple[dict, ...]:
-    """Updates of (animate, cancel, placeholder, preview, result, side by side) for a stage of the work."""
-    running = name == "running"
-    return (
-        gr.update(interactive=not running),
-        gr.update(visible=running),
-        gr.update(visible=name == "idle"),
-        gr.update(visible=running, value=None),
-        gr.update(visible=name == "done"),
-        gr.update(visible=name == "done"),
-    )
+    @property
+    def outputs(self) -> list:
+        return list(self("idle"))
 
 
 def animate_tab(page: Page) -> None:
     """Build the tab and wire it; the page gets what it shares."""
-    studio, portraits = page.studio, page.portraits
-    animator = Animator(studio)
+    studio, portraits, animator = page.studio, page.portraits, Animator(page.studio)
+    animator.take_shipped()
     with gr.Row():
         with gr.Column(min_width=300, elem_id="driving-column"):
-            driving = gr.Video(label="2. Driving clip", sources=["upload", "webcam"], height=300, elem_id="driving")
-            notes = gr.Markdown(visible=False, elem_id="driving-notes", elem_classes="notes")
-            faces, seen = faces_gallery("Whose motion will be taken", "driving-faces"), gr.State([])
-            examples = gr.Examples(
-                [[[str(PORTRAIT)], str(DRIVER)]],
-                inputs=[portraits.gallery, driving],
-                example_labels=["Astronaut (NASA), generated driver"],
-                label="No pictures at hand? Click to see it move",
-                elem_id="examples",
-            )
+            drivers = _drivers()
             person = gr.Radio(
-                [("The portraits, as they are", PORTRAITS), ("Your fine-tuned person", FINE_TUNED)],
-                value=PORTRAITS,
+                [("The portraits, as they are", AS_THEY_ARE), ("Your fine-tuned person", FINE_TUNED)],
+                value=AS_THEY_ARE,
                 label="Person",
                 visible=False,
                 elem_id="person",
             )
-            *options, size = _options(studio)
+            *options, size, regions = options_panel(studio)
+            expected = gr.Markdown(elem_id="expected")
+            short = gr.Checkbox(False, label=f"Only the first {SHORT} s", visible=False, elem_id="short")
             with gr.Row():
                 animate = gr.Button("3. Animate", variant="primary", scale=2, min_width=120, elem_id="animate")
                 cancel = gr.Button("Cancel", visible=False, scale=1, min_width=100, elem_id="cancel")
         with gr.Column(min_width=300, elem_id="result-column"):
-            placeholder = gr.Markdown("The animated portrait will appear here.", elem_id="placeholder")
-            result = gr.Video(
-                label="Result", interactive=False, autoplay=True, visible=False, height=420, elem_id="result"
-            )
-            preview = gr.Image(
-                label="Being generated", format="jpeg", height=360, buttons=[], interactive=False, visible=False,
-                alt_text="The frame being generated", elem_id="preview",
-            )  # fmt: skip
-            progress = gr.HTML(elem_id="progress", elem_classes="job-progress")
-            details = gr.Markdown(elem_id="details")
-            beside = gr.Video(
-                label="Side by side", interactive=False, visible=False, height=200, elem_id="side-by-side"
-            )  # fmt: skip
+            results = _results()
 
-    private = {"api_visibility": "private", "show_progress": "hidden"}
-    driving.change(animator.look_at_clip, driving, [faces, seen, notes], **private)
-    faces.select(animator.choose_driver, seen, [faces, seen], **private)
+    stages = Stages(animate, cancel, results)
+    source = [drivers.clip, drivers.movement, drivers.file]
+    _wire_drivers(studio, drivers)
+    _wire_time(studio, source, options[1], expected, short)
+    _wire_pairs(studio, animator, portraits, drivers, results, stages)
 
-    stages = [animate, cancel, placeholder, preview, result, beside]
-    started = animate.click(partial(stage, "running"), None, stages, **private)
-    # a gallery does not report a change by an example
-    portraits.look_after(examples.load_input_event.success)
-    examples.load_input_event.success(None, js="() => document.querySelector('#animate').click()", **private)
+    started = animate.click(partial(stages, "running"), None, stages.outputs, **PRIVATE)
+    animate.click(None, None, None, js=SHOW_RESULT, api_visibility="private")
     animation = started.then(
         animator.animate,
-        # the size last: programs may give what was there before it by position
-        inputs=[portraits.gallery, driving, portraits.seen, seen, *options, person, size],
-        outputs=[result, beside, preview, progress, details],
+        # programs may give what was there before by position: what is new comes last
+        inputs=[
+            portraits.gallery, drivers.clip, portraits.seen, drivers.seen, *options, person, size, regions,
+            drivers.movement, drivers.file,
+        ],
+        outputs=results.shown,
         api_name="animate",
         show_progress="minimal",
-        show_progress_on=progress,
+        show_progress_on=results.progress,
         **HEAVY,
-    )
-    animation.success(lambda: stage("done"), None, stages, **private)
+    )  # fmt: skip
+    animation.success(partial(stages, "done"), None, stages.outputs, **PRIVATE)
+    animation.success(_beside_if_any, results.beside, results.beside, **PRIVATE)
     cancelled = cancel.click(studio.stop, cancels=animation, queue=False, api_name="cancel")
     for ended_early in (animation.failure, cancelled.then):
-        ended_early(lambda: (*stage("idle"), ""), None, [*stages, progress], **private)
-    portraits.gallery.change(lambda: PORTRAITS, None, person, **private)  # new portraits are meant to be used
-    page.animation = AnimatePanel(driving, seen, person)
+        ended_early(
+            lambda: stages("idle") | {results.progress: "", results.beside: gr.update(visible=False)},
+            None,
+            [*stages.outputs, results.progress, results.beside],
+            **PRIVATE,
+        )
+    portraits.gallery.change(lambda: AS_THEY_ARE, None, person, **PRIVATE)  # new portraits are meant to be used
+    results.own_portrait.click(None, None, None, js=OWN_PORTRAIT, api_visibility="private")
+    results.own_portrait.click(lambda: None, None, portraits.gallery, **PRIVATE)
+    page.animation = AnimatePanel(drivers.clip, drivers.seen, drivers.movement, drivers.file, person, results.change)
 
 
-def _options(studio: Studio) -> list[gr.components.Component]:
-    """The options, closed at first, in the order of `Settings`."""
-    with gr.Accordion("Options", open=False, elem_id="options"):
-        motion = gr.Radio(
-            [("Relative", "relative"), ("Absolute", "absolute")],
-            value="relative",
-            label="Motion",
-            info="Relative: the portrait changes as the driver does. Absolute: it takes the driver's pose as it "
-            "is, and with it the shape of the driver's face.",
-            elem_id="motion",
-        )
-        strength = gr.Slider(
-            0,
-            MAX_STRENGTH,
-            1,
-            step=0.05,
-            label="Motion strength",
-            info="1 moves as far as the driver, 0 not at all. For relative motion.",
-            elem_id="motion-strength",
-        )
-        smoothing = gr.Slider(
-            0,
-            MAX_SMOOTHING,
-            DEFAULT_SMOOTHING,
-            step=0.01,
-            label="Smoothing",
-            info="Seconds, against a trembling of the landmarks; more makes the motion softer.",
-            elem_id="smoothing",
-        )
-        paste_back = gr.Checkbox(
-            False,
-            label="Paste back into the photograph",
-            info="The first portrait comes to life as a whole picture.",
-            elem_id="paste-back",
-        )
-        watermark = gr.Checkbox(
-            True,
-            label='Visible "AI-generated" mark',
-            info="In the lower right corner. The file says so too, with the mark or without.",
-            elem_id="watermark",
-        )
-        size = gr.Radio(
-            [(f"{side} x {side}", side) for side in SIZES],
-            value=DEFAULT_SIZE,
-            label="Size",
-            info="Pixels, never more than the portrait has. "
-            f"Pasted back, {DEFAULT_SIZE} stands for as many as the photograph has.",
-            elem_id="size",
-        )
-        max_frames = gr.Number(
-            label="Maximum number of frames",
-            info=f"Empty for the whole clip, of which {MAX_SECONDS} s at most are used.",
-            value=None,
-            precision=0,
-            minimum=1,
-            elem_id="max-frames",
-        )
-        model = gr.Dropdown(
-            studio.model_names,
-            value=studio.model_names[0],
-            label="Model",
-            visible=len(studio.model_names) > 1,
-            elem_id="model",
-        )
-    motion.change(
-        lambda motion: gr.update(interactive=motion == "relative"),
-        motion,
-        strength,
-        api_visibility="private",
-        show_progress="hidden",
+def _drivers() -> Drivers:
+    clip = gr.Video(label="2. Driving clip", sources=["upload", "webcam"], height=220, elem_id="driving")
+    pictures = gr.Gallery(
+        motion_pictures(None),
+        label="Or a motion",
+        columns=4,
+        height="auto",
+        object_fit="contain",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+        elem_id="motions",
+        elem_classes="thumbnails",
     )
-    return [motion, max_frames, model, strength, smoothing, paste_back, watermark, size]
+    motions = [(motion.title, motion.name) for motion in list_motions()]
+    movement = gr.Radio(motions, label="Motion to take", visible=False, elem_id="movement")
+    with gr.Accordion("A motion from a file", open=False, elem_id="motion-from-file"):
+        file = gr.File(
+            label=".motion.safetensors, .expressions.json, Live Link Face (.csv), mouth cues (.json, .tsv)",
+            file_types=[".safetensors", ".json", ".csv", ".tsv"],
+            height=110,
+            elem_id="motion-file",
+        )
+    notes = gr.Markdown(visible=False, elem_id="driving-notes", elem_classes="notes")
+    faces = faces_gallery("Whose motion will be taken", "driving-faces")
+    return Drivers(clip, pictures, movement, file, notes, faces, gr.State([]))
+
+
+def _results() -> Results:
+    at_once = opening("opening")
+    result = gr.Video(label="Result", interactive=False, autoplay=True, visible=False, height=420, elem_id="result")
+    preview = gr.Image(
+        label="Being generated", format="jpeg", height=360, buttons=[], interactive=False, visible=False,
+        alt_text="The frame being generated", elem_id="preview",
+    )  # fmt: skip
+    progress = gr.HTML(elem_id="progress", elem_classes="job-progress")
+    notes = gr.Markdown(elem_id="result-notes")
+    with gr.Column(visible=False, elem_id="after") as after:
+        with gr.Row():
+            change = gr.Button("Change the expression", size="sm", min_width=120, elem_id="change-expression")
+            save_motion = gr.DownloadButton("Save this motion", size="sm", min_width=120, elem_id="save-motion")
+            own_portrait = gr.Button("Take my own portrait", size="sm", min_width=120, elem_id="own-portrait")
+        with gr.Accordion("Details", open=False, elem_id="details-panel"):
+            details = gr.Markdown(elem_id="details")
+    beside = gr.Video(label="Side by side", interactive=False, visible=False, height=200, elem_id="side-by-side")
+    return Results(
+        at_once, result, preview, progress, notes, after, save_motion, change, own_portrait, details, beside
+    )
+
+
+def motion_pictures(chosen: str | None) -> list[tuple[str, str]]:
+    """The motions that come with the package, as a gallery takes them; the chosen one is marked."""
+    return [
+        (str(THUMBNAILS / f"{motion.name}.webp"), f"{'✓ ' * (motion.name == chosen)}{motion.title}")
+        for motion in list_motions()
+    ]
+
+
+def look_at_clip(studio: Studio, driving: str | None) -> tuple[dict, list[Seen], dict]:
+    """Show the faces of a clip just given, and what is wrong with it."""
+    if not driving:
+        return show_faces([], "Clip"), [], note("")
+    try:
+        clip, sight = open_limited(driving), look_at_first_frame(studio, driving)
+    except FsthError as error:
+        return show_faces([], "Clip"), [], note(str(error))
+    notes = []
+    if not sight.crops:
+        notes.append("No face was found in the clip's first second: choose one in which a face is seen clearly.")
+    if len(sight.crops) > 1:
+        notes.append("Several faces were found: click the one to follow.")
+    if clip.duration and clip.duration > MAX_SECONDS:
+        notes.append(f"The clip is {clip.duration:.0f} s long: its first {MAX_SECONDS} s are used.")
+    return show_faces([sight], "Driver"), [sight], note(" ".join(notes))
+
+
+def _wire_drivers(studio: Studio, drivers: Drivers) -> None:
+    """One thing drives: what is given last takes the place of the others."""
+    drivers.clip.change(
+        partial(look_at_clip, studio), drivers.clip, [drivers.faces, drivers.seen, drivers.notes], **PRIVATE
+    )
+
+    def without_motion() -> tuple[None, None, dict]:
+        return None, None, gr.update(value=motion_pictures(None), selected_index=None)
+
+    drivers.clip.input(without_motion, None, [drivers.movement, drivers.file, drivers.pictures], **PRIVATE)
+    drivers.file.upload(without_motion, None, [drivers.movement, drivers.clip, drivers.pictures], **PRIVATE)
+
+    def choose_driver(seen: list[Seen], event: gr.SelectData) -> tuple[dict, list[Seen]]:
+        seen = choose_face(seen, event.index)
+        return show_faces(seen, "Driver"), seen
+
+    drivers.faces.select(choose_driver, drivers.seen, [drivers.faces, drivers.seen], **PRIVATE)
+
+
+def _wire_time(studio: Studio, source: list, max_frames: gr.Number, expected: gr.Markdown, short: gr.Checkbox) -> None:
+    """Say before the start how long it will take; where that is long, offer the beginning alone."""
+
+    def expect(clip, movement, file, max_frames, is_short) -> tuple[str, dict]:
+        words, can_be_cut = expected_time(studio, clip, movement, file, max_frames)
+        return words, gr.update(visible=is_short or can_be_cut)
+
+    def cut(is_short: bool, clip, movement, file) -> int | None:
+        with told_to_visitor():
+            return round(SHORT * driving_length(driver_of(clip, movement, file))[1]) if is_short else None
+
+    gr.on(
+        [*(part.change for part in source), max_frames.change],
+        expect,
+        [*source, max_frames, short],
+        [expected, short],
+        trigger_mode="always_last",
+        **PRIVATE,
+    )
+    short.input(cut, [short, *source], max_frames, **PRIVATE)
+
+    def lengthen(is_short: bool):  # another clip: what was cut was the last one
+        return (False, None) if is_short else (gr.skip(), gr.skip())
+
+    gr.on([part.change for part in source], lengthen, short, [short, max_frames], **PRIVATE)
+
+
+def expected_time(studio: Studio, clip, movement, file, max_frames) -> tuple[str, bool]:
+    """How long it will take, in words (none where nothing drives, or nothing was measured yet), and whether that is
+    long for what could be cut."""
+    try:
+        length, rate, followed = driving_length(driver_of(clip, movement, file))
+    except FsthError:
+        return "", False
+    frames = min(length, int(max_frames)) if max_frames else length
+    wait = studio.pace.estimate(frames, followed)
+    if not frames or wait is None:
+        return "", False
+    words = f"{wait:.0f} s" if wait < 90 else f"{wait / 60:.0f} min"
+    return f"{frames} frames: about {words} on this machine.", wait > LONG and frames > SHORT * rate
+
+
+def _wire_pairs(
+    studio: Studio,
+    animator: Animator,
+    portraits: PortraitPanel,
+    drivers: Drivers,
+    results: Results,
+    stages: Stages,
+) -> None:
+    """A click on a portrait or a motion starts; with what is there already, or with the first of the other kind."""
+    go = gr.Checkbox(False, visible=False, elem_id="go")  # no `State`: those are not sent to scripts
+
+    def take(pictures: Portraits, driver: str, changed: dict) -> dict:
+        """Show the pair's result at once if it is there, or else have it generated."""
+        kept = animator.kept([pictures[0][0]], driver, ([0], 0), Settings(model=studio.model_names[0]))
+        if len(pictures) > 1 or not kept or not is_whole(kept):
+            return changed | {go: True}
+        shown = dict(zip(results.shown, finished(kept), strict=True))
+        updates = stages("done") | {results.beside: _beside_if_any(shown.pop(results.beside)), go: False}
+        return (
+            changed
+            | updates
+            | {
+                part: gr.update(value=value, visible=True) if part is results.result else value
+                for part, value in shown.items()
+                if part is not results.preview
+            }
+        )
+
+    def take_portrait(clip, movement, file, event: gr.SelectData) -> dict:
+        pictures = [(studio.portrait(PORTRAITS[event.index].name), None)]
+        changed = {portraits.gallery: pictures, portraits.shipped: NONE_SELECTED}
+        with told_to_visitor():
+            if not (clip or movement or file):
+                movement = FIRST_MOTION
+                changed |= {drivers.movement: movement, drivers.pictures: _marked(movement)}
+            return take(pictures, driver_of(clip, movement, file), changed)
+
+    def take_motion(pictures: Portraits, event: gr.SelectData) -> dict:
+        movement = SHIPPED[event.index]
+        changed = {drivers.movement: movement, drivers.clip: None, drivers.file: None}
+        changed |= {drivers.pictures: _marked(movement)}
+        if not pictures:
+            pictures = [(studio.portrait(FIRST_PORTRAIT), None)]
+            changed |= {portraits.gallery: pictures, portraits.shipped: NONE_SELECTED}
+        with told_to_visitor():
+            return take(pictures, SCHEME + movement, changed)
+
+    outputs = [portraits.gallery, portraits.shipped, drivers.clip, drivers.movement, drivers.file, drivers.pictures]
+    outputs += [*results.shown, *(part for part in stages.outputs if part not in results.shown), go]
+    source = [drivers.clip, drivers.movement, drivers.file]
+    for pictures, handler, inputs in (
+        (portraits.shipped, take_portrait, source),
+        (drivers.pictures, take_motion, [portraits.gallery]),
+    ):
+        taken = pictures.select(handler, inputs, outputs, **PRIVATE)
+        taken.success(None, go, None, js=START, api_visibility="private")
+        taken.success(None, None, None, js=SHOW_RESULT, api_visibility="private")
+        portraits.look_after(taken.success)  # a gallery reports no change that the page itself made
+
+
+def _marked(movement: str) -> dict:
+    return gr.update(value=motion_pictures(movement), selected_index=None)
+
+
+def _beside_if_any(path: str | None) -> dict:
+    return gr.update(value=path, visible=bool(path))

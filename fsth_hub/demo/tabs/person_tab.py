@@ -8,7 +8,7 @@ import gradio as gr
 from ...finetuning.loop import METHODS
 from ..studio import HEAVY, Studio
 from . import AnimatePanel, Page
-from .animate_tab import FINE_TUNED, PORTRAITS
+from .animator import FINE_TUNED, PORTRAITS
 from .publish_form import Publisher, PublishForm, on_space, publish_form, token_field
 from .tuner import Tuner
 
@@ -82,7 +82,7 @@ def person_tab(page: Page) -> None:
     said = [results.progress, results.details]
     portraits, animation, tried = page.portraits, page.animation, [results.result, results.preview, *said]
     fine_tuning = [portraits.gallery, portraits.seen, *settings.options]
-    driving = [animation.driving, animation.driving_seen]
+    driving = [animation.driving, animation.driving_seen, animation.movement, animation.motion_file]
     load, account = (tuner.load_as_logged_in, []) if on_space() else (tuner.load_from_hub, [settings.hub_token])
     tasks = (
         Task(settings.tune, tuner.fine_tune, "fine_tune", fine_tuning, shown, "tuned", HEAVY),

@@ -17,8 +17,9 @@ from ..errors import told_to_visitor
 from ..inputs import Portraits, Seen, checked_portraits, chosen_faces, note
 from ..jobs import Countdown, Job, JobStopped, progress_bar
 from ..people import Kept, download, session_of, unpack, write_file
-from ..studio import DRIVER, Studio
-from .animate_tab import FINE_TUNED, Animator
+from ..shipped import FIRST_MOTION
+from ..studio import Studio
+from .animator import FINE_TUNED, Animator
 
 
 FILE_NAME = "person.zip"
@@ -131,12 +132,20 @@ class Tuner:
             return
         yield "", details
 
-    def try_out(self, driving: str | None, driving_seen: list[Seen], request: gr.Request = None) -> Iterator[tuple]:
-        """Drive the person with the Animate tab's clip, or the example's where there is none."""
-        driving, seen = (driving, driving_seen) if driving else (str(DRIVER), [])
-        animation = self.animator.animate(None, driving, [], seen, person=FINE_TUNED, request=request)
-        for result, _, *others in animation:  # without side by side
-            yield result, *others
+    def try_out(
+        self,
+        driving: str | None,
+        driving_seen: list[Seen],
+        movement: str | None = None,
+        motion_file: str | None = None,
+        request: gr.Request = None,
+    ) -> Iterator[tuple]:
+        """Drive the person as on the Animate tab, or by a motion; gives (clip, preview, progress, details)."""
+        if not (driving or movement or motion_file):
+            movement = FIRST_MOTION
+        options = {"person": FINE_TUNED, "movement": movement, "motion_file": motion_file, "request": request}
+        for shown in self.animator.animate(None, driving, [], driving_seen, **options):
+            yield shown.result, shown.preview, shown.progress, f"{shown.notes} {shown.details}".strip()
 
     def save(self, request: gr.Request = None) -> Iterator[str]:
         """The person's file."""
