@@ -30,7 +30,7 @@ def own_settings(tmp_path_factory):
     have PyTorch compute everything, one frame after the other: what else there is has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engines, "is_installed", lambda: False)
-        patch.setattr(parallel, "num_workers", lambda network: 1)
+        patch.setattr(parallel, "num_workers", lambda *_: 1)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("settings")))
         patch.delenv("FSTH_C2PA_CERT", raising=False)

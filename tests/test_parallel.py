@@ -70,14 +70,14 @@ def test_threads_of_pytorch_are_shared_and_given_back():
 def test_a_clip_is_the_same(monkeypatch):
     frames = []
     for workers in (1, 2):
-        monkeypatch.setattr(parallel, "num_workers", lambda network, workers=workers: workers)
+        monkeypatch.setattr(parallel, "num_workers", lambda *_, workers=workers: workers)
         result = make_pipeline()(picture(), clip(0, 20, 40, 60), watermark=False, output_type="np")
         frames.append(result.frames)
     assert np.array_equal(*frames)
 
 
 def test_a_callback_that_gives_up_ends_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(parallel, "num_workers", lambda network: 2)
+    monkeypatch.setattr(parallel, "num_workers", lambda *_: 2)
 
     def callback(pipe, index, count, frame):
         if index == 1:

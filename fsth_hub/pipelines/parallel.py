@@ -12,10 +12,10 @@ from ..models.modeling_fsth import FsthPreTrainedModel, is_hooked
 NUM_AT_ONCE = 2
 
 
-def num_workers(network: FsthPreTrainedModel) -> int:
-    """How many frames to draw at once with this network."""
-    shared = network.device.type != "cpu" or is_hooked(network)
-    return 1 if shared else min(NUM_AT_ONCE, torch.get_num_threads())
+def num_workers(network: FsthPreTrainedModel, engine: str) -> int:
+    """How many frames to draw at once with this network; OpenVINO uses all of a processor for one."""
+    alone = engine != "torch" or network.device.type != "cpu" or is_hooked(network)
+    return 1 if alone else min(NUM_AT_ONCE, torch.get_num_threads())
 
 
 def draw_ahead(draw: Callable, items: Iterable, workers: int) -> Iterator:

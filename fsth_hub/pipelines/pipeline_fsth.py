@@ -693,7 +693,7 @@ class FsthPipeline(DiffusionPipeline):
         landmarks = adapt_motion(person.landmarks, driving, *options)
         generator = self.generator_for(person)
         try:
-            workers = parallel.num_workers(generator)
+            workers = parallel.num_workers(generator, pick_engine(self.engine, self.generator))
             yield from parallel.draw_ahead(
                 lambda points: self.generate_frame(generator, person, points, size), landmarks, workers
             )
