@@ -174,9 +174,8 @@ def animate(
     pipe = cli_loading.load_pipeline(model, device, dtype, model_revision)
     pipe.detector = found_detector
     person = portraits if identity is None else pipe.load_identity(identity)
-    if (
-        beside is not None and not is_group and identity is None and holds_clip(portraits[0])
-    ):  # whose first portrait is shown
+    if beside is not None and person is portraits and not is_group and holds_clip(portraits[0]):
+        # the first of them is shown
         person = [*pipe.pick_portraits(portraits[0], shots, face, crop), *portraits[1:]]
     options = {"motion": motion, "motion_strength": motion_strength, "smoothing": smoothing, "size": size}
     options |= {"num_frames": frames, "output_path": output, "watermark": watermark, "credentials": credentials}
