@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 # Imported on first use: PyTorch takes seconds, which `fsth --help` does not need, and training needs the networks on
 # machines that have neither diffusers nor OpenCV.
 _MODULES = {
+    "DrivingMotion": "pipelines.driving",
+    "Expression": "landmarks.expression",
     "FsthComponentDiscriminators": "models.facial_components",
     "FsthComponentsConfig": "models.facial_components",
     "FsthConfig": "models.configuration_fsth",

@@ -93,13 +93,15 @@ def written_target(path: str | os.PathLike, kind: type[FsthError] = FsthError) -
 
 def check_file(path: str | os.PathLike, kind: type[FsthError] = FsthError) -> None:
     """Refuse what `whole_file` could not write, before there is anything to write."""
+    folder = Path(path).absolute().parent
     try:
-        with workplace(written_target(path, kind).parent):
+        folder = written_target(path, kind).parent
+        with workplace(folder):
             pass
     except OSError as error:
         if isinstance(error, FsthError):
             raise
-        raise kind(f"{Path(path).name} cannot be written: {reason(error)}.") from error
+        raise kind(f"{Path(path).name} cannot be written into {folder}: {reason(error)}.") from error
 
 
 def put_folder(new: Path, folder: Path) -> None:

@@ -42,7 +42,7 @@ FILES = {
     "fsth_hub": "fsth_hub",
 }
 WRITTEN = {"requirements.txt", ".gitattributes"}
-EXTRAS = ("credentials",)
+EXTRAS = ("credentials", "fast")
 LARGE_FILES = ("*.jpg", "*.mp4", "*.onnx", "*.safetensors", "*.tflite")  # stored by Git LFS
 MAX_SIZE = 10 * 2**20  # of a file that the hub takes without LFS
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}

@@ -51,6 +51,7 @@ REPORT = FsthReport(
     sound=False,
     watermark=True,
     credentials=True,
+    engine="torch",
     seconds={},
 )
 

@@ -99,5 +99,12 @@ def test_package_declares_both_licences_and_its_types():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {"Apache-2.0", "LicenseRef-FSTH-Weights"} <= set(project["license"].split(" AND "))
     found = {path.name for pattern in project["license-files"] for path in ROOT.glob(pattern)}
-    assert {"LICENSE", "LICENSE-WEIGHTS", "NOTICE", "LICENSE-yunet.txt", "LICENSE-mediapipe.txt"} == found
+    assert {
+        "LICENSE",
+        "LICENSE-WEIGHTS",
+        "NOTICE",
+        "LICENSE-yunet.txt",
+        "LICENSE-mediapipe.txt",
+        "LICENSE-vgg16.txt",
+    } == found
     assert (ROOT / "fsth_hub" / "py.typed").exists()

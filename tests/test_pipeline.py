@@ -15,7 +15,7 @@ from fsth_hub.landmarks import motion as motion_module
 from fsth_hub.media.reading import open_clip
 from fsth_hub.models import downloading
 from fsth_hub.models.cropping import crop_box, to_crop
-from fsth_hub.models.errors import FsthError, NoFaceError, VideoError
+from fsth_hub.models.errors import FsthError, FsthNotFoundError, NoFaceError, VideoError
 from fsth_hub.models.landmark_layout import FACE, interocular
 from fsth_hub.models.modeling_fsth import FsthEmbedder
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
@@ -347,7 +347,7 @@ def test_driving_box_fits_the_clip(pipe):
         (clip(0, 1), {"motion_strength": 3}, FsthError, "motion_strength must be a number from 0 to 2, not 3"),
         (clip(0, 1), {"smoothing": -1}, FsthError, "smoothing, in seconds, must be a number from 0 to 1, not -1"),
         ([], {}, VideoError, "empty"),
-        ("no_such.mp4", {}, VideoError, "no_such.mp4"),
+        ("no_such.mp4", {}, FsthNotFoundError, "no_such.mp4"),
     ],
 )
 def test_bad_driving_is_one_sentence_and_writes_nothing(pipe, driving, options, error, message, tmp_path):

@@ -27,7 +27,8 @@ from torch.optim.swa_utils import AveragedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
-from fsth_hub.finetuning.feature_networks import VGGFeatures, load_weights, lpips_distance
+from fsth_hub.finetuning.components import perceptual_loss, pixel_loss
+from fsth_hub.finetuning.feature_networks import VGGFeatures, load_weights
 from fsth_hub.finetuning.losses import adversarial_loss, discriminator_loss, feature_matching_loss
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.facial_components import FsthComponentDiscriminators, FsthComponentsConfig, FsthFacialComponents
@@ -49,7 +50,6 @@ NUM_VALIDATION, VALIDATION_STILLS = 96, 0.25  # crops of each network, and the s
 NUM_SHOWN = 14
 FALL_FROM = 0.6  # of the steps, after which the rate falls
 WINDOW = 2 / 3  # of a crop's side, at random: what LPIPS sees of it in one step
-INSIDE_WEIGHT = 2.0  # of pixels within lips and lids, over those around
 
 
 def parse_args(argv=None):
@@ -112,22 +112,9 @@ def moving_average(decay: float):
     return update
 
 
-def pixel_loss(fake, batch) -> torch.Tensor:
-    """Mean absolute difference, within lips and lids more than around."""
-    inside = batch["masks"].amax(dim=1, keepdim=True)
-    return ((fake - batch["images"]).abs() * (1 + INSIDE_WEIGHT * inside)).mean()
-
-
-def perceptual_loss(vgg: VGGFeatures, fake, real, corner: tuple[int, int], window: int) -> torch.Tensor:
-    """LPIPS of a square of the crops."""
+def window_of(crops: torch.Tensor, corner: tuple[int, int], window: int) -> torch.Tensor:
     top, left = corner
-    fake, real = (
-        x[..., top : top + window, left : left + window].contiguous(memory_format=torch.channels_last)
-        for x in (fake, real)
-    )
-    with torch.no_grad():
-        wanted = vgg(real, last=True)[1]
-    return lpips_distance(vgg(fake, last=True)[1], wanted, vgg.heads)
+    return crops[..., top : top + window, left : left + window]
 
 
 @torch.no_grad()
@@ -141,7 +128,7 @@ def validate(learner, vgg, batch: dict, network: str, chunk: int = 24) -> tuple[
     scores = {}
     for name, images in (("", fake), ("_warped", batch["warped"])):
         pairs = zip(images.split(chunk), batch["images"].split(chunk), strict=True)
-        distances = [perceptual_loss(vgg, *pair, (0, 0), images.shape[-1]).item() for pair in pairs]
+        distances = [perceptual_loss(vgg, *pair).item() for pair in pairs]
         scores[f"{network}_lpips{name}"] = float(np.mean(distances))
         scores[f"{network}_pixel{name}"] = F.l1_loss(images, batch["images"]).item()
     shown = np.linspace(0, len(fake) - 1, NUM_SHOWN).astype(int)
@@ -229,9 +216,10 @@ def main(argv=None):
             corner = tuple(rng.integers(sizes[network] - window + 1, size=2).tolist())
             with accelerator.autocast():
                 fake = learner(network, batch)
+                seen = (window_of(crops, corner, window) for crops in (fake, batch["images"]))
                 own = {
-                    "pixel": args.pixel_weight * pixel_loss(fake, batch),
-                    "lpips": args.lpips_weight * perceptual_loss(vgg, fake, batch["images"], corner, window),
+                    "pixel": args.pixel_weight * pixel_loss(fake, batch["images"], batch["masks"]),
+                    "lpips": args.lpips_weight * perceptual_loss(vgg, *seen),
                 }
                 if adversarial:
                     condition = batch["warped"], batch["masks"]

@@ -14,12 +14,12 @@ from ..models.errors import FsthError, FsthWarning
 from ..saving import reason
 
 
-# What asks a process to end besides Ctrl-C: a service manager, a terminal that is closed, Windows' console.
-ENDING_SIGNALS = ("SIGTERM", "SIGHUP", "SIGBREAK")
+# Ctrl-C, a service manager, a terminal that is closed, Windows' console; not all are known everywhere.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
 
 
 class Ended(KeyboardInterrupt):
-    """A signal asked the process to end: all that is unfinished is tidied up, as after Ctrl-C."""
+    """A signal asked the process to end: what is unfinished is tidied up on the way out."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -28,21 +28,16 @@ class Ended(KeyboardInterrupt):
 
 def set_up_process() -> None:
     """For a process of its own: tidy up where a signal ends it, and print whatever a name holds."""
-
-    def end(number: int, frame) -> None:
-        raise Ended(number)
-
-    for name in ENDING_SIGNALS:
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored
-            signal.signal(number, end)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup, or in the background
+            signal.signal(number, _end)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
 
 @contextmanager
-def warnings_as_sentences() -> Iterator[None]:
+def _warnings_as_sentences() -> Iterator[None]:
     """Say the project's own warnings in a line each, every time, and leave the others as they are."""
     usual = warnings.showwarning
 
@@ -58,26 +53,36 @@ def warnings_as_sentences() -> Iterator[None]:
         yield
 
 
+def _end(number: int, frame) -> None:
+    raise Ended(number)
+
+
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Say what ends a command in one line, without a traceback; exit with 1, or 128 and the number of the signal."""
+    """Say warnings, and what ends a command, in one line; exit with 1, or 128 and the number of the signal."""
     try:
-        yield
+        with _warnings_as_sentences():
+            yield
+    except (SystemExit, typer.Exit):
+        raise
     except BaseException as error:
         interrupt = _interrupt_of(error)
         if interrupt is not None:
+            for number in SIGNALS:
+                if signal.getsignal(number) is _end:  # all is tidied up: once more would only disturb Python's own end
+                    signal.signal(number, signal.SIG_IGN)
             number = getattr(interrupt, "number", signal.SIGINT)
             by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
             _say(f"fsth: stopped{by}; nothing half-written is left.")
-            raise typer.Exit(128 + number) from error
+            raise SystemExit(128 + number) from error
         if isinstance(error, FsthError):
             _say(f"fsth: error: {error}")
-            raise typer.Exit(1) from error
+            raise SystemExit(1) from error
         if isinstance(error, OSError) and error.errno != errno.EPIPE:  # `| head`, which typer knows
             where = f" ({error.filename})" if error.filename else ""
             _say(f"fsth: error: {reason(error)}{where}.")
             _forget_what_cannot_be_printed()
-            raise typer.Exit(1) from error
+            raise SystemExit(1) from error
         raise
 
 

@@ -18,11 +18,22 @@ from ..landmarks import DEFAULT_DETECTOR, describe_detectors, get_detector
 from ..models.errors import FsthError, NoFaceError
 from ..saving import whole_file, write_json
 from . import loading as cli_loading
+from . import motion as cli_motion
 from . import people as cli_people
 from . import portraits as cli_portraits
 from .checks import check_group, check_inputs, check_output, check_size, model_of, read_faces
-from .ending import one_sentence, set_up_process, warnings_as_sentences
-from .options import DetectorOption, DeviceOption, DtypeOption, FaceOption, FacesOption, ModelOption, ShotsOption
+from .ending import one_sentence, set_up_process
+from .express import express
+from .options import (
+    DetectorOption,
+    DeviceOption,
+    DtypeOption,
+    EngineOption,
+    FaceOption,
+    FacesOption,
+    ModelOption,
+    ShotsOption,
+)
 
 
 if TYPE_CHECKING:
@@ -37,7 +48,7 @@ class OneLineErrors(TyperGroup):
     """Says what is wrong with an input in one line, without a traceback, and exits with 1; a warning is a line."""
 
     def invoke(self, ctx):
-        with one_sentence(), warnings_as_sentences():
+        with one_sentence():
             return super().invoke(ctx)
 
 
@@ -56,7 +67,10 @@ def animate(
         list[Path] | None,
         typer.Argument(metavar="PORTRAIT", help="Pictures or a clip of one person.", show_default=False),
     ] = None,
-    driving: Annotated[Path, typer.Option(help="The clip whose motion to take.")],
+    driving: Annotated[
+        str,
+        typer.Option(help="What moves it: a clip, or a motion: motion:nod, .motion.safetensors, ...", metavar="FILE"),
+    ],
     output: Annotated[Path, typer.Option(help="The clip to write: .mp4, with the driver's sound, or .gif.")],
     identity: Annotated[
         str | None, typer.Option(help="A fine-tuned person instead of portraits: folder or hub id.")
@@ -88,6 +102,24 @@ def animate(
             show_default=False,
         ),
     ] = None,
+    regions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Move these alone: head, brows, eyes, gaze, mouth, as in eyes,mouth.",
+            show_default=False,
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S", help="Repeat (or cut) a motion, which is no clip, to this length.", show_default=False
+        ),
+    ] = None,
+    sound: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The sound to take instead of the driver's: wav, m4a, a clip, ..."),
+    ] = None,
     paste_back: Annotated[
         bool, typer.Option("--paste-back", help="Put the head back into the first portrait.")
     ] = False,
@@ -109,6 +141,7 @@ def animate(
     frames: Annotated[int | None, typer.Option(min=1, metavar="N", help="Make no more than so many frames.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    engine: EngineOption = "auto",
     beside: Annotated[
         Path | None,
         typer.Option(
@@ -144,10 +177,12 @@ def animate(
     portraits = portraits or []
     if bool(portraits) == (identity is not None):
         raise FsthError("Give either portraits or the --identity of a fine-tuned person.")
-    check_inputs(*portraits, driving)
-    check_output(output, CLIPS, inputs=[*portraits, driving])
+    driver, driving_path = cli_motion.read_driver(driving, seconds)
+    inputs = [*portraits, *[driving_path] * (driving_path is not None), *[sound] * (sound is not None)]
+    check_inputs(*inputs)
+    check_output(output, CLIPS, inputs=inputs)
     if beside is not None:
-        check_output(beside, CLIPS, inputs=[*portraits, driving, output])
+        check_output(beside, CLIPS, inputs=[*inputs, output])
     if face != 0 and not portraits:
         raise FsthError("--face chooses a face of portraits: leave it out where an --identity is given.")
     if paste_back and not portraits:
@@ -159,9 +194,11 @@ def animate(
         check_output(report_path, (".json",), inputs=[output])
     check_size(size)
     from ..landmarks.portrait_picking import DEFAULT_SHOTS
+    from ..landmarks.regions import check_regions
     from ..landmarks.smoothing import DEFAULT_SMOOTHING
     from ..media.reading import holds_clip
 
+    regions = None if regions is None else check_regions([name.strip() for name in regions.split(",")])
     smoothing, shots = DEFAULT_SMOOTHING if smoothing is None else smoothing, shots or DEFAULT_SHOTS
     found_detector = get_detector(detector)
     model_revision = None
@@ -171,19 +208,20 @@ def animate(
         identity = fetch(identity)
         if model is None:
             model, model_revision = model_of(identity)
-    pipe = cli_loading.load_pipeline(model, device, dtype, model_revision)
+    pipe = cli_loading.load_pipeline(model, device, dtype, model_revision, engine)
     pipe.detector = found_detector
     person = portraits if identity is None else pipe.load_identity(identity)
     if beside is not None and person is portraits and not is_group and holds_clip(portraits[0]):
         # the first of them is shown
         person = [*pipe.pick_portraits(portraits[0], shots, face, crop), *portraits[1:]]
-    options = {"motion": motion, "motion_strength": motion_strength, "smoothing": smoothing, "size": size}
-    options |= {"num_frames": frames, "output_path": output, "watermark": watermark, "credentials": credentials}
+    options = {"motion": motion, "regions": regions, "motion_strength": motion_strength, "smoothing": smoothing}
+    options |= {"size": size, "sound": sound, "num_frames": frames, "output_path": output}
+    options |= {"watermark": watermark, "credentials": credentials}
     if is_group:
-        result = pipe.animate_group(portraits[0], driving, face, driving_face, **options)
+        result = pipe.animate_group(portraits[0], driver, face, driving_face, **options)
     else:
         options |= {"paste_back": paste_back, "crop": crop, "shots": shots}
-        result = pipe(person, driving, face_index=face, driving_face_index=driving_face, **options)
+        result = pipe(person, driver, face_index=face, driving_face_index=driving_face, **options)
     if beside is not None:
         from ..media.reading import open_clip
         from ..pipelines.portrait_picking import photograph_of
@@ -193,10 +231,13 @@ def animate(
         clip = open_clip(output, fps=result.fps, allow_still=True)
         frames = show_progress(clip, result.report.num_frames)
         whole = paste_back or identity is not None
-        write_side_by_side(beside, portrait, driving, result, frames, pipe.size, whole)
+        pictures = driver if driver is driving_path else cli_motion.black_frames(driver)
+        write_side_by_side(beside, portrait, pictures, result, frames, pipe.size, whole)
     report = result.report.to_dict() | {
         "output": str(output),
         "model": model or "bundled",
+        "driving": driving,
+        "regions": regions,
         "motion": motion,
         "motion_strength": motion_strength,
         "smoothing": smoothing,
@@ -228,6 +269,8 @@ def animate(
 
 app.command("fine-tune")(cli_people.fine_tune)
 app.command()(cli_people.publish)
+app.command()(express)
+app.add_typer(cli_motion.app, name="motion")
 app.command()(cli_portraits.portraits)
 
 
@@ -285,10 +328,12 @@ def inspect_file(
 def info(model: ModelOption = None, device: DeviceOption = "auto", dtype: DtypeOption = "auto") -> None:
     """Show versions, device, the model's size and the detectors."""
     pipe = cli_loading.load_pipeline(model, device, dtype)
+    from ..pipelines.engines import pick_engine
     from ..pipelines.loading import BUNDLED_MODEL
 
     rows = versions()
-    rows |= {"device": pipe.device, "dtype": str(pipe.dtype).removeprefix("torch."), "model": model or BUNDLED_MODEL}
+    rows |= {"device": pipe.device, "dtype": str(pipe.dtype).removeprefix("torch.")}
+    rows |= {"engine": pick_engine("auto", pipe.generator), "model": model or BUNDLED_MODEL}
     networks = {name: part for name, part in pipe.components.items() if hasattr(part, "num_parameters")}
     rows |= {name: f"{network.num_parameters() / 1e6:.2f} M parameters" for name, network in networks.items()}
     folder = Path(model or BUNDLED_MODEL)
@@ -316,4 +361,5 @@ def main() -> None:
     """Entry point of the `fsth` command."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # read when OpenCV is loaded
     set_up_process()
-    app(prog_name="fsth")
+    with one_sentence():  # what lies before a command: help that cannot be printed
+        app(prog_name="fsth")

@@ -16,6 +16,13 @@ DtypeOption = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(metavar="TYPE", help="Numbers to compute in: auto, float32, bfloat16 or float16."),
 ]
+EngineOption = Annotated[
+    Literal["auto", "torch", "openvino"],
+    typer.Option(
+        metavar="NAME",
+        help="What computes frames: torch, openvino (on processors, quicker), or auto: the latter where installed.",
+    ),
+]
 DetectorOption = Annotated[str, typer.Option(help=f"What finds the landmarks: {describe_detectors()}.")]
 FaceOption = Annotated[
     int, typer.Option(min=0, metavar="N", help="Which face of the picture, counted from 0, the largest.")

@@ -39,7 +39,7 @@ def fine_tune(
         typer.Option(min=1, metavar="N", help="At most so many; by default 50 for one picture to 230 for thirty."),
     ] = None,
     method: Annotated[
-        Literal["full", "lora"], typer.Option(help="Tune and keep all weights (21 MB), or low-rank updates (1 MB).")
+        Literal["full", "lora"], typer.Option(help="Tune and keep all weights (24 MB), or low-rank updates (1 MB).")
     ] = "full",
     learning_rate: Annotated[
         float | None, typer.Option(metavar="RATE", help="By default 5e-5 for full, 3e-4 for lora.")

@@ -1,5 +1,6 @@
 """Every failure reaches the visitor as a sentence with what to do next."""
 
+import errno
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +20,19 @@ def told_to_visitor() -> Iterator[None]:
         raise _message("The machine's memory is full: try again in a minute, or with fewer portraits.") from error
     except FsthError as error:
         raise _message(str(error)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise _unexpected() from error
+        raise _message("The machine's disk is full: try again later, or tell whoever runs this page.") from error
     except (gr.Error, GeneratorExit):
         raise
     except Exception as error:
-        traceback.print_exc()  # for whoever runs the page; the visitor cannot do anything with it
-        raise _message("Something broke that is not your fault: try again, or with other files.") from error
+        raise _unexpected() from error
+
+
+def _unexpected() -> gr.Error:
+    traceback.print_exc()  # for whoever runs the page; the visitor cannot do anything with it
+    return _message("Something broke that is not your fault: try again, or with other files.")
 
 
 def _message(text: str) -> gr.Error:

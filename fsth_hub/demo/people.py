@@ -19,14 +19,15 @@ from ..finetuning.lora import LORA_CONFIG_NAME, LORA_WEIGHTS_NAME
 from ..hub.model_card import CARD_NAME, PREVIEW_NAME
 from ..models.downloading import LOG_IN, explain
 from ..models.errors import FsthError
-from ..pipelines.identity import CONFIG_NAME, WEIGHTS_NAME, FsthTunedPerson
+from ..pipelines.identity import COMPONENTS_FOLDER, CONFIG_NAME, WEIGHTS_NAME, FsthTunedPerson
 
 
 KEEP_SECONDS = 3600
-MAX_PEOPLE = 32  # with the bundled model 20 MB of weights each, and up to 60 MB of portraits ready to be driven
+MAX_PEOPLE = 32  # with the bundled model 24 MB of weights each, and up to 60 MB of portraits ready to be driven
 MAX_BYTES = 256 * 2**20  # of a person from a file or the hub
 NEEDED = {CONFIG_NAME, WEIGHTS_NAME}
-READ = NEEDED | {LORA_CONFIG_NAME, LORA_WEIGHTS_NAME}  # the latter where the person was tuned by LoRA
+LORA = {LORA_CONFIG_NAME, LORA_WEIGHTS_NAME}  # where the person was tuned by LoRA
+READ = NEEDED | LORA | {f"{COMPONENTS_FOLDER}/{name}" for name in LORA}
 ALLOWED = READ | {CARD_NAME, PREVIEW_NAME}
 
 
@@ -98,8 +99,8 @@ def write_file(identity: FsthTunedPerson, path: Path) -> None:
         identity.save_pretrained(folder)
         identity.write_card(folder, path.stem)
         with zipfile.ZipFile(path, "w") as archive:  # stored: weights cannot be made smaller
-            for file in sorted(folder.iterdir()):
-                archive.write(file, f"{folder.name}/{file.name}")
+            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+                archive.write(file, f"{folder.name}/{file.relative_to(folder).as_posix()}")
 
 
 def unpack(path: Path, folder: Path) -> Path:
@@ -113,8 +114,10 @@ def unpack(path: Path, folder: Path) -> Path:
             for entry in archive.infolist():
                 if entry.is_dir():
                     continue
-                *parents, name = PurePosixPath(entry.filename).parts
-                if name not in ALLOWED or name in entries or len(parents) > 1 or not {"..", "/"}.isdisjoint(parents):
+                parts = PurePosixPath(entry.filename).parts
+                # as it is, or in a folder of any name
+                name = next((n for n in map("/".join, (parts, parts[1:])) if n in ALLOWED), None)
+                if name is None or name in entries or not {"..", "/"}.isdisjoint(parts):
                     raise FsthError(
                         f"{path.name} holds {entry.filename[:100]!r}, which is no part of a person: give a file as "
                         "this page saves it."
@@ -125,7 +128,7 @@ def unpack(path: Path, folder: Path) -> Path:
                     f"{path.name} holds no person: it needs {CONFIG_NAME} and {WEIGHTS_NAME}, as this page saves them."
                 )
             check_size(path.name, sum(entry.file_size for entry in entries.values()))
-            folder.mkdir()
+            (folder / COMPONENTS_FOLDER).mkdir(parents=True)
             for name in READ & entries.keys():  # no more than an entry's stated size is ever read of it
                 with archive.open(entries[name]) as packed, open(folder / name, "wb") as file:
                     shutil.copyfileobj(packed, file)
@@ -146,7 +149,7 @@ def download(repo_id: str, token: str | None, folder: Path) -> Path:
     try:
         api = HfApi(token=token)
         commit = api.model_info(repo_id).sha
-        files = api.list_repo_tree(repo_id, revision=commit)
+        files = api.list_repo_tree(repo_id, revision=commit, recursive=True)
         sizes = {file.path: file.size for file in files if file.path in READ}
         reason = None
     except Exception as error:  # as in `hub.fetch`

@@ -149,12 +149,12 @@ class EpisodeSampler:
         self.queue: list[int] = []
         self.train = list(range(count))
         own = count < 3  # too few to hold one out
-        kept = [index % count for index in range(HELD_OUT_DEFORMATIONS)]
+        self.kept = [index % count for index in range(HELD_OUT_DEFORMATIONS)]
         if not own:
             middle, last = count // 2, count // 2 + max(1, count // 8)
-            kept, self.train = self.train[middle:last], self.train[:middle] + self.train[last:]
+            self.kept, self.train = self.train[middle:last], self.train[:middle] + self.train[last:]
         held_rng = torch.Generator().manual_seed(seed + 1)
-        self.held_out = [make_episodes(*self.portraits, [index], held_rng, own) for index in kept]
+        self.held_out = [make_episodes(*self.portraits, [index], held_rng, own) for index in self.kept]
 
     def sample(self, batch_size: int) -> Episodes:
         while len(self.queue) < batch_size:

@@ -8,9 +8,8 @@ stay frozen: the heads that are moved within still frames, for want of other pic
 flow of hair, shoulders and background would be learned from them (training/LOG.md, entry 7).
 """
 
-import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +18,18 @@ from accelerate.utils import find_executable_batch_size
 from safetensors import SafetensorError
 from torch import nn
 
-from ..device import default_dtype
 from ..landmarks.likeness import warn_of_strangers
 from ..models.errors import FsthError, FsthMemoryError
+from ..models.facial_components import FsthFacialComponents
 from ..models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
+from .components import ComponentTuner
 from .episodes import Episodes, EpisodeSampler
-from .lora import Lora, add_lora, get_lora, merge, start_lora
+from .feature_networks import VGGFeatures, load_weights
+from .lora import Lora, get_lora, merge
 from .losses import ADVERSARIAL_TERMS, CONTENT_TERMS, ContentLoss, Judgement, discriminator_loss, weigh, with_weights
+from .trainable import BETAS, METHODS, autocast, trainable_copy, tunable_copy
 
 
-METHODS = ("full", "lora")
 MAX_PORTRAITS = 64
 BATCH_SIZE = 2  # frames a step; the paper takes 8, for which a processor needs four times as long
 # Too few steps leave an identity gap, too many forget how faces move, which held-out deformations of one portrait do
@@ -39,7 +40,6 @@ LEARNING_RATES = {"full": 5e-5, "lora": 3e-4}
 DISCRIMINATOR_LR = 2e-4
 # The bundled discriminator is hardly trained and has never met w' = e, so that its first scores are far off.
 ADVERSARIAL_WEIGHT = 0.1
-BETAS = (0.5, 0.999)
 EVALUATE_EVERY = 10  # steps between evaluations on what is held out, and previews
 PATIENCE = 5  # evaluations without improvement before it stops
 BUNDLED_VGG = Path(__file__).parent / "weights" / "vgg16_relu4_3.safetensors"
@@ -54,6 +54,8 @@ class FineTuned:
         history (`list[dict]`): for each step its loss terms, and where it was evaluated the score `held_out`.
         best_step (`int`): the step whose weights these are; 0 where no step was better than none.
         lora (`dict`, *optional*): what [`merge`] makes the generator of, if that was not tuned in full.
+        components ([`FsthFacialComponents`], *optional*): a tuned float32 copy, where there were some.
+        component_lora (`dict`, *optional*): as `lora`, of these.
     """
 
     generator: FsthGenerator
@@ -61,6 +63,8 @@ class FineTuned:
     history: list[dict[str, float]]
     best_step: int
     lora: Lora | None = None
+    components: FsthFacialComponents | None = None
+    component_lora: Lora | None = None
 
 
 class PixelLoss(ContentLoss):
@@ -86,6 +90,12 @@ def load_content(vgg: str | Path | None = None, face_network: str | Path | None 
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:  # all that a hub or file can raise
         given = " and ".join(str(name) for name in (vgg or BUNDLED_VGG, face_network) if name)
         raise FsthError(f"The content loss cannot be loaded from {given}: {error}") from error
+
+
+def with_heads(content: nn.Module) -> VGGFeatures:
+    """The backbone of a content loss where it has the heads of LPIPS, or else the package's own."""
+    backbone = getattr(content, "backbone", None)
+    return backbone if len(getattr(backbone, "heads", ())) else VGGFeatures(load_weights(BUNDLED_VGG))
 
 
 def default_steps(num_portraits: int) -> int:
@@ -117,22 +127,6 @@ def evaluate(generator: FsthGenerator, adain_parameters, content: nn.Module, hel
     return total / len(held_out), preview
 
 
-def trainable_copy(network: nn.Module) -> nn.Module:
-    return copy.deepcopy(network).float().to(memory_format=torch.channels_last).train().requires_grad_(True)
-
-
-def tunable_copy(generator: FsthGenerator, method: str, seed: int) -> FsthGenerator:
-    """A float32 copy in training mode, of which only what the method tunes takes gradients."""
-    if method == "lora":
-        tuned = add_lora(generator).train()
-        start_lora(tuned, torch.Generator().manual_seed(seed))
-        return tuned
-    tuned = trainable_copy(generator)
-    if generator.config.source_skips:
-        tuned.source_skips.requires_grad_(False)
-    return tuned
-
-
 class Tuner:
     """
     Copies of the networks on their way to one person, and the best that they have been.
@@ -144,6 +138,7 @@ class Tuner:
         content (`nn.Module`): the content loss, on the device.
         sampler ([`EpisodeSampler`]): of the person's portraits.
         learning_rate, discriminator_lr, adversarial_weight (`float`): as in [`fine_tune`].
+        components ([`ComponentTuner`], *optional*): which takes its steps beside the generator.
     """
 
     def __init__(
@@ -157,7 +152,9 @@ class Tuner:
         learning_rate: float,
         discriminator_lr: float,
         adversarial_weight: float,
+        components: ComponentTuner | None = None,
     ):
+        self.components = components
         self.generator, self.discriminator, self.content, self.sampler = generator, discriminator, content, sampler
         self.adain_parameters, self.person = (nn.Parameter(part.clone()) for part in (adain_parameters, person))
         tuned = [parameter for parameter in generator.parameters() if parameter.requires_grad]
@@ -169,18 +166,14 @@ class Tuner:
         self.device = person.device
         self.best_score, self.best_step, self.best = math.inf, 0, None
 
-    def autocast(self):
-        dtype = default_dtype(self.device)
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
-
     def step(self, episodes: Episodes) -> dict[str, float]:
-        """One update of the generator, psi' and the discriminator; gives the loss terms."""
+        """One update of the generator, psi', the discriminator and the components; gives the loss terms."""
         real, drawing = episodes.images[:, 0], episodes.landmark_images[:, 0]
         people = self.person.expand(len(real), -1)
 
         # generator: its gradients must not leak into the discriminator
         self.discriminator.requires_grad_(False)
-        with self.autocast():
+        with autocast(self.device):
             fake = generate_targets(self.generator, self.adain_parameters, episodes)
             terms = self.content(fake, real, episodes.landmarks[:, 0])
             with torch.no_grad():
@@ -194,21 +187,24 @@ class Tuner:
 
         # discriminator: both at once, for every pass advances the power iteration
         self.discriminator.requires_grad_(True)
-        with self.autocast():
+        with autocast(self.device):
             pairs = torch.cat([real, fake.detach()]), drawing.repeat(2, 1, 1, 1), people.repeat(2, 1)
             terms["discriminator"] = discriminator_loss(*self.discriminator(*pairs).scores.chunk(2))
         terms["discriminator"].backward()
         self.discriminator_optimizer.step()
         self.discriminator_optimizer.zero_grad()
-        return {name: term.item() for name, term in terms.items()}
+        values = {name: term.item() for name, term in terms.items()}
+        return values if self.components is None else values | self.components.step()
 
     def evaluate(self, step: int) -> tuple[float, torch.Tensor]:
         """Score and preview of [`evaluate`]; the weights of the best step are kept."""
-        with self.autocast():
+        with autocast(self.device):
             score, preview = evaluate(self.generator, self.adain_parameters, self.content, self.sampler.held_out)
         if self.best is None or score < self.best_score:
             weights = {name: tensor.clone() for name, tensor in self.generator.state_dict().items()}
             self.best_score, self.best_step, self.best = score, step, (weights, self.adain_parameters.data.clone())
+        if self.components is not None:
+            self.components.evaluate(step)
         return score, preview
 
     def run(self, batch_size: int, steps: int, callback: Callable | None) -> list[dict[str, float]]:
@@ -247,6 +243,9 @@ def fine_tune(
     mattes: torch.Tensor,
     content: nn.Module,
     *,
+    components: FsthFacialComponents | None = None,
+    crops: Sequence[torch.Tensor] = (),
+    crop_landmarks: Sequence[torch.Tensor] = (),
     method: str = "full",
     steps: int | None = None,
     batch_size: int | None = None,
@@ -266,6 +265,9 @@ def fine_tune(
         landmarks (`torch.Tensor` of shape `(1, T, 78, 2)`): pixels, x then y, NaN where absent.
         mattes (`torch.Tensor` of shape `(1, T, 1, height, width)`): how much of each pixel is the figure, 0 to 1.
         content (`nn.Module`): [`ContentLoss`], or what is called like it.
+        components ([`FsthFacialComponents`], *optional*): to be tuned too, on the portraits as large as they are:
+        crops (`Sequence` of `torch.Tensor` of shape `(3, size, size)`): these, in [-1, 1].
+        crop_landmarks (`Sequence` of `torch.Tensor` of shape `(78, 2)`): their pixels.
         method (`str`, *optional*, defaults to `"full"`):
             `"full"` tunes the weights of the generator, `"lora"` low-rank updates of its convolutions; either leaves
             its source skips as they are.
@@ -290,6 +292,7 @@ def fine_tune(
     batch_size = batch_size or min(num_portraits, BATCH_SIZE)
     learning_rate = learning_rate or LEARNING_RATES[method]
     content = content.to(device, memory_format=torch.channels_last)
+    vgg = None if components is None else with_heads(content).to(device, memory_format=torch.channels_last)
 
     with torch.no_grad():
         embeddings = embedder(images.to(embedder.dtype), landmark_images.to(embedder.dtype)).frame_embeddings
@@ -298,23 +301,33 @@ def fine_tune(
     warn_of_strangers(embeddings[0].float().cpu().numpy(), landmarks[0].float().cpu().numpy())
 
     def attempt(batch_size: int) -> FineTuned:
+        sampler, beside = EpisodeSampler(images[0].float(), landmarks[0].float(), mattes[0].float(), seed), None
+        if components is not None:
+            portraits = crops, crop_landmarks, sampler.train, sampler.kept
+            beside = ComponentTuner(components, method, *portraits, vgg, seed)
         tuner = Tuner(
             tunable_copy(generator, method, seed),
             trainable_copy(discriminator),
             adain_parameters,
             embedding.float(),
             content,
-            EpisodeSampler(images[0].float(), landmarks[0].float(), mattes[0].float(), seed),
+            sampler,
             learning_rate,
             discriminator_lr,
             adversarial_weight,
+            beside,
         )
         history = tuner.run(batch_size, steps, callback)
         tuned, tuned_parameters = tuner.best_generator()
-        if method == "full":
-            return FineTuned(tuned, tuned_parameters, history, tuner.best_step)
-        lora = get_lora(tuned)
-        return FineTuned(merge(generator, lora).float(), tuned_parameters, history, tuner.best_step, lora)
+        result = FineTuned(tuned, tuned_parameters, history, tuner.best_step)
+        result.components = None if beside is None else beside.best_components()
+        if method == "lora":
+            result.lora = get_lora(tuned)
+            result.generator = merge(generator, result.lora).float()
+            if beside is not None:
+                result.component_lora = get_lora(result.components)
+                result.components = merge(components, result.component_lora).float()
+        return result
 
     return with_less_memory(attempt, batch_size)
 

@@ -1,4 +1,5 @@
-"""LoRA (arXiv 2106.09685) of the generator's convolutions: low-rank updates, which are all that is kept of tuning.
+"""LoRA (arXiv 2106.09685) of convolutions, the generator's and the facial components': low-rank updates, all that is
+kept of tuning.
 
 They are trained beside plain weights, spectral norm folded in, and merged into them for inference, so that a frame
 costs what it did. Their tensors are float16, two for each convolution, under the names that PEFT gives them in its
@@ -11,15 +12,17 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..models.modeling_fsth import FsthGenerator
+from ..models.modeling_fsth import FsthPreTrainedModel
 
 
 Lora = dict[str, torch.Tensor]
+Network = TypeVar("Network", bound=FsthPreTrainedModel)
 
 RANK = 8  # 0.7 MB for the bundled generator, in proportion to the rank; other ranks were not compared
 # PEFT's own names for the files of a folder
@@ -29,14 +32,14 @@ TENSOR_NAME = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<part>[AB
 VARIANTS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")  # of LoRA, that PEFT knows
 
 
-def add_lora(generator: FsthGenerator, rank: int = RANK) -> FsthGenerator:
+def add_lora(network: Network, rank: int = RANK) -> Network:
     """
     A float32 copy with plain weights, spectral norm folded in, and beside each convolution outside the source skips,
     whether it started from noise or from zero, a low-rank update, which alone is trainable.
     """
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds, which most who generate need not wait
 
-    tuned = copy.deepcopy(generator).float().fold_spectral_norm()
+    tuned = copy.deepcopy(network).float().fold_spectral_norm()
     names = [name for name, module in tuned.named_modules() if isinstance(module, nn.Conv2d)]
     names = [name for name in names if not name.startswith("source_skips.")]
     # alpha = rank: the update is B A itself, and the tensors tell all
@@ -49,43 +52,43 @@ def pattern_of(names: list[str]) -> str:
     return "|".join(re.escape(name) for name in sorted(names))
 
 
-def start_lora(tuned: FsthGenerator, rng: torch.Generator) -> None:
+def start_lora(tuned: Network, rng: torch.Generator) -> None:
     """Initialize A as PEFT does, but by `rng` (of the CPU), so that every device starts alike; B stays zero."""
     for name, tensor in lora_parameters(tuned).items():
         if ".lora_A." in name:
             tensor.data.copy_(nn.init.kaiming_uniform_(torch.empty(tensor.shape), a=math.sqrt(5), generator=rng))
 
 
-def lora_parameters(tuned: FsthGenerator) -> dict[str, nn.Parameter]:
-    """What is trained of a generator of [`add_lora`], by the names of PEFT's files."""
+def lora_parameters(tuned: Network) -> dict[str, nn.Parameter]:
+    """What is trained of a network of [`add_lora`], by the names of PEFT's files."""
     own = ".default.weight"  # how a live tensor's name ends
     named = tuned.named_parameters()
     return {f"{PREFIX}{name.removesuffix(own)}.weight": tensor for name, tensor in named if name.endswith(own)}
 
 
-def get_lora(tuned: FsthGenerator) -> Lora:
-    """What is kept of a generator of [`add_lora`] once it is trained."""
+def get_lora(tuned: Network) -> Lora:
+    """What is kept of a network of [`add_lora`] once it is trained."""
     # the updates are small and of one scale: they need float16's digits rather than bfloat16's range
     tensors = lora_parameters(tuned).items()
     return {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in tensors}
 
 
-def merge(generator: FsthGenerator, lora: Lora) -> FsthGenerator:
+def merge(network: Network, lora: Lora) -> Network:
     """
-    A copy of the generator for inference, in its precision, with plain weights to which the updates have been added.
+    A copy of the network for inference, in its precision, with plain weights to which the updates have been added.
 
-    The only way from LoRA to a generator, after tuning and after loading, so that frames agree bit for bit.
+    The only way from LoRA to a network, after tuning and after loading, so that frames agree bit for bit.
     """
     from peft.tuners.lora import LoraLayer
 
-    tuned = add_lora(generator, rank_of(lora))
+    tuned = add_lora(network, rank_of(lora))
     for name, tensor in lora_parameters(tuned).items():
         tensor.data.copy_(lora[name])
     for name, module in list(tuned.named_modules()):
         if isinstance(module, LoraLayer):
             module.merge()
             tuned.set_submodule(name, module.get_base_layer())
-    return tuned.requires_grad_(False).to(generator.dtype, memory_format=torch.channels_last)
+    return tuned.requires_grad_(False).to(network.dtype, memory_format=torch.channels_last)
 
 
 def rank_of(lora: Lora) -> int:
@@ -93,7 +96,8 @@ def rank_of(lora: Lora) -> int:
 
 
 def save_lora(lora: Lora, folder: Path, base_model: str) -> None:
-    """Write the two files of `PeftModel.save_pretrained`, for `PeftModel.from_pretrained(generator, folder)`."""
+    """Write the two files of `PeftModel.save_pretrained`, for `PeftModel.from_pretrained(network, folder)`."""
+    folder.mkdir(exist_ok=True)
     names = {TENSOR_NAME.fullmatch(name)["module"] for name in lora}
     config = {
         "peft_type": "LORA",

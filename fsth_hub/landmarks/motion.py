@@ -7,7 +7,7 @@ measured on the driver's face as if it looked straight at the viewer, scaled to 
 there in the same way; so a driver in half profile can move a portrait that faces the viewer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -58,13 +58,19 @@ class MotionAdapter:
         strength: How much of the driver's change to take over, 0 (the portrait stays still) to 2; relative motion
             only. However strong, a head goes no further than a portrait can follow, and eyes and mouth shut no
             further than shut.
+        limited: False for a face that is no picture: its head goes as far as the driver's.
 
     Raises:
         FsthError: There is no such mode, or the strength does not fit.
     """
 
     def __init__(
-        self, portrait: np.ndarray, reference: np.ndarray, mode: MotionMode = "relative", strength: float = 1.0
+        self,
+        portrait: np.ndarray,
+        reference: np.ndarray,
+        mode: MotionMode = "relative",
+        strength: float = 1.0,
+        limited: bool = True,
     ):
         check_motion(mode, strength)
         self.mode, self.strength = mode, strength
@@ -74,7 +80,8 @@ class MotionAdapter:
         self.portrait = self.portrait_pose.lift(portrait)  # 78 x 3
         self.reference = self.reference_pose.lift(reference)
         beyond = np.clip(abs(self.portrait_pose.rotation[0, 2]) - HALF_PROFILE, 0, 0.3)
-        self.max_turn = MAX_TURN * (1 - TURNED_LESS * beyond)
+        self.max_turn = MAX_TURN * (1 - TURNED_LESS * beyond) if limited else np.inf
+        self.max_move, self.max_zoom = (MAX_MOVE, MAX_ZOOM) if limited else (np.inf, np.inf)
         outward = (self.portrait[JAW] - [0, 0, NECK_DEPTH]) * [1, 0, 1]  # 17 x 3
         away = outward @ self.portrait_pose.rotation[2] / np.linalg.norm(outward, axis=1)
         self.hidden = np.interp(away, FAR_SIDE, (0, 1))[:, None]  # 17 x 1, of the jaw
@@ -111,8 +118,8 @@ class MotionAdapter:
         pose = Pose(
             rotation=_soften_turn(driver.rotation @ reference.rotation.T, self.strength, self.max_turn)
             @ portrait.rotation,
-            scale=portrait.scale * np.exp(_soften(zoom, MAX_ZOOM)),
-            centre=portrait.centre + _soften(move, MAX_MOVE) * UNITS_BETWEEN_EYES * portrait.scale,
+            scale=portrait.scale * np.exp(_soften(zoom, self.max_zoom)),
+            centre=portrait.centre + _soften(move, self.max_move) * UNITS_BETWEEN_EYES * portrait.scale,
         )
         seen = pose.project(moved)
         # The outline of a cheek is not a place on the skull: as the head turns, others come to lie on it. It moves and
@@ -152,21 +159,28 @@ def adapt_shots(
     reference_frame: int | None = None,
     mode: MotionMode = "relative",
     strength: float = 1.0,
+    *,
+    reference: np.ndarray | None = None,
+    change: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    limited: bool = True,
 ) -> Iterator[np.ndarray]:
     """
     The points to draw for each frame of a driver, 78 x 2 float32, each shot's motion counted from a frame of its own.
 
     Args:
-        portrait, mode, strength: As in [`MotionAdapter`].
+        portrait, mode, strength, limited: As in [`MotionAdapter`].
         landmarks: The driver's points in every frame, 78 x 2 each, or None where the face is gone.
         shots: First frame of each shot and the one after its last; by default all is one.
         reference_frame: For the shot that it lies in; the others', and by default all, are picked.
+        reference: The driver's points that count as unmoved in all shots, instead of a frame of theirs.
+        change: What is made of a driver's points, given them and the unmoved ones.
 
     Raises:
         FsthError: The frame is none of the clip or shows no face; [`NoFaceError`] where no frame does.
     """
     if reference_frame is None:
-        pick_reference(portrait, landmarks)  # is there a face at all?
+        if reference is None:
+            pick_reference(portrait, landmarks)  # is there a face at all?
     elif not 0 <= reference_frame < len(landmarks) or landmarks[reference_frame] is None:
         raise FsthError(f"reference_frame={reference_frame} is no frame of the driving clip, or shows no face.")
     last = np.asarray(portrait, np.float32)
@@ -175,12 +189,14 @@ def adapt_shots(
         if all(points is None for points in seen):
             yield from [last] * len(seen)
             continue
-        given = reference_frame is not None and start <= reference_frame < stop
-        reference = landmarks[reference_frame] if given else seen[pick_reference(portrait, seen)]
-        adapt = MotionAdapter(portrait, reference, mode, strength)
+        if reference_frame is not None and start <= reference_frame < stop:
+            unmoved = landmarks[reference_frame]
+        else:
+            unmoved = seen[pick_reference(portrait, seen)] if reference is None else reference
+        adapt = MotionAdapter(portrait, unmoved, mode, strength, limited)
         adapt.last = last
         for points in seen:
-            last = adapt(points)
+            last = adapt(points if points is None or change is None else change(points, unmoved))
             yield last
 
 
@@ -195,7 +211,9 @@ def check_motion(mode: str, strength: float) -> None:
 def _soften(change: np.ndarray, limit: float) -> np.ndarray:
     """A change of any length as it is when small, and never longer than the limit."""
     length = np.linalg.norm(change)
-    return change if length == 0 else change * (limit * np.tanh(length / limit) / length)
+    if length == 0 or np.isinf(limit):
+        return change
+    return change * (limit * np.tanh(length / limit) / length)
 
 
 def _soften_turn(rotation: np.ndarray, strength: float, limit: float) -> np.ndarray:

@@ -12,8 +12,9 @@ from .base import Face, LandmarkDetector
 
 THUMBNAIL = (32, 32)
 CUT = 18.0  # grey levels by which a thumbnail changes on the mean, where another shot may begin
+PAN = 0.4  # of that change: less is left of it when the camera only moved
 MOVED, GROWN = 0.15, 1.15  # sizes of the face, and their ratio, beyond which it is another shot's after such a change
-JUMP, LEAP_IN_SIZE = 0.5, 1.4  # the same from one frame to the next without such a change: the mesh may have slipped
+JUMP, LEAP_IN_SIZE = 0.5, 1.2  # the same from one frame to the next without such a change: the mesh may have slipped
 GONE = 10  # frames without a face after which it is looked for less often
 GLANCE_EVERY, LOOK_EVERY = 5, 25  # frames: quickly, so that its return is seen within 0.2 s, and thoroughly
 
@@ -55,7 +56,8 @@ class FaceTracker:
     def __call__(self, image: np.ndarray) -> Face | None:
         """The face in the next frame (H x W x 3 uint8, RGB), or None where it is gone."""
         thumbnail = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), THUMBNAIL, interpolation=cv2.INTER_AREA)
-        if self._thumbnail is not None and cv2.absdiff(thumbnail, self._thumbnail).mean() > CUT:
+        thumbnail = thumbnail.astype(np.float32)
+        if self._thumbnail is not None and _is_cut(self._thumbnail, thumbnail):
             self._cut, self._missing = self._count, 0
         self._thumbnail, before = thumbnail, self._face
         face = None
@@ -106,6 +108,20 @@ def track_clip(frames: Iterable[np.ndarray], detector: LandmarkDetector, face_in
         NoFaceError: The first frame that shows a face shows too few for `face_index`.
     """
     return map(FaceTracker(detector, face_index), frames)
+
+
+def _is_cut(before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether one thumbnail (32 x 32 float32) does not follow on another, nor is the same picture moved a little."""
+    change = cv2.absdiff(before, after).mean()
+    if change <= CUT:
+        return False
+    window = cv2.createHanningWindow(THUMBNAIL, cv2.CV_32F)
+    shift, _ = cv2.phaseCorrelate(before.copy(), after.copy(), window)  # which may lay the window over its arguments
+    move = np.float32([[1, 0, shift[0]], [0, 1, shift[1]]])
+    known = cv2.warpAffine(np.ones_like(before), move, THUMBNAIL) > 0.99
+    if not known.any():
+        return True
+    return cv2.absdiff(cv2.warpAffine(before, move, THUMBNAIL), after)[known].mean() > PAN * change
 
 
 def _changed(before: Face, after: Face, moved: float, grown: float) -> bool:

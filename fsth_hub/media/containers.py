@@ -17,6 +17,7 @@ ClipFile = str | os.PathLike | bytes | BinaryIO
 
 # Named, because FFmpeg would also open playlists, whose entries may point anywhere on this machine or the network.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,avi,gif"
+SOUND_FILES = f"{CONTAINERS},wav,mp3,flac,ogg,aac,aiff"
 
 
 class _Reader(io.RawIOBase):
@@ -77,15 +78,16 @@ def rereadable(file: ClipFile) -> ClipFile:
     return file
 
 
-def open_container(file: ClipFile) -> av.container.InputContainer:
+def open_container(file: ClipFile, containers: str = CONTAINERS) -> av.container.InputContainer:
     # A file object without a name: FFmpeg would believe the end of a name more than what lies in the file.
     source = _Reader(open_binary(file)) if isinstance(file, str | os.PathLike) else open_binary(file)
     try:
-        return av.open(source, metadata_errors="ignore", options={"format_whitelist": CONTAINERS})
+        return av.open(source, metadata_errors="ignore", options={"format_whitelist": containers})
     except (av.FFmpegError, OSError) as error:
-        raise VideoError(
-            f"{name_of(file)} is not a video that can be read (mp4, mov, webm, mkv, avi, mpg, gif), or it is damaged."
-        ) from error
+        kind = "a video that can be read (mp4, mov, webm, mkv, avi, mpg, gif)"
+        if containers is SOUND_FILES:
+            kind = "sound that can be read (wav, mp3, flac, ogg, m4a)"
+        raise VideoError(f"{name_of(file)} is not {kind}, or it is damaged.") from error
 
 
 def video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
@@ -106,9 +108,9 @@ def _default(streams: Iterator[av.stream.Stream]) -> av.stream.Stream | None:
     return next(iter(marked or streams), None)
 
 
-def start_time(file: ClipFile) -> float:
+def start_time(file: ClipFile, containers: str = CONTAINERS) -> float:
     """Time stamp of the first picture in s: the clip's zero, from which the sound is counted too."""
-    with open_container(file) as container:
+    with open_container(file, containers) as container:
         stream = video_stream(container)
         for packet in () if stream is None else container.demux(stream):
             if packet.pts is not None and not packet.is_discard:

@@ -1,16 +1,28 @@
-"""A clip's sound for an mp4, in step with its pictures."""
+"""The sound of a clip, in step with its pictures, for an mp4 or in a file of its own."""
 
+import io
 import math
 from collections.abc import Iterable, Iterator
 
 import av
 import numpy as np
 
-from .containers import ClipFile, audio_stream, decode, open_container, start_time, video_stream
+from ..models.errors import VideoError
+from .containers import (
+    SOUND_FILES,
+    ClipFile,
+    audio_stream,
+    decode,
+    name_of,
+    open_container,
+    rereadable,
+    start_time,
+    video_stream,
+)
 from .timeline import Timeline
 
 
-RATE = 48_000  # samples per second, of what is encoded
+RATE, BIT_RATE = 48_000, 96_000  # samples and bits per second, of what is encoded
 HOLE = 0.01  # s: less is how stamps are rounded
 
 
@@ -68,6 +80,31 @@ class Sound:
             if packet.pts + 2 * (packet.duration or 0) > 0:
                 packet.stream = stream
                 yield packet
+
+
+def read_sound(file: ClipFile, seconds: float | None = None) -> bytes:
+    """The sound of a file as m4a (AAC, stereo), counted from its first picture if it has one.
+
+    Args:
+        file: A clip, or wav, mp3, flac, ogg, m4a, aac or aiff; a path, bytes or a file object.
+        seconds: No more than so many.
+
+    Raises:
+        VideoError: It cannot be read, or has no sound.
+    """
+    file, made = rereadable(file), io.BytesIO()
+    zero = start_time(file, SOUND_FILES)
+    with open_container(file, SOUND_FILES) as source, av.open(made, "w", format="ipod") as out:
+        track = audio_stream(source)
+        if track is None:
+            raise VideoError(f"{name_of(file)} has no sound.")
+        stream = out.add_stream("aac", rate=RATE, layout="stereo")
+        stream.bit_rate = BIT_RATE
+        for packet in _encoded(Timeline(source, track, video_stream(source)).packets(track), stream, zero):
+            if seconds is not None and packet.pts * packet.time_base >= seconds:
+                break
+            out.mux(packet)
+    return made.getvalue()
 
 
 def _encoded(packets: Iterable[av.Packet], stream: av.AudioStream, zero: float) -> Iterator[av.Packet]:

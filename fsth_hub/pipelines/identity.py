@@ -21,16 +21,19 @@ from ..hub.model_card import CONSENT, IdentityFigures, ModelCard, identity_card,
 from ..models.cropping import CropBox
 from ..models.downloading import fetch
 from ..models.errors import FsthError, FsthNotFoundError
+from ..models.facial_components import FsthFacialComponents
 from ..models.image_processing_fsth import load_image
 from ..models.landmark_layout import NUM_POINTS
-from ..models.modeling_fsth import FsthGenerator, is_hooked
+from ..models.modeling_fsth import FsthGenerator, FsthPreTrainedModel, is_hooked
 from ..saving import put_folder, reason, workplace
 from .person import FsthPerson
 
 
 WEIGHTS_NAME, CONFIG_NAME = "identity.safetensors", "identity.json"
-GENERATOR_PREFIX = "generator."  # of the tensors of a generator tuned in full
+GENERATOR_PREFIX, COMPONENTS_PREFIX = "generator.", "facial_components."  # of the tensors of what is tuned in full
+COMPONENTS_FOLDER = "facial_components"  # of their low-rank updates
 FIGURES = {"base_model": str, "fingerprint": str, "num_portraits": int, "steps": int, "boxes": list, "history": list}
+TEXTS = ("base_revision", "components_fingerprint", "consent")  # if there are any
 # all that a file's content raises
 DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 
@@ -52,6 +55,8 @@ class FsthIdentity:
         steps (`int`): after how many steps the weights are these.
         history (`list[dict]`): loss terms and held-out score by step, see [`FineTuned`].
         base_revision (`str`, *optional*): the commit of that model, if it came from the hub.
+        component_weights (`dict[str, torch.Tensor]`, *optional*): as `weights`, of the facial components.
+        components_fingerprint (`str`, *optional*): of those that were tuned, [`fingerprint`].
         consent (`str`, *optional*): what was stated when the identity was published.
         name (`str`): of the folder or the hub repository that it was loaded from.
     """
@@ -67,6 +72,8 @@ class FsthIdentity:
     steps: int
     history: list[dict[str, float]] = field(default_factory=list)
     base_revision: str | None = None
+    component_weights: dict[str, torch.Tensor] | None = None
+    components_fingerprint: str | None = None
     consent: str | None = None
     name: str = "unnamed"
 
@@ -77,7 +84,8 @@ class FsthIdentity:
     def save_pretrained(self, folder: str | Path) -> None:
         """
         Write the identity as safetensors and JSON, whole or not at all; an identity that lies there is replaced. One
-        of LoRA is also what PEFT saves: `PeftModel.from_pretrained(pipe.generator, folder)` loads its weights.
+        of LoRA is also what PEFT saves: `PeftModel.from_pretrained(pipe.generator, folder)` loads its weights; those
+        of the facial components lie in `facial_components/`.
 
         Raises:
             FsthError: The folder holds something else, or cannot be written.
@@ -90,11 +98,14 @@ class FsthIdentity:
         }
         if self.method == "full":
             tensors |= {f"{GENERATOR_PREFIX}{name}": tensor for name, tensor in self.weights.items()}
+            components = self.component_weights or {}
+            tensors |= {f"{COMPONENTS_PREFIX}{name}": tensor for name, tensor in components.items()}
         config = {
             "method": self.method,
             "base_model": self.base_model,
             "base_revision": self.base_revision,
             "fingerprint": self.fingerprint,
+            "components_fingerprint": self.components_fingerprint,
             "num_portraits": self.num_portraits,
             "steps": self.steps,
             "boxes": [list(box) for box in self.boxes],
@@ -110,6 +121,8 @@ class FsthIdentity:
                 save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, whole / WEIGHTS_NAME)
                 if self.method == "lora":
                     save_lora(self.weights, whole, self.base_model)
+                    if self.component_weights is not None:
+                        save_lora(self.component_weights, whole / COMPONENTS_FOLDER, self.base_model)
                 (whole / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
                 put_folder(whole, folder)
         except (OSError, SafetensorError) as error:
@@ -159,8 +172,8 @@ def _read(folder: Path) -> dict:
             raise ValueError(f"{key} is no {kind.__name__} in {CONFIG_NAME}")
     if config.get("method") not in METHODS:
         raise ValueError(f"method is not {' or '.join(METHODS)} in {CONFIG_NAME}")
-    if not all(isinstance(config.get(key), str | None) for key in ("base_revision", "consent")):
-        raise ValueError(f"base_revision and consent must be texts in {CONFIG_NAME}")
+    if not all(isinstance(config.get(key), str | None) for key in TEXTS):
+        raise ValueError(f"{', '.join(TEXTS)} must be texts in {CONFIG_NAME}")
     if not all(isinstance(value, int | float) for entry in config["history"] for value in entry.values()):
         raise ValueError(f"history holds more than numbers in {CONFIG_NAME}")
 
@@ -177,13 +190,23 @@ def _read(folder: Path) -> dict:
         raise ValueError("the landmarks are not those of the crops")
     if adain_parameters.ndim != 2 or len(adain_parameters) != 1 or not adain_parameters.is_floating_point():
         raise ValueError("adain_parameters are not those of one person")
-    foreign = [name for name in tensors if config["method"] == "lora" or not name.startswith(GENERATOR_PREFIX)]
-    if foreign or not all(tensor.is_floating_point() for tensor in tensors.values()):
+    weights, component_weights = (
+        {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+        for prefix in (GENERATOR_PREFIX, COMPONENTS_PREFIX)
+    )
+    in_full, with_components = config["method"] == "full", config.get("components_fingerprint") is not None
+    expected = in_full, in_full and with_components
+    floating = all(tensor.is_floating_point() for each in (weights, component_weights) for tensor in each.values())
+    if tensors or not floating or (bool(weights), bool(component_weights)) != expected:
         raise ValueError(f"{WEIGHTS_NAME} holds other tensors than an identity's")
-    weights = {name.removeprefix(GENERATOR_PREFIX): tensor for name, tensor in tensors.items()}
+    if not in_full:
+        weights = load_lora(folder)
+        component_weights = load_lora(folder / COMPONENTS_FOLDER) if with_components else {}
     return {
         "method": config["method"],
-        "weights": weights if config["method"] == "full" else load_lora(folder),
+        "weights": weights,
+        "component_weights": component_weights or None,
+        "components_fingerprint": config.get("components_fingerprint"),
         "adain_parameters": adain_parameters,
         "crops": crops.numpy(),
         "crop_landmarks": landmarks.numpy(),
@@ -203,14 +226,15 @@ class FsthTunedPerson(FsthIdentity, FsthPerson):
     An identity that can be driven as any person: of `pipe.fine_tune`, `pipe.load_identity` and `pipe.bind`.
 
     Args:
-        generator ([`FsthGenerator`], *optional*): their own, where it was tuned in full.
-        base_generator ([`FsthGenerator`]):
-            The one that was tuned, which is the pipeline's. Of LoRA only the updates are kept in memory: several
-            people share the pipeline's weights.
+        generator, components (*optional*): their own, where these were tuned in full.
+        base_generator ([`FsthGenerator`]), base_components ([`FsthFacialComponents`], *optional*):
+            What was tuned, which is the pipeline's. Of LoRA only the updates are kept in memory: several people share
+            the pipeline's weights.
         others: as in [`FsthIdentity`] and [`FsthPerson`].
     """
 
     base_generator: FsthGenerator
+    base_components: FsthFacialComponents | None = None
 
     @classmethod
     def of(cls, identity: FsthIdentity, **others) -> "FsthTunedPerson":
@@ -223,6 +247,17 @@ class FsthTunedPerson(FsthIdentity, FsthPerson):
 
     def tuned_generator(self, generator: FsthGenerator | None = None) -> FsthGenerator:
         return self.generator if self.method == "full" else merge(self.base_generator, self.weights)
+
+    @property
+    def own_component_weights(self) -> tuple:
+        if self.component_weights is None:
+            return ()
+        return (self.components,) if self.method == "full" else (self.base_components, self.component_weights)
+
+    def tuned_components(self, components: FsthFacialComponents) -> FsthFacialComponents:
+        if self.component_weights is None:
+            return components
+        return self.components if self.method == "full" else merge(self.base_components, self.component_weights)
 
     def figures(self, num_photographs: int = 0) -> IdentityFigures:
         """What the person's card says."""
@@ -319,11 +354,11 @@ def check_folder(folder: str | Path) -> Path:
         raise FsthError(f"{folder} cannot be written: {reason(error)}.") from error
 
 
-def fingerprint(generator: FsthGenerator) -> str:
-    """SHA-256 of a generator's weights, rounded to bfloat16 so that it is the same in whichever precision they are."""
+def fingerprint(network: FsthPreTrainedModel) -> str:
+    """SHA-256 of a network's weights, rounded to bfloat16 so that it is the same in whichever precision they are."""
     digest = hashlib.sha256()
-    generator = copy.deepcopy(generator) if is_hooked(generator) else generator  # its weights may be anywhere
-    for name, tensor in sorted(generator.state_dict().items()):
+    network = copy.deepcopy(network) if is_hooked(network) else network  # its weights may be anywhere
+    for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())
         rounded = tensor.detach().to("cpu", torch.bfloat16, memory_format=torch.contiguous_format)
         digest.update(rounded.view(torch.uint8).numpy().tobytes())

@@ -10,7 +10,7 @@ from ..media.frames import FPS_RANGE
 from ..media.writing import check_output_path
 from ..models.configuration_fsth import FsthConfig
 from ..models.errors import FsthError
-from .driving import DrivingMotion
+from .driving import DrivingMotion, check_drive
 from .person import MAX_SIZE, FsthPerson
 from .pipeline_output import OUTPUT_TYPES
 
@@ -41,6 +41,7 @@ def check_inputs(
     reference_frame,
     motion_strength,
     smoothing,
+    regions,
     size,
     paste_back,
     output_path,
@@ -51,6 +52,7 @@ def check_inputs(
     """Refuse (`FsthError`) arguments of [`FsthPipeline.__call__`] that cannot work with a generator of this config."""
     check_motion(motion, motion_strength)
     check_smoothing(smoothing)
+    check_drive(driving, motion, regions)
     check_flags(paste_back=paste_back, **flags)
     check_choice("output_type", output_type, OUTPUT_TYPES)
     for index in [face_index] if np.ndim(face_index) == 0 else face_index:

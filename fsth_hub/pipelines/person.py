@@ -33,6 +33,7 @@ class FsthPerson:
         boxes (`list[CropBox]`): where in each portrait the head was cut out, pixels of the portrait.
         crops (`Sequence[np.ndarray]`): the head crops, each S x S x 3 uint8 RGB, as large as they were cut out.
         generator ([`FsthGenerator`], *optional*): tuned to this person; by default the pipeline's own generates them.
+        components ([`FsthFacialComponents`], *optional*): the same of mouth and eyes.
     """
 
     adain_parameters: torch.Tensor
@@ -41,6 +42,7 @@ class FsthPerson:
     boxes: list[CropBox]
     crops: Sequence[np.ndarray]
     generator: FsthGenerator | None = None
+    components: FsthFacialComponents | None = None
     _compositors: Cache = field(init=False, repr=False, compare=False, default_factory=Cache)
     _component_sources: Cache = field(init=False, repr=False, compare=False, default_factory=Cache)
     _converted: Cache = field(init=False, repr=False, compare=False, default_factory=Cache)
@@ -53,6 +55,15 @@ class FsthPerson:
     def tuned_generator(self, generator: FsthGenerator) -> FsthGenerator:
         """What generates this person: their own generator if there is one, or the pipeline's, which is given."""
         return self.generator or generator
+
+    @property
+    def own_component_weights(self) -> tuple:
+        """What the person's own facial components are made of; empty where those of the pipeline do."""
+        return () if self.components is None else (self.components,)
+
+    def tuned_components(self, components: FsthFacialComponents) -> FsthFacialComponents:
+        """The person's own facial components if there are any, or the pipeline's, which are given."""
+        return self.components or components
 
     @property
     def max_size(self) -> int:

@@ -4,7 +4,8 @@ import copy
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, Self
@@ -13,24 +14,28 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..checks import check_number
 from ..landmarks import LandmarkDetector, get_detector
+from ..landmarks.expression import Expression
 from ..landmarks.likeness import warn_of_strangers
 from ..landmarks.motion import MotionMode
 from ..landmarks.portrait_picking import DEFAULT_SHOTS, MAX_SHOTS
 from ..landmarks.smoothing import DEFAULT_SMOOTHING
 from ..media.containers import ClipFile
 from ..media.frames import Frames
-from ..media.paste_back import PasteBack
+from ..media.motion_files import file_of, is_motion
 from ..media.reading import Clip, open_clip
+from ..media.sound import read_sound
 from ..models.cropping import CropBox
 from ..models.downloading import fetch
 from ..models.errors import FsthError
 from ..models.facial_components import FsthComponentsOutput, FsthFacialComponents
+from ..models.folding import fold
 from ..models.image_processing_fsth import FsthImageProcessor, Picture, normalize
 from ..models.modeling_fsth import (
     FsthDiscriminator,
@@ -42,9 +47,11 @@ from ..models.modeling_fsth import (
 )
 from ..models.source_skips import FsthSources
 from ..provenance.credentials import Origin, check_credentials
+from . import parallel
 from .caching import Cache, weights_state
 from .delivery import deliver
 from .driving import DrivingMotion, adapt_motion, read_motion
+from .engines import Engine, check_engine, compiled_components, compiled_generator, pick_engine
 from .group import Faces, animate_group, check_faces
 from .identity import FsthIdentity, FsthTunedPerson
 from .inputs import check_inputs, check_size
@@ -58,18 +65,17 @@ from .loading import (
     merged_folder,
     source_of,
 )
-from .person import DEFAULT_SIZE, MAX_SIZE, FsthPerson
+from .person import DEFAULT_SIZE, FsthPerson
 from .pipeline_output import FsthPipelineOutput, FsthReport
 from .portrait_picking import (
     PickedPortrait,
     Portrait,
     files_of,
     list_portraits,
-    photograph_of,
     pick_from_clips,
     pick_portraits,
 )
-from .portraits import cut_heads, cut_mattes, for_inference
+from .portraits import cut_heads, cut_mattes, embed_pictures, for_inference
 from .tuning import bind, check_discriminator, tune
 
 
@@ -121,7 +127,9 @@ class FsthPipeline(DiffusionPipeline):
         self.register_to_config(detector=(None, None))  # a component that is not saved
         self.detector = get_detector() if detector is None else detector
         self.size = generator.config.image_size
-        self._generators = Cache(NUM_KEPT_GENERATORS)
+        self.engine = "auto"
+        self._generators, self._components = Cache(NUM_KEPT_GENERATORS), Cache(NUM_KEPT_GENERATORS)
+        self._compiled = Cache(2 * NUM_KEPT_GENERATORS)  # of generators and of facial components
 
     # Loading and saving
 
@@ -143,6 +151,7 @@ class FsthPipeline(DiffusionPipeline):
         local_files_only: bool = False,
         force_download: bool = False,
         trust_remote_code: bool = False,
+        engine: Engine = "auto",
         **components,
     ) -> Self:
         """
@@ -168,12 +177,14 @@ class FsthPipeline(DiffusionPipeline):
             variant (`str`, *optional*): Which weights, such as `"fp16"` for those in `model.fp16.safetensors`.
             revision, token, cache_dir, local_files_only, force_download: as in `huggingface_hub.snapshot_download`.
             trust_remote_code (`bool`, *optional*): Makes no difference: a folder's own code is not needed here.
+            engine (`str`, *optional*, defaults to `"auto"`): see [`~FsthPipeline.engine`].
             components: Those to take instead of the folder's, by name; `None` for an optional one to do without.
 
         Raises:
             FsthError: There is no such folder or repository, or it holds no pipeline that can be loaded so.
             TypeError: There is no such argument, and no component of that name.
         """
+        check_engine(engine)
         if torch_dtype is not None and dtype is not None:
             raise FsthError("Give `dtype` or `torch_dtype`, which is its older name, but not both.")
         dtype = torch_dtype if dtype is None else dtype
@@ -206,6 +217,7 @@ class FsthPipeline(DiffusionPipeline):
                 network.to(memory_format=torch.channels_last)  # as inference takes it
         if "generator" not in components:
             pipe.generator.source = source_of(name, folder)
+        pipe.engine = engine
         return pipe
 
     @classmethod
@@ -418,7 +430,7 @@ class FsthPipeline(DiffusionPipeline):
             boxes (`list[CropBox]`, *optional*): Where the crops come from.
         """
         images, drawings, points, mattes = self.prepare_portraits(crops, landmarks)
-        embedder, generator = for_inference(self.embedder), self.generator_for()
+        embedder, generator = for_inference(self.embedder), self._folded_generator()
         place = {"device": self._device_of(embedder), "dtype": embedder.dtype}
         seen = embedder(images.to(**place), drawings.to(**place))
         warn_of_strangers(seen.frame_embeddings[0].float().cpu().numpy(), np.stack(landmarks))
@@ -457,7 +469,8 @@ class FsthPipeline(DiffusionPipeline):
     def generator_for(self, person: FsthPerson | None = None) -> FsthGenerator:
         """
         The generator of a person, for [`~FsthPipeline.generate_frame`]: on the pipeline's device and in its precision,
-        with spectral norm folded and a LoRA merged. It is kept, and made anew if weights, device or precision change.
+        folded for inference and with a LoRA merged. It is kept, and made anew if weights, device or precision change.
+        With the engine OpenVINO that computes what is slow of it, in float32 but for what it does not hurt.
 
         Args:
             person ([`FsthPerson`], *optional*): By default whoever was not fine-tuned.
@@ -465,6 +478,10 @@ class FsthPipeline(DiffusionPipeline):
         Returns:
             [`FsthGenerator`]: Not to be changed; the pipeline's own where that is offloaded.
         """
+        return self._computed(self._folded_generator(person), compiled_generator)
+
+    def _folded_generator(self, person: FsthPerson | None = None) -> FsthGenerator:
+        """The same, whatever the engine."""
         own = person is not None and bool(person.own_weights)
         if not own and is_hooked(self.generator):
             return for_inference(self.generator)
@@ -474,7 +491,7 @@ class FsthPipeline(DiffusionPipeline):
             generator = person.tuned_generator(self.generator) if own else self.generator
             if (generator.device, generator.dtype) != tuple(place.values()):
                 generator = copy.deepcopy(generator).to(**place)
-            return generator.fold_spectral_norm().requires_grad_(False).to(memory_format=torch.channels_last)
+            return fold(generator)
 
         owner, weights = (person, person.own_weights) if own else (self.generator, (self.generator,))
         return self._generators.get(owner, (*place.values(), weights_state(*weights)), make)
@@ -489,6 +506,28 @@ class FsthPipeline(DiffusionPipeline):
             "Group offload does not work with this pipeline: call enable_model_cpu_offload() or "
             "enable_sequential_cpu_offload() instead."
         )
+
+    @property
+    def engine(self) -> Engine:
+        """
+        What computes frames: `"torch"`, or on processors `"openvino"`, which has to be installed (the extra `fast`)
+        and takes the precision that the processor is quickest in, whatever the pipeline's is; frames differ by one
+        grey level at most. `"auto"` takes OpenVINO where it can, and PyTorch otherwise.
+        """
+        return self._engine
+
+    @engine.setter
+    def engine(self, engine: Engine):
+        check_engine(engine)
+        self._engine = engine
+
+    def _computed(self, network: FsthPreTrainedModel, make: Callable) -> FsthPreTrainedModel:
+        """A network as the engine computes it, OpenVINO by the copy that is made; that is kept."""
+        if pick_engine(self.engine, network) == "torch":
+            return network
+        fall_back = self.engine == "auto"
+        state = fall_back, weights_state(network)
+        return self._compiled.get(network, state, lambda: make(network, fall_back))
 
     # Fine-tuning
 
@@ -541,8 +580,9 @@ class FsthPipeline(DiffusionPipeline):
             portraits, face_index, crop, shots: as in [`~FsthPipeline.embed`]; 1 to 64 portraits.
             method (`str`, *optional*, defaults to `"full"`):
                 `"full"` tunes the generator itself, as the paper does, and keeps all its weights; `"lora"` tunes and
-                keeps low-rank updates of its convolutions, about 1 MB with the bundled model. Either leaves its source
-                skips as they are, and keeps crops of the head besides, 0.8 MB for each portrait at 512 pixels.
+                keeps low-rank updates of its convolutions, about 1 MB with the bundled model. Either tunes the facial
+                components as well, leaves the source skips as they are, and keeps crops of the head besides, 0.8 MB
+                for each portrait at 512 pixels.
             steps (`int`, *optional*): At most so many; by default 50 for one portrait to 230 for thirty.
             learning_rate (`float`, *optional*): Adam's; by default the paper's 5e-5, or 3e-4 for LoRA.
             content (`nn.Module`, *optional*):
@@ -595,7 +635,8 @@ class FsthPipeline(DiffusionPipeline):
 
         Args:
             driving: A video (path, bytes, file object), frames (array N x H x W x 3, tensor N x C x H x W, a list or
-                any other iterable of pictures) or a clip, as [`open_clip`] takes them.
+                any other iterable of pictures) or a clip, as [`open_clip`] takes them. What has no pictures is read
+                by [`~DrivingMotion.load`].
             face_index (`int`, *optional*, defaults to 0): Which face, counted from the largest in the first frame.
             crop (`bool`, *optional*, defaults to `True`): `False` if the clip is a square head crop already.
             num_frames (`int`, *optional*): Read no more than so many frames.
@@ -607,6 +648,8 @@ class FsthPipeline(DiffusionPipeline):
             FsthError: The clip cannot be read; [`NoFaceError`] where no frame has a face.
         """
         check_number("face_index", face_index, 0, whole=True)
+        if is_motion(driving):
+            return DrivingMotion.load(driving).first(num_frames)
         clip = open_clip(driving, fps=fps, max_frames=num_frames)
         with self.progress_bar(total=clip.frame_count or 0) as progress:
             return read_motion(clip, self.detector, face_index, crop, self.size, progress.update)
@@ -620,33 +663,80 @@ class FsthPipeline(DiffusionPipeline):
         motion_strength: float = 1.0,
         smoothing: float = DEFAULT_SMOOTHING,
         size: int | None = None,
+        regions: Iterable[str] | str | None = None,
     ) -> Iterator[np.ndarray]:
         """
         Generate the person frame by frame as the driver moves: each size x size x 3 uint8 RGB, without a watermark.
 
         Args:
             person ([`FsthPerson`]): of [`~FsthPipeline.embed`] or [`~FsthPipeline.fine_tune`].
-            driving ([`DrivingMotion`]): of [`~FsthPipeline.read_driving`].
+            driving ([`DrivingMotion`]): of [`~FsthPipeline.read_driving`], or one of its own makers.
             motion (`str`, *optional*, defaults to `"relative"`):
                 `"relative"` moves the portrait by the change of the driver from a reference frame; `"absolute"` takes
                 over the driver's landmarks, and with them the shape of the driver's face (the paper's way).
             reference_frame (`int`, *optional*):
-                The driver's frame that counts as the portrait's own pose; by default the one most like the portrait.
+                The driver's frame that counts as the portrait's own pose; by default the motion's own reference, or
+                the frame most like the portrait.
             motion_strength (`float`, *optional*, defaults to 1):
                 How much of the driver's change to take over, 0 (the portrait stays still) to 2; relative motion only.
             smoothing (`float`, *optional*, defaults to 0.05):
                 Seconds, 0 to 1, over which the detector's jitter is averaged out while the driver's head rests; 0
-                takes the landmarks as they were found. What moves is smoothed less, and nothing lags.
+                takes the landmarks as they were found. What moves is smoothed less, and nothing lags. Only what was
+                found in a clip is smoothed.
             size (`int`, *optional*): as in [`~FsthPipeline.output_size`].
+            regions (`list[str]`, *optional*):
+                What moves of "head", "brows", "eyes", "gaze" and "mouth"; by default all. Relative motion only.
         """
         size = self.output_size(person, size)
-        landmarks = adapt_motion(person.landmarks, driving, motion, reference_frame, motion_strength, smoothing)
+        driving = driving.resized(self.size)
+        options = (motion, reference_frame, motion_strength, smoothing, regions)
+        landmarks = adapt_motion(person.landmarks, driving, *options)
         generator = self.generator_for(person)
         try:
-            for points in landmarks:
-                yield self.generate_frame(generator, person, points, size)
+            workers = parallel.num_workers(generator)
+            yield from parallel.draw_ahead(
+                lambda points: self.generate_frame(generator, person, points, size), landmarks, workers
+            )
         finally:
             self.maybe_free_model_hooks()
+
+    def express(
+        self,
+        portraits: Portrait | Sequence[Portrait] | FsthPerson,
+        expression: Expression,
+        *,
+        crop: bool = True,
+        face_index: int | Sequence[int] = 0,
+        size: int | None = None,
+        paste_back: bool = False,
+        output_path: str | os.PathLike | None = None,
+        watermark: bool = True,
+        credentials: bool = True,
+    ) -> Image.Image:
+        """
+        Show a person with another expression.
+
+        ```python
+        pipe.express("portrait.jpg", Expression(smile=0.6, yaw=8))
+        ```
+
+        Args:
+            portraits, crop, face_index, size, paste_back, watermark: as in [`~FsthPipeline.__call__`].
+            expression ([`Expression`]): How the face is to differ from the first portrait's.
+            output_path (`str` or `Path`, *optional*): Write the picture, too, as .png.
+            credentials (`bool`, *optional*, defaults to `True`): Sign the written picture.
+
+        Returns:
+            `PIL.Image.Image`: RGB.
+
+        Raises:
+            FsthError: An input cannot be used.
+        """
+        from .expressing import express
+
+        options = {"crop": crop, "face_index": face_index, "size": size, "paste_back": paste_back}
+        options |= {"output_path": output_path, "watermark": watermark, "credentials": credentials}
+        return express(self, portraits, expression, **options)
 
     def output_size(self, person: FsthPerson, size: int | None = None) -> int:
         """
@@ -698,10 +788,23 @@ class FsthPipeline(DiffusionPipeline):
 
     def _retouch(self, frame: np.ndarray, person: FsthPerson, landmarks: torch.Tensor) -> FsthComponentsOutput:
         """What the facial components add to a frame (size x size x 3 float32, 0 to 255) at 1 x 78 x 2 landmarks."""
-        device = self._device_of(self.facial_components)
+        components, device = self._components_for(person), self._device_of(self.facial_components)
         images = normalize(torch.from_numpy(frame).permute(2, 0, 1)[None].to(device))
-        sources = person.component_sources(self.facial_components)
-        return self.facial_components(images, landmarks.to(device), sources)
+        sources = person.component_sources(components)
+        return self._computed(components, compiled_components)(images, landmarks.to(device), sources)
+
+    def _components_for(self, person: FsthPerson) -> FsthFacialComponents:
+        """The facial components of a person, as [`~FsthPipeline.generator_for`] has generators."""
+        if not person.own_component_weights:
+            return self.facial_components
+        place = {"device": self._device_of(self.facial_components), "dtype": self.facial_components.dtype}
+
+        def make():
+            components = copy.deepcopy(person.tuned_components(self.facial_components)).eval().requires_grad_(False)
+            return components.to(**place, memory_format=torch.channels_last)
+
+        state = (*place.values(), weights_state(*person.own_component_weights))
+        return self._components.get(person, state, make)
 
     def __call__(
         self,
@@ -719,6 +822,8 @@ class FsthPipeline(DiffusionPipeline):
         motion_strength: float = 1.0,
         smoothing: float = DEFAULT_SMOOTHING,
         size: int | None = None,
+        regions: Iterable[str] | str | None = None,
+        sound: ClipFile | None = None,
         paste_back: bool = False,
         output_path: str | os.PathLike | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
@@ -732,8 +837,9 @@ class FsthPipeline(DiffusionPipeline):
 
         Args:
             portraits: Pictures or a clip of one person, or an [`FsthPerson`], such as an [`FsthIdentity`].
-            driving: A clip or its frames, or a [`DrivingMotion`] of [`~FsthPipeline.read_driving`].
-            motion, reference_frame, motion_strength, smoothing: as in [`~FsthPipeline.drive`].
+            driving: A clip or its frames, a [`DrivingMotion`], or what [`~DrivingMotion.load`] takes, as "motion:nod".
+            motion, reference_frame, motion_strength, smoothing, regions: as in [`~FsthPipeline.drive`].
+            sound: A clip or recording (wav, mp3, flac, ogg, m4a) whose sound to take instead of the driver's.
             size (`int`, *optional*):
                 Side of the frames in pixels, even, 256 to 1024, but never more than the first portrait has; by default
                 512, or with `paste_back` as many as the head has in the photograph.
@@ -760,6 +866,8 @@ class FsthPipeline(DiffusionPipeline):
             FsthError: An input cannot be used; the message says which, and what to do.
         """
         # 1. Check inputs: what can be known to fail fails before any work
+        named = driving if is_motion(driving) else None
+        driving = driving if named is None else DrivingMotion.load(named)
         check_inputs(
             self.generator.config,
             portraits,
@@ -773,6 +881,7 @@ class FsthPipeline(DiffusionPipeline):
             reference_frame=reference_frame,
             motion_strength=motion_strength,
             smoothing=smoothing,
+            regions=regions,
             size=size,
             paste_back=paste_back,
             output_path=output_path,
@@ -783,10 +892,11 @@ class FsthPipeline(DiffusionPipeline):
             credentials=credentials,
             return_dict=return_dict,
         )
+        voice = None if sound is None else read_sound(sound)
         signed = credentials and check_credentials()
         pictures = None if isinstance(portraits, FsthPerson) else list_portraits(portraits)
         if isinstance(driving, DrivingMotion):
-            clip, driving_file = None, driving.audio_from
+            clip, driving_file = None, driving.audio_from if named is None else file_of(named)
         else:
             clip = open_clip(driving, fps=fps, max_frames=num_frames)
             driving_file = clip.file
@@ -798,32 +908,30 @@ class FsthPipeline(DiffusionPipeline):
             started = time.perf_counter()
 
         # 2. Embed the person
+        person, canvas = portraits, None
         if pictures is not None:
             pictures, face_index = self._pick_from_clips(pictures, face_index, crop, shots)
-        if paste_back:
-            heads = cut_heads(pictures, self.detector, face_index, crop, self.size, paste_back=True)
-            person = self.embed_crops(*heads)
-        else:
-            person = portraits if pictures is None else self.embed(pictures, face_index, crop)
-        canvas = PasteBack(photograph_of(pictures[0]), person.boxes[0]) if paste_back else None
-        if canvas is not None and size is None and self.generator.config.source_skips:
-            size = int(np.clip(canvas.box.side, self.size, MAX_SIZE)) // 2 * 2
+            person, canvas, size = embed_pictures(self, pictures, face_index, crop, paste_back, size)
         size = self.output_size(person, size)
         stage("embed")
 
         # 3. Follow the driver's face
         if clip is None:
-            driving_motion = driving.first(num_frames)
+            driving_motion = driving.first(num_frames).resized(self.size)
         else:
             driving_motion = self.read_driving(clip, driving_face_index, crop)
+        if voice is not None:
+            driving_motion = replace(driving_motion, audio_from=voice)
         total = len(driving_motion.landmarks)
         stage("landmarks")
 
         # 4. Generate frame by frame
-        frames = self.drive(person, driving_motion, motion, reference_frame, motion_strength, smoothing, size)
+        options = (motion, reference_frame, motion_strength, smoothing, size, regions)
+        frames = self.drive(person, driving_motion, *options)
         frames = frames if canvas is None else map(canvas, frames)
+        driver = driving_motion.title, driving_file
         sources = None if pictures is None else files_of(pictures)
-        origin = Origin.of(self.model_name, person, sources, driving_file) if signed else None
+        origin = Origin.of(self.model_name, person, sources, driver) if signed else None
         fps, audio_from = driving_motion.fps, driving_motion.audio_from
         output = {"output_path": output_path, "output_type": output_type, "callback": callback_on_frame_end}
         frames = deliver(self, frames, total, fps, audio_from, origin, watermark=watermark, **output)
@@ -842,6 +950,7 @@ class FsthPipeline(DiffusionPipeline):
             sound=audio_from is not None,
             watermark=watermark,
             credentials=signed,
+            engine=pick_engine(self.engine, self.generator),
             seconds=seconds,
         )
         output = FsthPipelineOutput(frames, fps, audio_from, report, origin, driving_motion)
@@ -861,6 +970,8 @@ class FsthPipeline(DiffusionPipeline):
         motion_strength: float = 1.0,
         smoothing: float = DEFAULT_SMOOTHING,
         size: int | None = None,
+        regions: Iterable[str] | str | None = None,
+        sound: ClipFile | None = None,
         output_path: str | os.PathLike | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
         watermark: bool = True,
@@ -885,8 +996,9 @@ class FsthPipeline(DiffusionPipeline):
                 Who drives them, chosen alike in the first frame that shows a face. The first drives the first, the
                 second the second; where they are fewer it begins again, so that one alone drives everybody.
             size (`int`, *optional*): Side of the frames of each head; by default what it has in the photograph.
-            motion, num_frames, fps, reference_frame, motion_strength, smoothing, output_path, output_type, watermark,
-            credentials, callback_on_frame_end, return_dict: as in [`~FsthPipeline.__call__`].
+            motion, regions, sound, num_frames, fps, reference_frame, motion_strength, smoothing, output_path,
+            output_type, watermark, credentials, callback_on_frame_end, return_dict:
+                as in [`~FsthPipeline.__call__`].
 
         Returns:
             [`FsthPipelineOutput`]: Its report has a box of each face, the size of the largest, and the frames in which
@@ -895,16 +1007,14 @@ class FsthPipeline(DiffusionPipeline):
         Raises:
             FsthError: An input cannot be used, or shows fewer faces than were asked for.
         """
-        motions = {"motion": motion, "reference_frame": reference_frame, "motion_strength": motion_strength}
-        options = {"smoothing": smoothing, "num_frames": num_frames, "fps": fps, "size": size} | motions
+        options = {"motion": motion, "regions": regions, "reference_frame": reference_frame, "size": size}
+        options |= {"motion_strength": motion_strength, "smoothing": smoothing, "num_frames": num_frames, "fps": fps}
         options |= {"output_path": output_path, "output_type": output_type, "watermark": watermark}
         options |= {"credentials": credentials, "callback_on_frame_end": callback_on_frame_end}
         inputs = {"face_index": 0, "driving_face_index": 0, "shots": 1, "paste_back": True, "return_dict": return_dict}
         check_inputs(self.generator.config, photograph, driving, **inputs, **options)
         faces, driving_faces = check_faces("faces", faces), check_faces("driving_faces", driving_faces)
-        if isinstance(driving, DrivingMotion) and driving_faces != "all":
-            raise FsthError("driving_faces are of a clip, and not of motion that was read: leave them out.")
-        output = animate_group(self, photograph, driving, faces, driving_faces, **options)
+        output = animate_group(self, photograph, driving, faces, driving_faces, sound=sound, **options)
         return output if return_dict else output.to_tuple()
 
 

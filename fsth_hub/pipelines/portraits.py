@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,12 +14,17 @@ from PIL import Image
 
 from ..landmarks import Face, LandmarkDetector, set_upright
 from ..media.matting import cut_out
+from ..media.paste_back import PasteBack
 from ..models.cropping import CropBox, crop_box, crop_image, reaches_outside, share_outside, to_crop, whole_frame
 from ..models.errors import FsthError, FsthWarning, NoFaceError
 from ..models.image_processing_fsth import Picture, list_pictures, load_image
 from ..models.modeling_fsth import FsthPreTrainedModel, is_hooked
-from .person import DEFAULT_SIZE, MAX_SIZE
-from .portrait_picking import PickedPortrait, check_indices
+from .person import DEFAULT_SIZE, MAX_SIZE, FsthPerson
+from .portrait_picking import PickedPortrait, check_indices, photograph_of
+
+
+if TYPE_CHECKING:
+    from .pipeline_fsth import FsthPipeline
 
 
 def cut_heads(
@@ -93,6 +99,28 @@ def warn_of_close_cuts(outside: dict[str, float]) -> None:
         FsthWarning,
         stacklevel=4,
     )
+
+
+def embed_pictures(
+    pipe: "FsthPipeline",
+    pictures: list[Picture | PickedPortrait],
+    face_index: int | Sequence[int],
+    crop: bool,
+    paste_back: bool,
+    size: int | None,
+) -> tuple[FsthPerson, PasteBack | None, int | None]:
+    """
+    The person of pictures and, with `paste_back`, what puts their head back into the first one; the size of the frames
+    then is by default that of the head there.
+    """
+    if not paste_back:
+        return pipe.embed(pictures, face_index, crop), None, size
+    heads = cut_heads(pictures, pipe.detector, face_index, crop, pipe.size, paste_back=True)
+    person = pipe.embed_crops(*heads)
+    canvas = PasteBack(photograph_of(pictures[0]), person.boxes[0])
+    if size is None and pipe.generator.config.source_skips:
+        size = int(np.clip(canvas.box.side, pipe.size, MAX_SIZE)) // 2 * 2
+    return person, canvas, size
 
 
 def cut_mattes(crops: Sequence[np.ndarray], landmarks: Sequence[np.ndarray], size: int) -> torch.Tensor:

@@ -23,6 +23,7 @@ from .watermark import WATERMARK
 
 # The fields that a generated clip carries in its container, whoever passes it on.
 OUTPUT_METADATA = {"title": f"{WATERMARK} talking head", "comment": f"{WATERMARK} with fsth_hub; not a recording."}
+PICTURE_METADATA = OUTPUT_METADATA | {"title": f"{WATERMARK} portrait", "comment": f"{WATERMARK} with fsth_hub."}
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 # Parameters of the action c2pa.created; in files that exist, so no names of modules.
@@ -45,14 +46,14 @@ class Origin:
     ingredients: tuple[tuple[str, str | None], ...] = ()
 
     @classmethod
-    def of(cls, model: str, person, portraits: list | None, driver_file) -> "Origin":
+    def of(cls, model: str, person, portraits: list | None, driver: tuple[str, object] | None = None) -> "Origin":
         """
-        Of a person driven by a clip; portraits (`None` for a person who was read before) and clip that are files get
-        their SHA-256 noted.
+        Of a person; portraits (`None` for a person who was read before) and the driver, a title and a source, that
+        are files get their SHA-256 noted.
         """
         portraits = person.boxes if portraits is None else portraits
         titles = ["portrait"] if len(portraits) == 1 else [f"portrait {n}" for n in range(1, len(portraits) + 1)]
-        sources = zip([*titles, "driving clip"], [*portraits, driver_file], strict=True)
+        sources = [*zip(titles, portraits, strict=True), *([driver] if driver else [])]
         ingredients = tuple((title, _sha256(source)) for title, source in sources)
         return cls(model, printable(getattr(person, "name", None)), ingredients)
 

@@ -53,6 +53,8 @@ def picture(shift: int = 0, height: int = SIZE, width: int = SIZE) -> np.ndarray
     image = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
     image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
     image[0, 0] = shift
+    if shift == NO_FACE:  # whichever way it is turned
+        image[[0, -1, -1], [-1, 0, -1]] = shift
     return image
 
 

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
-from fsth_hub.models.aligned_crops import PARTS, Part, align, part_masks, sample_crops, to_aligned
+from fsth_hub.finetuning.component_crops import centre_of, cut_crop, deform_crops, part_openings, warp_crops
+from fsth_hub.models.aligned_crops import PARTS, part_masks
 from fsth_hub.models.image_processing_fsth import normalize, to_pixels
-from fsth_hub.models.landmark_flow import face_flow, pixel_grid, resize_flow, smooth_flow
 from fsth_hub.models.landmark_layout import (
     FACE,
     FLIP,
@@ -29,12 +28,9 @@ from fsth_hub.models.landmark_layout import (
     RIGHT_IRIS,
     interocular,
 )
-from fsth_hub.models.source_skips import cavity_colours
 from training.data.dataset import is_held_out_still, read_index
 
 
-MARGIN = 1.4  # what is kept over what a network sees, for what moves into it
-EYE_DISTANCE = 0.19  # between the eyes, in sides of a frame, on average
 MIN_CLIP_FRAMES = 9
 MIN_STILL_SIDE = 200  # pixels that a head has in its original, below which it is not sharp
 MAX_ASYMMETRY = 0.25  # of a still's landmarks, above which they are wrong or the face is in profile
@@ -62,7 +58,7 @@ class ComponentCrops:
 
     Args:
         network (`str`): `"mouth"` or `"eye"`.
-        size (`int`): side of the crops that the network sees; kept are `MARGIN` times as many pixels.
+        size (`int`): side of the crops that the network sees; kept are more pixels, [`kept_size`].
         shards (`str` or `Path`): folder of prepared shards.
         stills (`str` or `Path`, *optional*): folder of head crops with `landmarks.npz` and `index.csv`.
         held_out (`bool`, *optional*, defaults to `False`): the stills that are kept for validation, or the others.
@@ -71,8 +67,7 @@ class ComponentCrops:
     def __init__(self, network: str, size: int, shards, stills=None, held_out: bool = False):
         self.parts = [part for part in PARTS.values() if part.network == network]
         self.part = self.parts[0]
-        self.size, self.kept_size = size, round(size * MARGIN / 2) * 2
-        self.margin = self.kept_size / size
+        self.size = size
         self.images, self.points, self.clips, people = [], [], [], []
         for clip in read_index(shards):
             known = np.flatnonzero(np.isfinite(clip.landmarks[:, FACE]).all(axis=(1, 2)))
@@ -98,11 +93,9 @@ class ComponentCrops:
         image = normalize(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None])
         landmarks = torch.from_numpy(points).float()[None]
         for part in self.parts:
-            alignment = align(landmarks, part, image.shape[-1])
-            self.points.append(to_aligned(landmarks, alignment, part, image.shape[-1])[0])
-            alignment[:, :, :2] *= self.margin
-            crop = sample_crops(image, alignment, self.kept_size)[0]
+            crop, points = cut_crop(image, landmarks, part, self.size)
             self.images.append(to_pixels(crop))
+            self.points.append(points)
 
     def to(self, device):
         self.images, self.points = self.images.to(device), self.points.to(device)
@@ -166,13 +159,9 @@ class ComponentCrops:
             moved = target.clone()
             moving = MOVING[self.part.network]
             moved[:, moving] += change[:, moving].nan_to_num()
-            # deformed, then centred as every crop is
-            deformed = self.warp(images, moved[is_still], target[is_still], is_still, self.kept_size, self.margin)
-            shift = moved[:, list(self.part.centre)].mean(dim=1, keepdim=True)  # B x 1 x 2
-            deformed = translate(deformed, shift[is_still, 0] / self.margin)
-            moved = moved - shift
+            deformed, moved = deform_crops(images[is_still], target[is_still], moved[is_still], self.part, self.size)
             portraits[is_still] = shown_images[is_still] = deformed
-            portrait, shown = (torch.where(is_still[:, None, None], moved, points) for points in (portrait, shown))
+            portrait[is_still] = shown[is_still] = moved
         if augment:
             images, portraits, shown_images = self.jitter(rng, (images, portraits, shown_images))
             if self.part.network == "mouth":
@@ -183,42 +172,13 @@ class ComponentCrops:
                 irisless = torch.from_numpy(rng.random(count) < IRISLESS_PROBABILITY).to(images.device)
                 target = target.clone()
                 target[:, RIGHT_IRIS] = torch.where(irisless[:, None, None], torch.nan, target[:, RIGHT_IRIS])
-        everything = torch.ones_like(is_still)
-        centre = (self.kept_size - self.size) // 2
-
-        def crop(pictures):
-            return pictures[..., centre : centre + self.size, centre : centre + self.size]
-
         return {
-            "warped": self.warp(portraits, target, portrait, everything, self.size, 1.0),
-            "portraits": crop(shown_images),
-            "images": crop(images),
+            "warped": warp_crops(portraits, target, portrait, self.part, self.size),
+            "portraits": centre_of(shown_images, self.size),
+            "images": centre_of(images, self.size),
             "masks": part_masks(target, self.part, self.size),
             "portrait_masks": part_masks(shown, self.part, self.size),
         }
-
-    def warp(self, images, driving, source, rows, size: int, reach: float) -> torch.Tensor:
-        """
-        What the landmarks' flow makes of the kept pictures (B x 3 x P x P) of some rows, n x 3 x size x size.
-
-        Args:
-            driving, source (`torch.Tensor` of shape `(n, 78, 2)`): normalized coordinates of the crops.
-            reach (`float`): half the side of what is wanted, in normalized coordinates of the crops.
-        """
-        images = images[rows]
-        enlarged, scale = size / 2 / reach, self.part.side * EYE_DISTANCE
-        known = face_flow(driving * enlarged + size / 2, source * enlarged + size / 2, size)
-        # the smooth flow has its widths in half sides of a frame, of which the crop is a part
-        grid = pixel_grid(size // 4, size // 4, images.device) * reach * scale
-        smooth = smooth_flow(driving * scale + 1, source * scale + 1, 2, grid) / (reach * scale)
-        flow = torch.lerp(resize_flow(smooth, size, size), known.flow, known.exactness)
-        places = (pixel_grid(size, size, images.device) + flow) * (reach / self.margin)
-        warped = F.grid_sample(images, places, "bicubic", padding_mode="border", align_corners=False).clamp(-1, 1)
-        if self.part.network == "eye":
-            return warped
-        shade = known.shade.permute(0, 3, 1, 2)
-        pixels = (source / self.margin + 1) * self.kept_size / 2
-        return shade * warped + (1 - shade) * cavity_colours(images[:, None], pixels[:, None])[:, 0]
 
     def jitter(self, rng: np.random.Generator, pictures: tuple) -> list[torch.Tensor]:
         """Another light and contrast, the same for all pictures of an example."""
@@ -258,25 +218,6 @@ def is_plausible(points: np.ndarray) -> bool:
     local = (points - (left + right) / 2) @ np.stack([along, [-along[1], along[0]]], axis=1) / interocular(points)
     asymmetry = np.abs(local - local[FLIP] * [-1, 1])[:68].mean()
     return bool(asymmetry < MAX_ASYMMETRY)
-
-
-def part_openings(points: np.ndarray, part: Part) -> np.ndarray:
-    """How far a part is open (N), in half sides of its crop: between the inner lips, or between the lids."""
-
-    def distance(a, b):
-        return np.linalg.norm(points[:, a] - points[:, b], axis=-1)
-
-    if part.network == "mouth":
-        return distance(62, 66)
-    return (distance(37, 41) + distance(38, 40)) / 2
-
-
-def translate(images, shift):
-    """Pictures (B x 3 x P x P) seen from `shift` (B x 2, normalized coordinates)."""
-    theta = torch.eye(2, 3, device=images.device).repeat(len(images), 1, 1)
-    theta[:, :, 2] = shift
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, "bicubic", padding_mode="border", align_corners=False).clamp(-1, 1)
 
 
 def mirror(images, rows):

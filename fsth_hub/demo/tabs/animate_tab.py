@@ -144,8 +144,11 @@ class Animator:
                 return
             details = f"{said} {describe(settings, report, own)}".lstrip()
             if kept:
-                shutil.copytree(folder, kept, dirs_exist_ok=True)
-                (kept / DETAILS_NAME).write_text(details)  # last: it says that the clips are whole
+                try:
+                    shutil.copytree(folder, kept, dirs_exist_ok=True)
+                    (kept / DETAILS_NAME).write_text(details)  # last: it says that the clips are whole
+                except OSError:  # the disk is full: the next visitor's is drawn again
+                    shutil.rmtree(kept, ignore_errors=True)
             yield *clips_in(folder), None, "", details
 
     def _generate(

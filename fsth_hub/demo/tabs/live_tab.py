@@ -137,7 +137,7 @@ class Live:
         pipe = self.studio.pipeline()
         if session.key != (key := (*paths, *faces)):
             session.person = pipe.embed(paths, faces)
-            session.origin = Origin.of(pipe.model_name, session.person, paths, None)
+            session.origin = Origin.of(pipe.model_name, session.person, paths, ("driving clip", None))
             session.generator, session.key = pipe.generator_for(), key
             session.recording = []  # a clip shows one person
             session.reset_pose()
