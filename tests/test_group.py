@@ -173,6 +173,13 @@ def test_motion_that_was_read_drives_all(pipe):
         pipe.animate_group(row(0, 0), motion, driving_faces=[0])
 
 
+def test_motions_by_name_regions_and_another_sound(pipe, tmp_path):
+    voice = make_clip(tmp_path / "voice.mp4", [picture(0)] * 3, sound="aac")
+    options = {"num_frames": 3, "regions": "mouth", "sound": voice}
+    result = pipe.animate_group(row(0, 0), "motion:nod", **options)
+    assert result.report.sound and [title for title, _ in result.origin.ingredients] == ["portrait", "motion"]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

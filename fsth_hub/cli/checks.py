@@ -34,15 +34,13 @@ def read_faces(option: str, text: str) -> int | list[int] | Literal["all"]:
         return text
     numbers = text.split(",")
     if not all(number.isascii() and number.isdigit() for number in numbers):
-        raise FsthError(
-            f"{option} must be a number of a face, counted from 0, several such as 0,2, or all, not {text}."
-        )
+        raise FsthError(f"{option} must be the number of a face, several such as 0,2, or all, and not {text}.")
     return int(text) if len(numbers) == 1 else [int(number) for number in numbers]
 
 
 def check_group(
-    face: int | list[int] | str,
-    driving_face: int | list[int] | str,
+    face: int | list[int] | Literal["all"],
+    driving_face: int | list[int] | Literal["all"],
     portraits: list[Path],
     paste_back: bool,
     crop: bool,

@@ -211,12 +211,11 @@ def animate(
     pipe = cli_loading.load_pipeline(model, device, dtype, model_revision, engine)
     pipe.detector = found_detector
     person = portraits if identity is None else pipe.load_identity(identity)
-    if (
-        beside is not None and not is_group and identity is None and holds_clip(portraits[0])
-    ):  # whose first portrait is shown
+    if beside is not None and person is portraits and not is_group and holds_clip(portraits[0]):
+        # the first of them is shown
         person = [*pipe.pick_portraits(portraits[0], shots, face, crop), *portraits[1:]]
     options = {"motion": motion, "regions": regions, "motion_strength": motion_strength, "smoothing": smoothing}
-    options |= {"sound": sound, "size": size, "num_frames": frames, "output_path": output}
+    options |= {"size": size, "sound": sound, "num_frames": frames, "output_path": output}
     options |= {"watermark": watermark, "credentials": credentials}
     if is_group:
         result = pipe.animate_group(portraits[0], driver, face, driving_face, **options)

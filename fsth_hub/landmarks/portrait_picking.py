@@ -34,7 +34,10 @@ MOUTH_OPEN = 0.12  # of the mouth's width between the lips, from which teeth may
 EYES_SHUT = 0.4  # of the median opening of the eyes
 AWAKE = 0.8  # of the same: what a portrait has that is there for its place and pose
 ALIKE = 0.7  # of the widest opening: a mouth that is open already
-RESERVED = 2
+# Of so many portraits one may be there for its mouth, and one for its lids: of eight, shut eyes cost more than they
+# gave (training/LOG.md).
+SHOTS_WITH_MOUTH, SHOTS_WITH_LIDS = 4, 16
+
 # What makes the first portrait worse by 1: a turn (sine), eyes less open and lips otherwise open than on the median
 # (of their width), and sharpness lost (all of it).
 FRONTAL, EYES, LIPS, SHARP = 0.15, 0.05, 0.1, 1.0
@@ -132,7 +135,8 @@ def pick_frames(looks: Sequence[Look], shots: int) -> list[Pick]:
 
     The first is what motion is counted from: frontal, eyes open, lips as they mostly are. Then comes, one by one,
     whatever brings all frames nearest to a picked one, by the likeness by which the generator weighs portraits. That
-    hardly counts lips and lids: so the widest open mouth, and shut eyes, come in addition where none is among them.
+    hardly counts lips and lids: so the widest open mouth and, of many, shut eyes come in addition where none is among
+    them.
 
     Args:
         looks: At frames of one shot, in the order of time; at least one.
@@ -181,9 +185,11 @@ def pick_frames(looks: Sequence[Look], shots: int) -> list[Pick]:
             if values[best] >= enough and all(values[pick.index] < ALIKE * values[best] for pick in picks):
                 picks.append(Pick(int(best), why))
 
-    spread(shots - min(RESERVED, shots // 4))
-    add(mouth, MOUTH_OPEN, WIDE_MOUTH)
-    if RESERVED > 1:
+    kept = (shots >= SHOTS_WITH_MOUTH) + (shots >= SHOTS_WITH_LIDS)
+    spread(shots - kept)
+    if shots >= SHOTS_WITH_MOUTH:
+        add(mouth, MOUTH_OPEN, WIDE_MOUTH)
+    if shots >= SHOTS_WITH_LIDS:
         add(np.maximum(middle[3] - eyes, 0), (1 - EYES_SHUT) * middle[3], SHUT_EYES)
     spread(shots)
     return picks

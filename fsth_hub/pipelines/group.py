@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,15 +10,18 @@ import numpy as np
 
 from ..landmarks import LandmarkDetector, set_upright
 from ..landmarks.group_tracking import Faces, GroupTracker, large_faces
-from ..media.motion_files import file_of
+from ..media.containers import ClipFile
+from ..media.motion_files import file_of, is_motion
 from ..media.paste_back import GroupPasteBack
 from ..media.reading import Clip, open_clip
+from ..media.sound import read_sound
 from ..models.cropping import crop_box, crop_image, to_crop
 from ..models.errors import FsthError, NoFaceError
 from ..models.image_processing_fsth import Picture, list_pictures, load_image
 from ..provenance.credentials import Origin, check_credentials
 from .delivery import deliver
 from .driving import DrivingMotion
+from .engines import pick_engine
 from .person import MAX_SIZE, FsthPerson
 from .pipeline_output import FsthPipelineOutput, FsthReport
 from .portraits import choose_face
@@ -51,6 +53,7 @@ def animate_group(
     num_frames: int | None,
     fps: float | None,
     size: int | None,
+    sound: ClipFile | None,
     watermark: bool,
     credentials: bool,
     output_path: str | os.PathLike | None,
@@ -58,11 +61,13 @@ def animate_group(
     callback_on_frame_end: Callable | None,
     **motion,
 ) -> FsthPipelineOutput:
-    """
-    As [`FsthPipeline.animate_group`], whose arguments these are, checked; `named` is what the motion was read from,
-    `voice` the sound to take, and `motion` is for `drive`.
-    """
-    origin_of = Origin if credentials and check_credentials() else None
+    """As [`FsthPipeline.animate_group`], whose arguments these are, checked; `motion` is for `drive`."""
+    named = driving if is_motion(driving) else None
+    driving = driving if named is None else DrivingMotion.load(named)
+    if isinstance(driving, DrivingMotion) and driving_faces != "all":
+        raise FsthError("driving_faces are of a clip, and not of motion that was read: leave them out.")
+    voice = None if sound is None else read_sound(sound)
+    signed = credentials and check_credentials()
     pictures = list_pictures(photograph)
     if len(pictures) != 1:
         raise FsthError(f"Give one photograph of the group, not {len(pictures)}.")
@@ -79,27 +84,27 @@ def animate_group(
     ]
     stage("embed")
     if isinstance(driving, DrivingMotion):
-        motions, file = [driving.first(num_frames)], driving.audio_from if named is None else file_of(named)
+        motions = [driving.first(num_frames).resized(pipe.size)]
+        file = driving.audio_from if named is None else file_of(named)
     else:
         clip = open_clip(driving, fps=fps, max_frames=num_frames)
         with pipe.progress_bar(total=clip.frame_count or 0) as progress:
             motions = read_motions(clip, pipe.detector, driving_faces, pipe.size, progress.update)
         file = clip.file
-    if voice is not None:
-        motions[0] = replace(motions[0], audio_from=voice)
     first, total = motions[0], len(motions[0].landmarks)
+    audio_from = first.audio_from if voice is None else voice
     stage("landmarks")
     moving = [
         pipe.drive(person, motions[number % len(motions)], size=sizes[number], **motion)
         for number, person in enumerate(people)
     ]
-    origin = origin_of and origin_of.of(pipe.model_name, people[0], pictures, (first.title, file))
+    origin = Origin.of(pipe.model_name, people[0], pictures, (first.title, file)) if signed else None
     frames = deliver(
         pipe,
         map(canvas, zip(*moving, strict=True)),
         total,
         first.fps,
-        first.audio_from,
+        audio_from,
         origin,
         watermark=watermark,
         callback=callback_on_frame_end,
@@ -116,12 +121,13 @@ def animate_group(
         driving_box=first.box,
         frames_without_face=tuple(sorted({frame for one in motions for frame in one.missing})),
         shots=first.shots,
-        sound=first.audio_from is not None,
+        sound=audio_from is not None,
         watermark=watermark,
-        credentials=origin is not None,
+        credentials=signed,
+        engine=pick_engine(pipe.engine, pipe.generator),
         seconds=seconds,
     )
-    return FsthPipelineOutput(frames, first.fps, first.audio_from, report, origin, first)
+    return FsthPipelineOutput(frames, first.fps, audio_from, report, origin, first)
 
 
 def _head_size(pipe: "FsthPipeline", side: float) -> int | None:

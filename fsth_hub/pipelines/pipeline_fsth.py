@@ -996,7 +996,7 @@ class FsthPipeline(DiffusionPipeline):
                 Who drives them, chosen alike in the first frame that shows a face. The first drives the first, the
                 second the second; where they are fewer it begins again, so that one alone drives everybody.
             size (`int`, *optional*): Side of the frames of each head; by default what it has in the photograph.
-            motion, num_frames, fps, reference_frame, motion_strength, smoothing, regions, sound, output_path,
+            motion, regions, sound, num_frames, fps, reference_frame, motion_strength, smoothing, output_path,
             output_type, watermark, credentials, callback_on_frame_end, return_dict:
                 as in [`~FsthPipeline.__call__`].
 
@@ -1007,20 +1007,14 @@ class FsthPipeline(DiffusionPipeline):
         Raises:
             FsthError: An input cannot be used, or shows fewer faces than were asked for.
         """
-        named = driving if is_motion(driving) else None
-        driving = driving if named is None else DrivingMotion.load(named)
-        motions = {"motion": motion, "reference_frame": reference_frame, "motion_strength": motion_strength}
-        motions |= {"regions": regions}
-        options = {"smoothing": smoothing, "num_frames": num_frames, "fps": fps, "size": size} | motions
+        options = {"motion": motion, "regions": regions, "reference_frame": reference_frame, "size": size}
+        options |= {"motion_strength": motion_strength, "smoothing": smoothing, "num_frames": num_frames, "fps": fps}
         options |= {"output_path": output_path, "output_type": output_type, "watermark": watermark}
         options |= {"credentials": credentials, "callback_on_frame_end": callback_on_frame_end}
         inputs = {"face_index": 0, "driving_face_index": 0, "shots": 1, "paste_back": True, "return_dict": return_dict}
         check_inputs(self.generator.config, photograph, driving, **inputs, **options)
         faces, driving_faces = check_faces("faces", faces), check_faces("driving_faces", driving_faces)
-        if isinstance(driving, DrivingMotion) and driving_faces != "all":
-            raise FsthError("driving_faces are of a clip, and not of motion that was read: leave them out.")
-        voice = None if sound is None else read_sound(sound)
-        output = animate_group(self, photograph, driving, faces, driving_faces, named=named, voice=voice, **options)
+        output = animate_group(self, photograph, driving, faces, driving_faces, sound=sound, **options)
         return output if return_dict else output.to_tuple()
 
 
