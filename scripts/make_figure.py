@@ -1,4 +1,4 @@
-"""Make the README's picture from the examples: portrait, driving landmarks, and what the bundled model generates.
+"""Make the README's picture: a shipped painting, the landmarks that drive it, and what the bundled model generates.
 
 python scripts/make_figure.py
 """
@@ -9,29 +9,32 @@ import numpy as np
 from PIL import Image
 
 from fsth_hub import FsthPipeline
-from fsth_hub.landmarks import MotionAdapter, pick_reference
+from fsth_hub.landmarks.expression import Expression
 from fsth_hub.models.landmark_drawing import rasterize_landmarks
+from fsth_hub.pipelines.driving import DrivingMotion
 
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = ROOT / "fsth_hub" / "examples"
-FRAMES = (12, 17, 41, 72)
+PAINTING = ROOT / "fsth_hub" / "examples" / "portraits" / "la_velata.jpg"
+SIZE = 320
+EXPRESSIONS = (
+    Expression(yaw=-14, gaze_x=-0.7),
+    Expression(eye_right=-1, eye_left=-1, smile=0.4, pitch=8, roll=5),
+    Expression(smile=0.9, mouth=0.3, yaw=8),
+    Expression(brow_right=1, brow_left=1, eye_right=0.8, eye_left=0.8, mouth=0.25, pucker=0.3, roll=-6),
+)
 
 
 def main():
     pipe = FsthPipeline.from_pretrained()
-    person = pipe.embed(EXAMPLES / "astronaut.jpg")
-    size = pipe.output_size(person)
-    driving = pipe.read_driving(EXAMPLES / "driver.mp4")
-    reference = driving.landmarks[pick_reference(person.landmarks, driving.landmarks)]
-    adapt = MotionAdapter(person.landmarks, reference)
-    drawings = [rasterize_landmarks(adapt(points) * (size / pipe.size), size) for points in driving.landmarks]
-    frames = list(pipe.drive(person, driving, size=size))
-    portrait = np.asarray(Image.fromarray(person.crops[0]).resize((size, size), Image.Resampling.LANCZOS))
-    rows = [np.concatenate([portrait, *(frames[index] for index in FRAMES)], axis=1)]
+    person = pipe.embed(PAINTING)
+    motion = DrivingMotion.from_expressions(EXPRESSIONS)
+    drawings = [rasterize_landmarks(points, SIZE) for points in motion.resized(SIZE).landmarks]
+    frames = list(pipe.drive(person, motion, size=SIZE))
+    portrait = np.asarray(Image.fromarray(person.crops[0]).resize((SIZE, SIZE), Image.Resampling.LANCZOS))
     blank = np.full_like(portrait, 255)
-    rows.append(np.concatenate([blank, *(drawings[index] for index in FRAMES)], axis=1))
-    Image.fromarray(np.concatenate(rows)).save(ROOT / "docs" / "astronaut.jpg", quality=88)
+    rows = [np.concatenate(row, axis=1) for row in ([portrait, *frames], [blank, *drawings])]
+    Image.fromarray(np.concatenate(rows)).save(ROOT / "docs" / "figure.jpg", quality=88)
 
 
 if __name__ == "__main__":

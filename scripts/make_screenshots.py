@@ -1,4 +1,4 @@
-"""Make the pictures of the demo's page: each tab on a desktop and on a phone, with the examples' faces alone.
+"""Make the pictures of the demo's page: each tab on a desktop and on a phone, with the package's paintings alone.
 
 python scripts/make_screenshots.py    # needs Playwright and Chromium
 """
@@ -18,9 +18,15 @@ sys.path.insert(0, str(ROOT / "tests"))
 from testing_utils.browser import ARGUMENTS, CHROMIUM, DESKTOP, PHONE, Visitor, running_app  # noqa: E402
 
 
-EXAMPLES = ROOT / "fsth_hub" / "examples"
-TABS = {"animate": "Animate", "person": "Your person", "live": "Live", "check": "Check a file"}
-FRAMES, STEPS = 24, 10  # few: it is the page that is shown
+TABS = {
+    "animate": "Animate",
+    "expression": "Expression",
+    "person": "Your person",
+    "live": "Live",
+    "check": "Check a file",
+}
+STEPS = 10  # few: it is the page that is shown
+PORTRAIT, CHIP = 3, "#chip-smile"
 
 
 def save(visitor: Visitor, name: str) -> None:
@@ -36,13 +42,20 @@ def main():
             for device, viewport, scheme in (("desktop", DESKTOP, "light"), ("phone", PHONE, "dark")):
                 visitor = Visitor(browser, url, viewport, color_scheme=scheme)
                 page = visitor.page
-                visitor.add_portraits(EXAMPLES / "astronaut.jpg")
-                visitor.add_clip(EXAMPLES / "driver.mp4")
-                visitor.limit_frames(FRAMES)
-                page.get_by_role("button", name="Options").click()
+                page.locator("#shipped-portraits button").nth(PORTRAIT).click()
                 clip = Path(folder, "talking_head.mp4")
-                clip.write_bytes(page.request.get(visitor.animate()).body())
+                clip.write_bytes(page.request.get(visitor.result()).body())
+                page.locator("#portrait-faces img").wait_for()
                 save(visitor, f"animate-{device}")
+                page.get_by_role("tab", name=TABS["expression"]).click()
+                picture = page.locator("#expression-picture img")
+                picture.wait_for()
+                before = picture.get_attribute("src")
+                page.locator(CHIP).click()
+                page.wait_for_function(
+                    "old => document.querySelector('#expression-picture img').src != old", arg=before
+                )
+                save(visitor, f"expression-{device}")
                 page.get_by_role("tab", name=TABS["person"]).click()
                 page.locator("#person-options button").click()
                 page.locator("#steps input").first.fill(str(STEPS))

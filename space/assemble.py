@@ -36,7 +36,7 @@ FILES = {
     "app.py": "space/app.py",
     "zero_gpu.py": "space/zero_gpu.py",
     "packages.txt": "space/packages.txt",
-    "thumbnail.jpg": "docs/astronaut.jpg",
+    "thumbnail.jpg": "docs/figure.jpg",
     "LICENSE": "LICENSE",
     "LICENSE-WEIGHTS": "LICENSE-WEIGHTS",
     "NOTICE": "NOTICE",
@@ -44,7 +44,7 @@ FILES = {
 }
 WRITTEN = {"requirements.txt", ".gitattributes"}
 EXTRAS = ("credentials", "fast")
-LARGE_FILES = ("*.jpg", "*.mp4", "*.onnx", "*.safetensors", "*.tflite")  # stored by Git LFS
+LARGE_FILES = ("*.jpg", "*.mp4", "*.onnx", "*.safetensors", "*.tflite", "*.webp")  # stored by Git LFS
 MAX_SIZE = 10 * 2**20  # of a file that the hub takes without LFS
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 MAX_DESCRIPTION = 60  # letters that the hub shows

@@ -35,7 +35,8 @@ input[type=checkbox] {border: 1px solid var(--body-text-color-subdued) !importan
 .thumbnails, .thumbnails .grid-wrap {min-height: 0 !important}
 .thumbnails .grid-wrap {padding-top: 2.8em !important}
 .thumbnails .grid-container {grid-template-columns: repeat(4, minmax(0, 1fr)) !important}
-.thumbnails button, .thumbnails .thumbnail-item {min-width: 0 !important}
+.faces .grid-container {grid-template-columns: repeat(3, minmax(0, 1fr)) !important}
+.thumbnails button, .faces .grid-container button {min-width: 0 !important}
 .thumbnails .caption-label {font-size: 0.65em; inset: auto 0.2em 0.2em 0.2em; padding: 0.1em 0.3em}
 #motions img {background: black}
 #expression-column {position: sticky; top: 0; z-index: 4; align-self: flex-start;

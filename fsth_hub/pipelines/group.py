@@ -48,8 +48,6 @@ def animate_group(
     faces: Faces,
     driving_faces: Faces,
     *,
-    named: str | os.PathLike | None,
-    voice: bytes | None,
     num_frames: int | None,
     fps: float | None,
     size: int | None,

@@ -1,4 +1,4 @@
-"""From the example to a marked clip, and what the page then says of that clip: in a real browser, as a visitor."""
+"""From a portrait to a marked clip, and what the page then says of that clip: in a real browser, as a visitor."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from fsth_hub.media.reading import open_clip
 from fsth_hub.media.writing import write_clip
 from fsth_hub.provenance.inspection import inspect
 from testing_utils.browser import DESKTOP, PHONE, Visitor
-from testing_utils.paths import PORTRAIT
+from testing_utils.paths import DRIVER, PORTRAIT
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +22,12 @@ def visitor(browser, url):
 
 @pytest.fixture(scope="module")
 def downloads(visitor, tmp_path_factory) -> dict[str, Path]:
-    """The example animated with six frames, and both clips downloaded as their buttons do."""
+    """The astronaut animated with six frames, and both clips downloaded as their buttons do."""
     folder, page = tmp_path_factory.mktemp("downloads"), visitor.page
     visitor.limit_frames(6)
-    page.locator("#examples").get_by_text("Astronaut").click()
-    visitor.result()
+    visitor.add_portraits(PORTRAIT)
+    visitor.add_clip(DRIVER)
+    visitor.animate()
     page.wait_for_function("document.querySelector('#side-by-side video').readyState >= 2")
     paths = {}
     for name in ("result", "side-by-side"):

@@ -68,9 +68,15 @@ class Visitor:
         self.context = browser.new_context(permissions=["camera", "microphone"], viewport=viewport, **options)
         self.page = self.context.new_page()
         self.requests: list[str] = []
-        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.jobs: list[str] = []  # what was sent to the queue
+        self.page.on("request", self._note)
         self.page.goto(url)
         self.page.wait_for_selector("#portraits input[type=file]", state="attached")
+
+    def _note(self, request) -> None:
+        self.requests.append(request.url)
+        if "/queue/join" in request.url:
+            self.jobs.append(request.post_data)
 
     def add_portraits(self, *files: Path, wait: bool = True) -> None:
         self.page.locator("#portraits input[type=file]").first.set_input_files(list(files))

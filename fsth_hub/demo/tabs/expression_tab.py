@@ -40,7 +40,7 @@ def expression_tab(page: Page) -> None:
             gr.Markdown(TEETH, elem_id="teeth")
             saved = gr.File(label="Picture", interactive=False, visible=False, height=90, elem_id="saved-picture")
     strip, shown = gr.State([]), gr.State(False)
-    with gr.Group(visible=False, elem_id="strip-panel") as strip_panel:
+    with gr.Column(visible=False, elem_id="strip-panel") as strip_panel:
         pictures = gr.Gallery(
             label="Strip: one expression after the other", columns=6, height=150, object_fit="contain", format="jpeg",
             allow_preview=False, interactive=False, buttons=[], type="numpy", elem_id="strip",
