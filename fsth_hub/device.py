@@ -16,6 +16,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
     elif device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
         native = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+        native = native and torch.backends.cpu.get_cpu_capability() != "AVX2"  # asked for (ATEN_CPU_CAPABILITY)
     else:
         native = False
     return torch.bfloat16 if native else torch.float32

@@ -5,7 +5,8 @@
 
 The package goes in as source, with the bundled model: it is in no registry, and a Space installs requirements.txt
 before it has any other file of the repository, so that a wheel beside it would not be found. The requirements are
-those of pyproject.toml in the versions of constraints.txt, with Content Credentials and the login of the hub.
+those of pyproject.toml in the versions of constraints.txt, with Content Credentials, OpenVINO and the login of
+the hub.
 """
 
 import argparse
@@ -42,7 +43,7 @@ FILES = {
     "fsth_hub": "fsth_hub",
 }
 WRITTEN = {"requirements.txt", ".gitattributes"}
-EXTRAS = ("credentials",)
+EXTRAS = ("credentials", "fast")
 LARGE_FILES = ("*.jpg", "*.mp4", "*.onnx", "*.safetensors", "*.tflite", "*.webp")  # stored by Git LFS
 MAX_SIZE = 10 * 2**20  # of a file that the hub takes without LFS
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}

@@ -9,9 +9,10 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fsth_hub.finetuning import loop as finetuning
+from fsth_hub.pipelines import engines, parallel
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 from testing_utils.clips import make_clip
 from testing_utils.feature_networks import vgg_weights
@@ -25,8 +26,12 @@ from training import networks
 
 @pytest.fixture(scope="session", autouse=True)
 def own_settings(tmp_path_factory):
-    """Tests sign what they generate with keys of their own, not with the user's."""
+    """Tests sign what they generate with keys of their own, not with the user's, keep converted models elsewhere, and
+    have PyTorch compute everything, one frame after the other: what else there is has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "is_installed", lambda: False)
+        patch.setattr(parallel, "num_workers", lambda *_: 1)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("settings")))
         patch.delenv("FSTH_C2PA_CERT", raising=False)
         patch.delenv("FSTH_C2PA_KEY", raising=False)
@@ -67,6 +72,14 @@ def vgg(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("vgg") / "vgg.safetensors"
     save_file({name: 0.3 * weight for name, weight in vgg_weights((2, 2, 3, 3, 3)).items()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def vgg_with_heads(vgg, tmp_path_factory) -> Path:
+    """The same with the heads of LPIPS."""
+    path = tmp_path_factory.mktemp("vgg") / "vgg.safetensors"
+    save_file(load_file(vgg) | {f"lin{level}.weight": torch.full((1, 2, 1, 1), 0.5) for level in range(5)}, path)
     return path
 
 

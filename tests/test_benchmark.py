@@ -2,9 +2,12 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
+import torch
 
+from fsth_hub.device import default_dtype
 from testing_utils.pipelines import make_pipeline
 from training import benchmark
 
@@ -36,34 +39,55 @@ def test_benchmark_measures_every_stage(tiny_pipeline, tmp_path, capsys):
         number: {"flow", "256", "512", "1024"} for number in ("1", "2")
     }
     assert result["peak_memory"]["process_mb"] > 100
-    assert [(entry["dtype"], entry["portraits"], entry["fused"]) for entry in result["drawing"]] == [
-        (dtype, number, fused) for dtype in ("float32", "bfloat16") for number in (1, 2) for fused in (False, True)
-    ]
+    sizes = sorted({entry["size"] for entry in result["drawing"]})
+    assert sizes[0] == 64 and [
+        (entry["engine"], entry["dtype"], entry["portraits"], entry["size"]) for entry in result["drawing"]
+    ] == [("torch", dtype, number, size) for dtype in dtypes() for number in (1, 2) for size in sizes]
     first, *_, last = result["drawing"]
-    assert first["speedup"] == 1 and last["speedup"] == pytest.approx(
-        result["drawing"][2]["milliseconds"] / last["milliseconds"]
-    )
+    same = result["drawing"][2 * len(sizes) - 1]  # by the first engine, from as many portraits, of that size
+    assert first["speedup"] == 1 and last["speedup"] == pytest.approx(same["milliseconds"] / last["milliseconds"])
     assert all(math.isfinite(number) and number > 0 for number in numbers(result))
     markdown = capsys.readouterr().out
-    assert f"| 2 | bfloat16 | fused | {last['milliseconds']:.1f} |" in markdown and "1280 x 720" in markdown
+    assert (
+        f"| 2 | {sizes[-1]} | torch, {last['dtype']} | {last['milliseconds']:.0f} |" in markdown
+        and "1280 x 720" in markdown
+    )
+
+
+def dtypes() -> list[str]:
+    fastest = str(default_dtype(torch.device("cpu"))).removeprefix("torch.")
+    return ["float32"] if fastest == "float32" else ["float32", fastest]
+
+
+def test_the_table_is_written_between_its_marks(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{benchmark.BEGIN}\nold\n{benchmark.END}\nafter\n")
+    entry = {"portraits": 1, "size": 512, "engine": "openvino", "dtype": "float32", "milliseconds": 40.4}
+    table = benchmark.drawing_table([entry | {"processor_milliseconds": 80.2, "speedup": 3.456}])
+    benchmark.write_table(page, "\n".join(table))
+    text = page.read_text()
+    assert text.startswith(f"before\n{benchmark.BEGIN}\n| a frame") and text.endswith(f"{benchmark.END}\nafter\n")
+    assert "| 1 | 512 | openvino | 40 | 80 | 3.46 |" in text and "old" not in text
+
+
+def test_settings_are_measured_in_processes_of_their_own(monkeypatch, tmp_path):
+    seen = []
+
+    def run(command, env, **options):
+        seen.append(env.get("OMP_WAIT_POLICY"))
+        Path(command[command.index("--output") + 1]).write_text("{}")
+
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    arguments = ["--settings", "default", "passive"]
+    assert benchmark.measure_settings(benchmark.parse_args(arguments), arguments) == {"default": {}, "passive": {}}
+    assert seen == [None, "PASSIVE"]
 
 
 def test_best_time_is_the_shortest_after_a_call_that_warms_up(monkeypatch):
     ticks = iter([0, 1, 10, 15, 20, 23, 30, 38])  # calls of 1 s (not counted), 5, 3 and 8 s
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(ticks))
     assert benchmark.best_seconds(lambda: None, 3, benchmark.torch.device("cpu")) == 3
-
-
-@pytest.mark.parametrize(
-    ("times", "verdict"),
-    [
-        ({"problem": "no compiler"}, "impossible here: no compiler"),
-        ({"milliseconds_before": 9, "milliseconds": 10, "seconds": 2, "pays_after_frames": None}, "does not pay"),
-        ({"milliseconds_before": 9, "milliseconds": 5, "seconds": 2, "pays_after_frames": 500}, "after 500 frames"),
-    ],
-)
-def test_compile_verdict(times, verdict):
-    assert verdict in benchmark.compile_verdict(times)
 
 
 def test_picture_without_a_face_is_refused(tiny_pipeline, tmp_path):

@@ -56,6 +56,7 @@ REPORT = FsthReport(
     sound=False,
     watermark=True,
     credentials=True,
+    engine="torch",
     seconds={},
 )
 

@@ -162,7 +162,7 @@ def clip_of(identity: str) -> ClipRecord:
     """Eyes that blink once in either half and a mouth that opens at the end of each."""
     openings = [(0.3, 0.0)] * 8 + [(0.05, 0.0)] * 3 + [(0.3, 0.1), (0.3, 0.2), (0.3, 0.3), (0.3, 0.4)]
     points = np.stack([face(*pair) for pair in openings * 2])
-    clip = ClipRecord(identity, identity, None, [(0, 0)] * len(points), points, [])
+    clip = ClipRecord(identity, identity, None, [(0, 0)] * len(points), points, [], [])
     clip.image = lambda index: Image.new("RGB", (SIZE, SIZE))
     return clip
 

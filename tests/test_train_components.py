@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.facial_components import FsthComponentsConfig, FsthFacialComponents
@@ -78,13 +78,6 @@ def test_batches_depend_on_their_seed_alone(face_clips, stills):
     assert not torch.equal(first["images"], other["images"])
     for name in ("warped", "portraits", "images"):
         assert first[name].shape == (4, 3, 32, 32) and first[name].abs().max() <= 1
-
-
-@pytest.fixture
-def vgg_with_heads(vgg, tmp_path):
-    heads = {f"lin{level}.weight": torch.full((1, 2, 1, 1), 0.5) for level in range(5)}
-    save_file(load_file(vgg) | heads, tmp_path / "vgg.safetensors")
-    return tmp_path / "vgg.safetensors"
 
 
 @pytest.fixture

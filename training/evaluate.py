@@ -46,6 +46,7 @@ from training.evaluation.reenactment import (
     feed_forward,
     fine_tuned,
     one_clip_per_person,
+    picked_frames,
     source_frames,
     timed,
     unmoved_portrait,
@@ -63,6 +64,12 @@ def parse_args(argv=None):
     parser.add_argument("--lpips", help="AlexNet with LPIPS heads: safetensors file or hub repository")
     parser.add_argument("--identity_network", help="ONNX file of a face-recognition network, for CSIM")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 8, 32], help="numbers of portraits, T")
+    parser.add_argument(
+        "--pick",
+        default="even",
+        choices=["even", "picked"],
+        help="portraits evenly spread, or as the pipeline picks",
+    )
     parser.add_argument("--num_frames", type=int, default=32, help="frames generated per clip, at most")
     parser.add_argument("--people", type=int, help="no more than so many people")
     parser.add_argument(
@@ -149,6 +156,7 @@ def describe_settings(args, clips: list[ClipRecord], pipes: dict[str, FsthPipeli
     return {
         "data": {
             "num_frames": args.num_frames,
+            "pick": args.pick,
             "sha256": sha256(*(part for clip in clips for part in (clip.key.encode(), clip.landmarks.tobytes()))),
         },
         "models": {name: {"sha256": weights_hash(pipe)} for name, pipe in pipes.items()},
@@ -174,6 +182,7 @@ def open_results(path: Path, settings: dict) -> dict:
         return {"settings": settings, "commands": [], "people": {}}
     results = json.loads(path.read_text())
     before = results["settings"]
+    before["data"].setdefault("pick", "even")  # measured before there was another way
     other = [
         f"{group} {name}"
         for group, values in settings.items()
@@ -200,6 +209,7 @@ def command_line(args) -> str:
         if getattr(args, name) is not None:
             parts += [f"--{name}", public(getattr(args, name))]
     parts += ["--shots", *map(str, args.shots), "--num_frames", str(args.num_frames)]
+    parts += ["--pick", args.pick] * (args.pick != "even")
     for name in ("people", "people_fine_tuned", "fine_tune_steps"):
         if getattr(args, name) is not None:
             parts += [f"--{name}", str(getattr(args, name))]
@@ -262,7 +272,8 @@ def measure(args):
             tasks.append(CrossReenactment(clip, drivers, args.num_frames, instruments))
 
         for shots in args.shots:
-            sources = source_frames(len(clip.frames), shots)
+            even = args.pick == "even"
+            sources = source_frames(len(clip.frames), shots) if even else picked_frames(clip, shots)
             if sources is None:
                 print(f"{name}: too few frames ({len(clip.frames)}) for T = {shots}", flush=True)
                 person["left_out"] = sorted({*person["left_out"], shots})

@@ -6,6 +6,7 @@ PyTorch is imported by those that need it, as in main.py.
 import json
 import os
 from pathlib import Path
+from typing import Literal
 
 from ..models.errors import FsthError, FsthNotFoundError
 from ..saving import check_file
@@ -25,6 +26,38 @@ def check_output(path: Path, suffixes: tuple[str, ...], inputs: list[Path]) -> N
     if os.path.realpath(path) in [os.path.realpath(other) for other in inputs]:
         raise FsthError(f"{path} would replace a file that is needed: give another name.")
     check_file(path)
+
+
+def read_faces(option: str, text: str) -> int | list[int] | Literal["all"]:
+    """A number of a face, or several (0,2), or "all", as an option of this name says it."""
+    if text == "all":
+        return text
+    numbers = text.split(",")
+    if not all(number.isascii() and number.isdigit() for number in numbers):
+        raise FsthError(f"{option} must be the number of a face, several such as 0,2, or all, and not {text}.")
+    return int(text) if len(numbers) == 1 else [int(number) for number in numbers]
+
+
+def check_group(
+    face: int | list[int] | Literal["all"],
+    driving_face: int | list[int] | Literal["all"],
+    portraits: list[Path],
+    paste_back: bool,
+    crop: bool,
+) -> bool:
+    """Whether several faces of a picture are to be animated; a sentence where that does not go with the rest."""
+    if isinstance(face, int):
+        if not isinstance(driving_face, int):
+            text = "all" if driving_face == "all" else ",".join(map(str, driving_face))
+            raise FsthError(f"--driving-face {text} is for several faces of a picture: give them by --face, too.")
+        return False
+    text = "all" if face == "all" else ",".join(map(str, face))
+    if len(portraits) != 1:
+        raise FsthError(f"--face {text} takes one photograph of the group, and nothing else.")
+    if not paste_back or not crop:
+        hint = "add --paste-back" if crop else "leave out --no-crop"
+        raise FsthError(f"--face {text} puts several heads back into the photograph: {hint}.")
+    return True
 
 
 def check_size(size: int | None) -> None:

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from ..pipelines.pipeline_fsth import FsthPipeline
 
 
-def load_pipeline(model: str | None, device: str, dtype: str, revision: str | None = None) -> "FsthPipeline":
+def load_pipeline(
+    model: str | None, device: str, dtype: str, revision: str | None = None, engine: str = "auto"
+) -> "FsthPipeline":
     """Load a model, and set its progress bars up for a terminal."""
     import torch
 
@@ -25,7 +27,7 @@ def load_pipeline(model: str | None, device: str, dtype: str, revision: str | No
         except (RuntimeError, AssertionError) as error:  # no such name; built without it; no such GPU
             raise FsthError(f"The device '{device}' cannot be used here: try --device auto.") from error
     precision = default_dtype(torch.device(device)) if dtype == "auto" else getattr(torch, dtype)
-    pipe = FsthPipeline.from_pretrained(model, dtype=precision, revision=revision).to(device)
+    pipe = FsthPipeline.from_pretrained(model, dtype=precision, revision=revision, engine=engine).to(device)
     # None: no bar where stderr is not a terminal.
     pipe.set_progress_bar_config(disable=None, leave=False, unit=" frames")
     return pipe

@@ -20,10 +20,20 @@ from ..saving import whole_file, write_json
 from . import loading as cli_loading
 from . import motion as cli_motion
 from . import people as cli_people
-from .checks import check_inputs, check_output, check_size, model_of
+from . import portraits as cli_portraits
+from .checks import check_group, check_inputs, check_output, check_size, model_of, read_faces
 from .ending import one_sentence, set_up_process
 from .express import express
-from .options import DetectorOption, DeviceOption, DtypeOption, FaceOption, ModelOption
+from .options import (
+    DetectorOption,
+    DeviceOption,
+    DtypeOption,
+    EngineOption,
+    FaceOption,
+    FacesOption,
+    ModelOption,
+    ShotsOption,
+)
 
 
 if TYPE_CHECKING:
@@ -54,7 +64,8 @@ app = typer.Typer(
 def animate(
     *,
     portraits: Annotated[
-        list[Path] | None, typer.Argument(metavar="PORTRAIT", help="Pictures of one person.", show_default=False)
+        list[Path] | None,
+        typer.Argument(metavar="PORTRAIT", help="Pictures or a clip of one person.", show_default=False),
     ] = None,
     driving: Annotated[
         str,
@@ -116,13 +127,21 @@ def animate(
         bool, typer.Option("--crop/--no-crop", help="--no-crop: the inputs are square head crops already.")
     ] = True,
     detector: DetectorOption = DEFAULT_DETECTOR,
-    face: FaceOption = 0,
+    face: FacesOption = "0",
+    shots: ShotsOption = None,
     driving_face: Annotated[
-        int, typer.Option(min=0, metavar="N", help="The same for the first frame of the clip.")
-    ] = 0,
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="The same for the first frame of the clip. By default 0; for several faces all, who drive one each, "
+            "and begin again where they are fewer.",
+            show_default=False,
+        ),
+    ] = None,
     frames: Annotated[int | None, typer.Option(min=1, metavar="N", help="Make no more than so many frames.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    engine: EngineOption = "auto",
     beside: Annotated[
         Path | None,
         typer.Option(
@@ -147,10 +166,12 @@ def animate(
         typer.Option("--json", metavar="REPORT", help="Write a report here; - prints it.", rich_help_panel=OUTPUT),
     ] = None,
 ) -> None:
-    """Animate a person: portraits, or one who was fine-tuned.
+    """Animate a person: portraits, or one who was fine-tuned; or several people of one photograph.
 
     For example: fsth animate portrait.jpg --driving driver.mp4 --output result.mp4
     """
+    face = read_faces("--face", face)
+    driving_face = read_faces("--driving-face", driving_face or ("0" if isinstance(face, int) else "all"))
     to_stdout = report_path == Path("-")
     # Loading and drawing take long: what can be known to fail fails first.
     portraits = portraits or []
@@ -162,21 +183,23 @@ def animate(
     check_output(output, CLIPS, inputs=inputs)
     if beside is not None:
         check_output(beside, CLIPS, inputs=[*inputs, output])
-    if face and not portraits:
+    if face != 0 and not portraits:
         raise FsthError("--face chooses a face of portraits: leave it out where an --identity is given.")
     if paste_back and not portraits:
         raise FsthError("--paste-back needs a portrait to put the head back into: give portraits, not an --identity.")
+    is_group = check_group(face, driving_face, portraits, paste_back, crop)
     if motion == "absolute" and motion_strength != 1:
         raise FsthError("--motion-strength is for relative motion: leave it out, or leave out --motion absolute.")
     if report_path is not None and not to_stdout:
         check_output(report_path, (".json",), inputs=[output])
     check_size(size)
+    from ..landmarks.portrait_picking import DEFAULT_SHOTS
     from ..landmarks.regions import check_regions
     from ..landmarks.smoothing import DEFAULT_SMOOTHING
+    from ..media.reading import holds_clip
 
     regions = None if regions is None else check_regions([name.strip() for name in regions.split(",")])
-
-    smoothing = DEFAULT_SMOOTHING if smoothing is None else smoothing
+    smoothing, shots = DEFAULT_SMOOTHING if smoothing is None else smoothing, shots or DEFAULT_SHOTS
     found_detector = get_detector(detector)
     model_revision = None
     if identity is not None:
@@ -185,32 +208,26 @@ def animate(
         identity = fetch(identity)
         if model is None:
             model, model_revision = model_of(identity)
-    pipe = cli_loading.load_pipeline(model, device, dtype, model_revision)
+    pipe = cli_loading.load_pipeline(model, device, dtype, model_revision, engine)
     pipe.detector = found_detector
     person = portraits if identity is None else pipe.load_identity(identity)
-    result = pipe(
-        person,
-        driver,
-        motion=motion,
-        regions=regions,
-        sound=sound,
-        motion_strength=motion_strength,
-        smoothing=smoothing,
-        size=size,
-        paste_back=paste_back,
-        crop=crop,
-        face_index=face,
-        driving_face_index=driving_face,
-        num_frames=frames,
-        output_path=output,
-        watermark=watermark,
-        credentials=credentials,
-    )
+    if beside is not None and person is portraits and not is_group and holds_clip(portraits[0]):
+        # the first of them is shown
+        person = [*pipe.pick_portraits(portraits[0], shots, face, crop), *portraits[1:]]
+    options = {"motion": motion, "regions": regions, "motion_strength": motion_strength, "smoothing": smoothing}
+    options |= {"size": size, "sound": sound, "num_frames": frames, "output_path": output}
+    options |= {"watermark": watermark, "credentials": credentials}
+    if is_group:
+        result = pipe.animate_group(portraits[0], driver, face, driving_face, **options)
+    else:
+        options |= {"paste_back": paste_back, "crop": crop, "shots": shots}
+        result = pipe(person, driver, face_index=face, driving_face_index=driving_face, **options)
     if beside is not None:
         from ..media.reading import open_clip
+        from ..pipelines.portrait_picking import photograph_of
         from ..pipelines.side_by_side import write_side_by_side
 
-        portrait = portraits[0] if identity is None else person.crops[0]
+        portrait = person.crops[0] if identity is not None else photograph_of(person[0])
         clip = open_clip(output, fps=result.fps, allow_still=True)
         frames = show_progress(clip, result.report.num_frames)
         whole = paste_back or identity is not None
@@ -236,7 +253,8 @@ def animate(
         typer.echo(json.dumps(report, indent=2)) if to_stdout else write_json(report_path, report)
     made = result.report
     sound = "with sound" if made.sound and output.suffix.lower() == ".mp4" else "without sound"
-    pixels = f"{'the head ' if paste_back else ''}{made.size} x {made.size} pixels"
+    people = f"{len(made.portrait_boxes)} people, the largest head " if is_group else ""
+    pixels = f"{people or 'the head ' * paste_back}{made.size} x {made.size} pixels"
     if size is not None and made.size == made.max_size < size:
         pixels += " (the portrait has no more)"
     seconds = sum(made.seconds.values())
@@ -253,6 +271,7 @@ app.command("fine-tune")(cli_people.fine_tune)
 app.command()(cli_people.publish)
 app.command()(express)
 app.add_typer(cli_motion.app, name="motion")
+app.command()(cli_portraits.portraits)
 
 
 @app.command()
@@ -309,10 +328,12 @@ def inspect_file(
 def info(model: ModelOption = None, device: DeviceOption = "auto", dtype: DtypeOption = "auto") -> None:
     """Show versions, device, the model's size and the detectors."""
     pipe = cli_loading.load_pipeline(model, device, dtype)
+    from ..pipelines.engines import pick_engine
     from ..pipelines.loading import BUNDLED_MODEL
 
     rows = versions()
-    rows |= {"device": pipe.device, "dtype": str(pipe.dtype).removeprefix("torch."), "model": model or BUNDLED_MODEL}
+    rows |= {"device": pipe.device, "dtype": str(pipe.dtype).removeprefix("torch.")}
+    rows |= {"engine": pick_engine("auto", pipe.generator), "model": model or BUNDLED_MODEL}
     networks = {name: part for name, part in pipe.components.items() if hasattr(part, "num_parameters")}
     rows |= {name: f"{network.num_parameters() / 1e6:.2f} M parameters" for name, network in networks.items()}
     folder = Path(model or BUNDLED_MODEL)

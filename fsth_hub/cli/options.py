@@ -16,9 +16,31 @@ DtypeOption = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(metavar="TYPE", help="Numbers to compute in: auto, float32, bfloat16 or float16."),
 ]
+EngineOption = Annotated[
+    Literal["auto", "torch", "openvino"],
+    typer.Option(
+        metavar="NAME",
+        help="What computes frames: torch, openvino (on processors, quicker), or auto: the latter where installed.",
+    ),
+]
 DetectorOption = Annotated[str, typer.Option(help=f"What finds the landmarks: {describe_detectors()}.")]
 FaceOption = Annotated[
     int, typer.Option(min=0, metavar="N", help="Which face of the picture, counted from 0, the largest.")
+]
+
+FacesOption = Annotated[
+    str,
+    typer.Option(
+        metavar="N",
+        help="Which face of the picture, counted from 0, the largest. With --paste-back several, such as 0,2, or all, "
+        "from left to right.",
+    ),
+]
+ShotsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=64, metavar="N", help="Portraits to take of a clip of the person; by default 8.", show_default=False
+    ),
 ]
 
 PrivateOption = Annotated[

@@ -20,6 +20,7 @@ from .options import (
     ModelOption,
     PhotographsOption,
     PrivateOption,
+    ShotsOption,
 )
 
 
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 
 def fine_tune(
-    portraits: Annotated[list[Path], typer.Argument(metavar="PORTRAIT", help="1 to 64 pictures of one person.")],
+    portraits: Annotated[
+        list[Path], typer.Argument(metavar="PORTRAIT", help="1 to 64 pictures, or a clip, of one person.")
+    ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write, for animate --identity.")],
     model: ModelOption = None,
     steps: Annotated[
@@ -36,7 +39,7 @@ def fine_tune(
         typer.Option(min=1, metavar="N", help="At most so many; by default 50 for one picture to 230 for thirty."),
     ] = None,
     method: Annotated[
-        Literal["full", "lora"], typer.Option(help="Tune and keep all weights (21 MB), or low-rank updates (1 MB).")
+        Literal["full", "lora"], typer.Option(help="Tune and keep all weights (24 MB), or low-rank updates (1 MB).")
     ] = "full",
     learning_rate: Annotated[
         float | None, typer.Option(metavar="RATE", help="By default 5e-5 for full, 3e-4 for lora.")
@@ -50,6 +53,7 @@ def fine_tune(
     ] = True,
     detector: DetectorOption = DEFAULT_DETECTOR,
     face: FaceOption = 0,
+    shots: ShotsOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     seed: Annotated[int, typer.Option(help="Of the pictures' order and deformations.")] = 0,
@@ -73,6 +77,7 @@ def fine_tune(
     elif photographs:
         raise FsthError("--include-photograph is for publishing: give --push-to-hub too, or leave it out.")
     from ..finetuning.loop import load_content
+    from ..landmarks.portrait_picking import DEFAULT_SHOTS
     from ..pipelines.identity import check_folder
 
     check_folder(output)
@@ -85,7 +90,7 @@ def fine_tune(
     pipe.detector = found_detector
     pipe.set_progress_bar_config(disable=None, leave=False, unit=" steps")
     options = {"method": method, "steps": steps, "learning_rate": learning_rate, "content": content, "seed": seed}
-    options |= {"face_index": face, "crop": crop}
+    options |= {"face_index": face, "crop": crop, "shots": shots or DEFAULT_SHOTS}
     identity = pipe.fine_tune(portraits, **options)
     identity.save_pretrained(output)
     count = f"{identity.num_portraits} portrait{'s' if identity.num_portraits > 1 else ''}"

@@ -23,7 +23,7 @@ from ..pipelines.identity import COMPONENTS_FOLDER, CONFIG_NAME, WEIGHTS_NAME, F
 
 
 KEEP_SECONDS = 3600
-MAX_PEOPLE = 32  # with the bundled model 20 MB of weights each, and up to 60 MB of portraits ready to be driven
+MAX_PEOPLE = 32  # with the bundled model 24 MB of weights each, and up to 60 MB of portraits ready to be driven
 MAX_BYTES = 256 * 2**20  # of a person from a file or the hub
 NEEDED = {CONFIG_NAME, WEIGHTS_NAME}
 LORA = {LORA_CONFIG_NAME, LORA_WEIGHTS_NAME}  # where the person was tuned by LoRA

@@ -20,7 +20,7 @@ from .feature_networks import VGGFeatures, lpips_distance
 from .trainable import BETAS, autocast, tunable_copy
 
 
-LEARNING_RATES = {"full": 1e-4, "lora": 1e-3}
+LEARNING_RATES = {"full": 1e-4, "lora": 1e-3}  # training/LOG.md, Numbers that stood in the code
 NUM_PAIRS, NUM_MADE_UP = 4, 2  # a step's crops of each network: with a truth, and with what the component did before
 OTHER_SHARE = 0.5  # of the pairs whose source is another portrait, where there is one
 MAX_OPENINGS = {"mouth": 0.45, "eye": 0.4}  # that are made up, see `part_openings`

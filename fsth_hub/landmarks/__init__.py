@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "Face": "base",
     "FaceTracker": "tracking",
+    "GroupTracker": "group_tracking",
     "LandmarkDetector": "base",
     "LandmarkSmoother": "smoothing",
     "MotionAdapter": "motion",

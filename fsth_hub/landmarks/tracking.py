@@ -1,6 +1,7 @@
 """One face followed through a clip, frame by frame, and from shot to shot."""
 
 from collections.abc import Iterable, Iterator
+from copy import copy
 
 import cv2
 import numpy as np
@@ -40,6 +41,18 @@ class FaceTracker:
         """First frame of each shot and the one after its last."""
         return tuple(zip(self.starts, [*self.starts[1:], self._count], strict=True))
 
+    @property
+    def face(self) -> Face | None:
+        """The face in the last frame."""
+        return self._face
+
+    def of(self, face_index: int, face: Face) -> "FaceTracker":
+        """A tracker that is as far in the clip as this one, and follows another face of the last frame."""
+        other = copy(self)
+        other.starts, other.face_index = [*self.starts], face_index
+        other._face = other._last_seen = face
+        return other
+
     def __call__(self, image: np.ndarray) -> Face | None:
         """The face in the next frame (H x W x 3 uint8, RGB), or None where it is gone."""
         thumbnail = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), THUMBNAIL, interpolation=cv2.INTER_AREA)
@@ -73,7 +86,7 @@ class FaceTracker:
         if not faces:
             return None
         if self._last_seen is None:
-            return _chosen(faces, self.face_index)
+            return choose_face(faces, self.face_index)
         if self._cut is not None:  # in another shot the place says little
             return min(faces[: 1 + self.face_index], key=self._last_seen.distance)
         return min(faces, key=self._last_seen.distance)
@@ -117,7 +130,8 @@ def _changed(before: Face, after: Face, moved: float, grown: float) -> bool:
     return before.distance(after) > moved * before.size or not 1 / grown < ratio < grown
 
 
-def _chosen(faces: list[Face], face_index: int) -> Face:
+def choose_face(faces: list[Face], face_index: int) -> Face:
+    """One of the faces with which a clip begins; `NoFaceError` where there are too few."""
     if face_index >= len(faces):
         raise NoFaceError(f"Face {face_index} (counted from 0) was asked for, but the clip begins with {len(faces)}.")
     return faces[face_index]

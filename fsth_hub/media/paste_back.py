@@ -1,9 +1,11 @@
 """The moving head put back into the photograph that it came from."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
-from ..models.cropping import CropBox, crop_image
+from ..models.cropping import FACE_HEIGHT, CropBox, crop_image
 from ..models.errors import FsthError
 from ..models.image_processing_fsth import Picture, load_image
 
@@ -15,6 +17,7 @@ FEATHER = 0.05
 # Of the crop's side: so far above its lower border the body is led back to where the photograph goes on with it, and
 # its smoothing. At the other borders is background, and pulling that would dent the head.
 JOIN = 0.25
+BETWEEN = 0.2  # of the squares' sides: over so much one person's square fades into a neighbour's
 FLOW_BLUR = 0.025
 # Of the pictures that the flow is computed between, pixels: it is blurred after, so that a larger frame's own would
 # look the same and take up to sixteen times as long.
@@ -61,15 +64,18 @@ class PasteBack:
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         """Put one frame (S x S x 3 uint8, the whole square) into the photograph: H x W x 3 uint8."""
+        result = self.photograph.copy()
+        result[self.region] = np.rint(self.kept + self.share * self.patch(frame)).astype(np.uint8)
+        return result
+
+    def patch(self, frame: np.ndarray) -> np.ndarray:
+        """A frame (S x S x 3 uint8) as it lies in the region of the photograph: h x w x 3 uint8."""
         height, width = self.share.shape[:2]
         side = frame.shape[0]
         window = (side * self.across[0], side * self.down[0], side * self.across[1], side * self.down[1])
         if self.box.top + self.box.side < len(self.photograph):
             frame = self._join(frame)
-        patch = Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS, box=window)
-        result = self.photograph.copy()
-        result[self.region] = np.rint(self.kept + self.share * np.asarray(patch)).astype(np.uint8)
-        return result
+        return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS, box=window))
 
     def _join(self, frame: np.ndarray) -> np.ndarray:
         """Lead what the frame moved near its lower border back to where it is in the photograph."""
@@ -91,6 +97,43 @@ class PasteBack:
         joined = frame.copy()
         joined[top:] = cv2.remap(frame, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         return joined
+
+
+class GroupPasteBack:
+    """Puts the frames of several people into their photograph, each where the own face is the nearest.
+
+    People stand close to each other: a head's square holds the shoulder, or the face, of whoever is beside it.
+
+    Args:
+        photograph: As in [`PasteBack`].
+        boxes: Where each head was cut out, pixels of the photograph.
+    """
+
+    def __init__(self, photograph: Picture, boxes: Sequence[CropBox]):
+        self.heads = [PasteBack(photograph, box) for box in boxes]
+        self.shares = [head.share * self._owned(head)[..., None] for head in self.heads]
+
+    def _owned(self, head: PasteBack) -> np.ndarray:
+        """How much of each pixel of a head's region is that head's, 0 to 1; of all heads it comes to 1 at most."""
+        y, x = (np.arange(part.start, part.stop) + 0.5 for part in head.region)
+
+        def distance(box: CropBox) -> np.ndarray:  # from the middle of the face, in sides of its square
+            across, down = x - box.left - box.side / 2, y - box.top - FACE_HEIGHT * box.side
+            return np.hypot(across, down[:, None]) / box.side
+
+        own, owned = distance(head.box), np.ones((len(y), len(x)), np.float32)
+        for other in self.heads:
+            if other is not head:
+                owned *= _smoothstep((distance(other.box) - own) / BETWEEN + 0.5)
+        return owned
+
+    def __call__(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        """Put a frame of each (S x S x 3 uint8, the whole square) into the photograph: H x W x 3 uint8."""
+        photograph = self.heads[0].photograph
+        result = photograph.astype(np.float32)
+        for head, share, frame in zip(self.heads, self.shares, frames, strict=True):
+            result[head.region] += share * (head.patch(frame) - photograph[head.region].astype(np.float32))
+        return np.rint(result.clip(0, 255)).astype(np.uint8)
 
 
 def _span(start: float, side: float, limit: int) -> tuple[slice, tuple[float, float], np.ndarray]:

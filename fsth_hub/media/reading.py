@@ -37,6 +37,8 @@ MAX_FPS = 32.0  # phones say 30 and mean a little more; what is faster only cost
 
 GRACE = 0.25  # of a frame: rounded time stamps (mkv has milliseconds) must not double one
 
+# HEIC and AVIF: FFmpeg opens these pictures too.
+STILL_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 ANIMATIONS = ("GIF", "WEBP", "PNG")  # read through imageio and Pillow: FFmpeg knows no moving webp
 
 
@@ -184,6 +186,22 @@ def _open_file(file: ClipFile, fps: float | None, max_frames: int | None, allow_
     height, width = first[0].shape[:2]
     fps = fps or rate / math.ceil(rate / MAX_FPS)
     return Clip(fps, width, height, duration, audio_from, max_frames, read, file)
+
+
+def holds_clip(file: ClipFile) -> bool:
+    """Whether a file holds a moving picture: a video, or a gif, webp or png of several frames."""
+    try:
+        with open_binary(file) as opened:
+            start = opened.read(12)
+        if _is_animation(file):
+            with open_binary(file) as opened, Image.open(opened, formats=ANIMATIONS) as picture:
+                return getattr(picture, "n_frames", 1) > 1
+        if start[4:8] == b"ftyp" and start[8:] in STILL_BRANDS:
+            return False
+        with open_container(file) as container:
+            return video_stream(container) is not None
+    except Exception:  # no file, another kind of file, or a damaged one: whoever reads it as a picture says so
+        return False
 
 
 def _is_animation(file: ClipFile) -> bool:

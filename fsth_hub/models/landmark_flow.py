@@ -199,11 +199,8 @@ class Opening:
         xs, ys = torch.cummax(xs, dim=1).values, knots[..., 1]
         steps = (xs[:, 1:] - xs[:, :-1]).clamp(min=1e-3)
         slopes = (ys[:, 1:] - ys[:, :-1]) / steps  # B x (k - 1)
-        y = ys[:, :1].expand_as(x)
-        for number in range(len(indices) - 1):
-            run = (x - xs[:, number, None]).clamp(min=0).minimum(steps[:, number, None])
-            y = y + slopes[:, number, None] * run
-        return y
+        run = (x[..., None] - xs[:, None, :-1]).clamp(min=0).minimum(steps[:, None])  # B x n x (k - 1)
+        return ys[:, :1] + (slopes[:, None] * run).sum(dim=-1)
 
     def within(self, local, edge) -> tuple[torch.Tensor, torch.Tensor]:
         """Whether points (B x n x 2, local) lie within, or so many pixels (B x n) beyond the rim, and how deep between
@@ -288,6 +285,10 @@ def face_flow(driving, source, size: int) -> PortraitFlow:
     driving, source = driving.float(), source.float()
     result = torch.tensor([0.0, 0, 0, 1], device=driving.device).repeat(len(driving), size, size, 1)
 
+    def of(points, owners):
+        # each pixel's face; a single one need not be copied for each
+        return points if len(points) == 1 else points[owners]
+
     def put(faces, pixels, targets, exactness, shade):
         flow = (targets - pixels - 0.5) * (2 / size)
         result[faces, pixels[:, 1], pixels[:, 0]] = torch.cat([flow, exactness, shade], dim=-1)
@@ -323,10 +324,10 @@ def face_flow(driving, source, size: int) -> PortraitFlow:
     ones = torch.ones(1, 1, device=driving.device)
     for upper, lower, iris in EYES:
         owners, pixels = list_pixels(driving[:, upper + lower], size)
-        eye, own = Opening(driving[owners], upper, lower), Opening(source[owners], upper, lower)
+        eye, own = (Opening(of(points, owners), upper, lower) for points in (driving, source))
         local = eye.to_local(pixels[:, None] + 0.5)  # m x 1 x 2
-        centre = eye.to_local(driving[owners, None, iris])
-        gaze = (own.to_local(source[owners, None, iris]) - centre).nan_to_num()
+        centre = eye.to_local(of(driving, owners)[:, None, iris])
+        gaze = (own.to_local(of(source, owners)[:, None, iris]) - centre).nan_to_num()
         distance = (local - centre).norm(dim=-1, keepdim=True).nan_to_num(torch.inf)
         share = ((IRIS_REACH - distance) / (IRIS_REACH - IRIS_RADIUS)).clamp(0, 1)
         target = own.to_pixels(own.clamp(local + gaze * share * share * (3 - 2 * share)))
@@ -335,14 +336,14 @@ def face_flow(driving, source, size: int) -> PortraitFlow:
         put(owners[within], pixels[within], target[within, 0], ones.expand(count, 1), ones.expand(count, 1))
 
     owners, pixels = list_pixels(driving[:, MOUTH[0] + MOUTH[1]], size)
-    mouth, own = Opening(driving[owners], *MOUTH), Opening(source[owners], *MOUTH)
+    mouth, own = (Opening(of(points, owners), *MOUTH) for points in (driving, source))
     places = pixels[:, None] + 0.5  # m x 1 x 2
     within, depth = find_within(mouth, mouth.to_local(places), owners, pixels)  # m x 1
     middle, middle_source, matrix = skull_map(driving, source)
     # how the jaw has moved in the portrait's skull
     chin = source[:, 8, None] - ((driving[:, 8, None] - middle) @ matrix + middle_source)  # B x 1 x 2
-    teeth = (places - middle[owners]) @ matrix[owners] + middle_source[owners]
-    local = own.to_local(teeth + (depth * depth * (3 - 2 * depth))[..., None] * chin[owners])
+    teeth = (places - of(middle, owners)) @ of(matrix, owners) + of(middle_source, owners)
+    local = own.to_local(teeth + (depth * depth * (3 - 2 * depth))[..., None] * of(chin, owners))
     seen = own.clamp(local)
     height, own_height = mouth.height(mouth.to_local(places)[..., 0]), own.height(local[..., 0])  # m x 1
     further = (height - own_height).clamp(min=0)

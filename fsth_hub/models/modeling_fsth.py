@@ -109,7 +109,13 @@ def runs_hook(method):
 
 def is_hooked(network: nn.Module) -> bool:
     """Whether accelerate or diffusers move its weights about, as for CPU offload: it cannot be looked at as it is."""
-    return any("_hf_hook" in vars(part) or "_diffusers_hook" in vars(part) for part in network.modules())
+    parts = [network]
+    while parts:  # `modules()` takes ten times as long, which is felt where it is asked for each frame
+        part = vars(parts.pop())
+        if "_hf_hook" in part or "_diffusers_hook" in part:
+            return True
+        parts += filter(None, part["_modules"].values())
+    return False
 
 
 class FsthPreTrainedModel(PreTrainedModel):

@@ -55,8 +55,12 @@ def _tensors(item) -> Iterator[torch.Tensor]:
     if isinstance(item, torch.Tensor):
         yield item
     elif isinstance(item, nn.Module):
-        yield from item.parameters()
-        yield from item.buffers()
+        parts = [item]  # by hand, which is several times as quick as `parameters()`
+        while parts:
+            part = vars(parts.pop())
+            tensors = [*part["_parameters"].values(), *part["_buffers"].values()]
+            yield from (tensor for tensor in tensors if tensor is not None)
+            parts += filter(None, part["_modules"].values())
     elif isinstance(item, Mapping):
         yield from _tensors(list(item.values()))
     elif isinstance(item, (list, tuple)):

@@ -13,7 +13,6 @@ from torch import nn
 from ..checks import check_choice
 from ..models.errors import FsthError
 from ..models.facial_components import FsthFacialComponents
-from ..models.folding import UpsamplingBlock, fold
 from ..models.landmark_flow import PortraitFlow
 from ..models.modeling_fsth import FsthGenerator, is_hooked
 from ..models.source_skips import ChosenSources, Composition, FsthSources, FusedSources, SourceSkips
@@ -142,9 +141,8 @@ class Adding(nn.Module):
 
 
 def compiled_generator(generator: FsthGenerator, fall_back: bool) -> FsthGenerator:
-    """A copy whose networks OpenVINO computes: where to look in float32, what to add in what the processor has."""
-    if not isinstance(generator.decoder[0], UpsamplingBlock):
-        generator = fold(generator)
+    """A copy of one that is folded, whose networks OpenVINO computes: where to look in float32, what to add in what
+    the processor is quickest in."""
     if generator.dtype != torch.float32:
         generator = copy.deepcopy(generator).float()
     made = shallow_copy(generator)

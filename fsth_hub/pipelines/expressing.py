@@ -18,7 +18,8 @@ from ..provenance.watermark import add_watermark
 from ..saving import check_file
 from .driving import DrivingMotion
 from .inputs import check_size
-from .person import FsthPerson, Portrait
+from .person import FsthPerson
+from .portrait_picking import Portrait
 from .portraits import embed_pictures
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from ..checks import check_choice, check_flags, check_number
 from ..landmarks.motion import check_motion
+from ..landmarks.portrait_picking import MAX_SHOTS
 from ..landmarks.smoothing import check_smoothing
 from ..media.frames import FPS_RANGE
 from ..media.writing import check_output_path
@@ -34,6 +35,7 @@ def check_inputs(
     motion,
     face_index,
     driving_face_index,
+    shots,
     num_frames,
     fps,
     reference_frame,
@@ -56,6 +58,7 @@ def check_inputs(
     for index in [face_index] if np.ndim(face_index) == 0 else face_index:
         check_number("face_index", index, 0, whole=True)
     check_number("driving_face_index", driving_face_index, 0, whole=True)
+    check_number("shots", shots, 1, MAX_SHOTS, whole=True)
     if num_frames is not None:
         check_number("num_frames", num_frames, 1, whole=True)
     if fps is not None:

@@ -62,10 +62,14 @@ def convert(module: nn.Module, inputs: tuple[torch.Tensor, ...], exact: bool) ->
     if model is not None:
         return compile_model(model, exact)
     model = trace(module, inputs)
-    compiled = compile_model(model, exact)
-    with torch.no_grad():
-        check_equal(module(*inputs), compiled(*inputs))
     keep_model(model, folder)
+    compiled = compile_model(read_model(folder) or model, exact)  # what was read computes other last bits
+    try:
+        with torch.no_grad():
+            check_equal(module(*inputs), compiled(*inputs))
+    except ValueError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return compiled
 
 

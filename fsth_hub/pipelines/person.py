@@ -9,7 +9,7 @@ import torch
 
 from ..models.cropping import CropBox
 from ..models.facial_components import ComponentSources, FsthFacialComponents
-from ..models.image_processing_fsth import Picture, normalize
+from ..models.image_processing_fsth import normalize
 from ..models.modeling_fsth import FsthGenerator
 from ..models.source_skips import FsthSources
 from .caching import Cache, weights_state
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 DEFAULT_SIZE, MAX_SIZE = 512, 1024  # of frames, pixels
 MAX_COMPONENT_PORTRAITS = 64  # whose mouths and eyes the facial components choose from
-
-Portrait = Picture
 
 
 @dataclass

@@ -24,19 +24,19 @@ from ..landmarks import LandmarkDetector, get_detector
 from ..landmarks.expression import Expression
 from ..landmarks.likeness import warn_of_strangers
 from ..landmarks.motion import MotionMode
+from ..landmarks.portrait_picking import DEFAULT_SHOTS, MAX_SHOTS
 from ..landmarks.smoothing import DEFAULT_SMOOTHING
 from ..media.containers import ClipFile
 from ..media.frames import Frames
 from ..media.motion_files import file_of, is_motion
 from ..media.reading import Clip, open_clip
 from ..media.sound import read_sound
-from ..media.writing import write_clip
 from ..models.cropping import CropBox
 from ..models.downloading import fetch
 from ..models.errors import FsthError
 from ..models.facial_components import FsthComponentsOutput, FsthFacialComponents
 from ..models.folding import fold
-from ..models.image_processing_fsth import FsthImageProcessor, list_pictures, normalize
+from ..models.image_processing_fsth import FsthImageProcessor, Picture, normalize
 from ..models.modeling_fsth import (
     FsthDiscriminator,
     FsthEmbedder,
@@ -46,11 +46,13 @@ from ..models.modeling_fsth import (
     is_hooked,
 )
 from ..models.source_skips import FsthSources
-from ..provenance.credentials import OUTPUT_METADATA, Origin, check_credentials, sign
-from ..provenance.watermark import add_watermark
+from ..provenance.credentials import Origin, check_credentials
+from . import parallel
 from .caching import Cache, weights_state
+from .delivery import deliver
 from .driving import DrivingMotion, adapt_motion, read_motion
 from .engines import Engine, check_engine, compiled_components, compiled_generator, pick_engine
+from .group import Faces, animate_group, check_faces
 from .identity import FsthIdentity, FsthTunedPerson
 from .inputs import check_inputs, check_size
 from .loading import (
@@ -63,8 +65,16 @@ from .loading import (
     merged_folder,
     source_of,
 )
-from .person import DEFAULT_SIZE, FsthPerson, Portrait
-from .pipeline_output import FsthPipelineOutput, FsthReport, as_output_type
+from .person import DEFAULT_SIZE, FsthPerson
+from .pipeline_output import FsthPipelineOutput, FsthReport
+from .portrait_picking import (
+    PickedPortrait,
+    Portrait,
+    files_of,
+    list_portraits,
+    pick_from_clips,
+    pick_portraits,
+)
 from .portraits import cut_heads, cut_mattes, embed_pictures, for_inference
 from .tuning import bind, check_discriminator, tune
 
@@ -332,30 +342,80 @@ class FsthPipeline(DiffusionPipeline):
     # Getting to know a person
 
     def embed(
-        self, portraits: Portrait | Sequence[Portrait], face_index: int | Sequence[int] = 0, crop: bool = True
+        self,
+        portraits: Portrait | Sequence[Portrait],
+        face_index: int | Sequence[int] = 0,
+        crop: bool = True,
+        shots: int = DEFAULT_SHOTS,
     ) -> FsthPerson:
         """
         Learn a person from one or more portraits (section 3.4 without fine-tuning).
 
         Args:
-            portraits: A picture or several of one person, each all that [`load_image`] takes.
+            portraits: A picture or several of one person, each all that [`load_image`] takes, or a clip of them, of
+                which [`~FsthPipeline.pick_portraits`] takes frames.
             face_index (`int` or `list[int]`, *optional*, defaults to 0):
                 Which face of a picture, counted from the largest; one for all pictures, or one for each.
             crop (`bool`, *optional*, defaults to `True`): `False` if the pictures are square head crops already.
+            shots (`int`, *optional*, defaults to 8): How many frames of a clip to take, 1 to 64.
 
         Raises:
             FsthError: A picture cannot be read or has too few faces; [`NoFaceError`] where it has none.
         """
-        return self.embed_crops(*self.read_portraits(portraits, face_index, crop))
+        return self.embed_crops(*self.read_portraits(portraits, face_index, crop, shots))
+
+    def pick_portraits(
+        self,
+        clip: ClipFile | Frames | Clip,
+        shots: int = DEFAULT_SHOTS,
+        face_index: int = 0,
+        crop: bool = True,
+    ) -> list[PickedPortrait]:
+        """
+        Pick the frames of a clip that serve best as its person's portraits: sharp, and as unlike as the person gets.
+
+        ```python
+        for portrait in pipe.pick_portraits("person.mp4"):
+            portrait.image.save(f"{portrait.time:.2f} s, {portrait.why}.png")
+        ```
+
+        Args:
+            clip: A video (path, bytes, file object), its frames or a clip, as [`open_clip`] takes them; it is read
+                twice, in constant memory. Of one that changes shots the longest shot is taken.
+            shots (`int`, *optional*, defaults to 8): How many, 1 to 64; fewer come where fewer frames are clear.
+            face_index (`int`, *optional*, defaults to 0): Whose, counted from the largest face where the clip begins.
+            crop (`bool`, *optional*, defaults to `True`): `False` if the clip is a square head crop already.
+
+        Returns:
+            `list[PickedPortrait]`: First the one that motion is counted from. They go wherever portraits do.
+
+        Raises:
+            FsthError: The clip cannot be read; [`NoFaceError`] where no frame has a face.
+        """
+        check_number("shots", shots, 1, MAX_SHOTS, whole=True)
+        check_number("face_index", face_index, 0, whole=True)
+        clip = open_clip(clip, allow_still=True)
+        with self.progress_bar(total=clip.frame_count or 0) as progress:
+            return pick_portraits(clip, self.detector, shots, face_index, crop, progress.update)
 
     def read_portraits(
-        self, portraits: Portrait | Sequence[Portrait], face_index: int | Sequence[int] = 0, crop: bool = True
+        self,
+        portraits: Portrait | Sequence[Portrait],
+        face_index: int | Sequence[int] = 0,
+        crop: bool = True,
+        shots: int = DEFAULT_SHOTS,
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[CropBox]]:
         """
         Cut the heads out of portraits: the crops, their landmarks, and the squares, as `embed_crops` takes them. Crops
         are as large as the heads, but no smaller than what the networks see, and 1024 pixels at most.
         """
-        return cut_heads(portraits, self.detector, face_index, crop, self.size)
+        pictures, face_index = self._pick_from_clips(list_portraits(portraits), face_index, crop, shots)
+        return cut_heads(pictures, self.detector, face_index, crop, self.size)
+
+    def _pick_from_clips(self, portraits: list, face_index: int | Sequence[int], crop: bool, shots: int) -> tuple:
+        return pick_from_clips(
+            portraits, face_index, lambda clip, index: self.pick_portraits(clip, shots, index, crop)
+        )
 
     @torch.no_grad()
     def embed_crops(
@@ -370,7 +430,7 @@ class FsthPipeline(DiffusionPipeline):
             boxes (`list[CropBox]`, *optional*): Where the crops come from.
         """
         images, drawings, points, mattes = self.prepare_portraits(crops, landmarks)
-        embedder, generator = for_inference(self.embedder), self.generator_for()
+        embedder, generator = for_inference(self.embedder), self._folded_generator()
         place = {"device": self._device_of(embedder), "dtype": embedder.dtype}
         seen = embedder(images.to(**place), drawings.to(**place))
         warn_of_strangers(seen.frame_embeddings[0].float().cpu().numpy(), np.stack(landmarks))
@@ -410,6 +470,7 @@ class FsthPipeline(DiffusionPipeline):
         """
         The generator of a person, for [`~FsthPipeline.generate_frame`]: on the pipeline's device and in its precision,
         folded for inference and with a LoRA merged. It is kept, and made anew if weights, device or precision change.
+        With the engine OpenVINO that computes what is slow of it, in float32 but for what it does not hurt.
 
         Args:
             person ([`FsthPerson`], *optional*): By default whoever was not fine-tuned.
@@ -417,6 +478,10 @@ class FsthPipeline(DiffusionPipeline):
         Returns:
             [`FsthGenerator`]: Not to be changed; the pipeline's own where that is offloaded.
         """
+        return self._computed(self._folded_generator(person), compiled_generator)
+
+    def _folded_generator(self, person: FsthPerson | None = None) -> FsthGenerator:
+        """The same, whatever the engine."""
         own = person is not None and bool(person.own_weights)
         if not own and is_hooked(self.generator):
             return for_inference(self.generator)
@@ -456,11 +521,10 @@ class FsthPipeline(DiffusionPipeline):
         check_engine(engine)
         self._engine = engine
 
-    def _computed(self, network: FsthPreTrainedModel) -> FsthPreTrainedModel:
-        """A network as the engine computes it."""
+    def _computed(self, network: FsthPreTrainedModel, make: Callable) -> FsthPreTrainedModel:
+        """A network as the engine computes it, OpenVINO by the copy that is made; that is kept."""
         if pick_engine(self.engine, network) == "torch":
             return network
-        make = compiled_generator if isinstance(network, FsthGenerator) else compiled_components
         fall_back = self.engine == "auto"
         state = fall_back, weights_state(network)
         return self._compiled.get(network, state, lambda: make(network, fall_back))
@@ -501,6 +565,7 @@ class FsthPipeline(DiffusionPipeline):
         seed: int = 0,
         face_index: int = 0,
         crop: bool = True,
+        shots: int = DEFAULT_SHOTS,
     ) -> FsthTunedPerson:
         """
         Fine-tune the model to a person (section 3.4); the pipeline's own networks stay as they are.
@@ -512,7 +577,7 @@ class FsthPipeline(DiffusionPipeline):
         ```
 
         Args:
-            portraits, face_index, crop: as in [`~FsthPipeline.embed`]; 1 to 64 portraits.
+            portraits, face_index, crop, shots: as in [`~FsthPipeline.embed`]; 1 to 64 portraits.
             method (`str`, *optional*, defaults to `"full"`):
                 `"full"` tunes the generator itself, as the paper does, and keeps all its weights; `"lora"` tunes and
                 keeps low-rank updates of its convolutions, about 1 MB with the bundled model. Either tunes the facial
@@ -532,7 +597,7 @@ class FsthPipeline(DiffusionPipeline):
             FsthError: A portrait or option cannot be used, the loss is not finite, or memory is too small.
         """
         check_discriminator(self)
-        crops, landmarks, boxes = self.read_portraits(portraits, face_index, crop)
+        crops, landmarks, boxes = self.read_portraits(portraits, face_index, crop, shots)
         options = {"method": method, "steps": steps, "learning_rate": learning_rate, "content": content}
         options |= {"callback": callback, "seed": seed}
         return self.fine_tune_crops(crops, landmarks, boxes=boxes, **options)
@@ -628,8 +693,10 @@ class FsthPipeline(DiffusionPipeline):
         landmarks = adapt_motion(person.landmarks, driving, *options)
         generator = self.generator_for(person)
         try:
-            for points in landmarks:
-                yield self.generate_frame(generator, person, points, size)
+            workers = parallel.num_workers(generator, pick_engine(self.engine, self.generator))
+            yield from parallel.draw_ahead(
+                lambda points: self.generate_frame(generator, person, points, size), landmarks, workers
+            )
         finally:
             self.maybe_free_model_hooks()
 
@@ -706,7 +773,6 @@ class FsthPipeline(DiffusionPipeline):
             `np.ndarray` of shape `(size, size, 3)`: uint8 RGB.
         """
         size = self.output_size(person, size)
-        generator = self._computed(generator)
         device, dtype = self._device_of(generator), generator.dtype
         adain_parameters, sources = person.inputs(device, dtype)
         drawing = self.image_processor.rasterize(points).to(device, dtype, memory_format=torch.channels_last)
@@ -725,7 +791,7 @@ class FsthPipeline(DiffusionPipeline):
         components, device = self._components_for(person), self._device_of(self.facial_components)
         images = normalize(torch.from_numpy(frame).permute(2, 0, 1)[None].to(device))
         sources = person.component_sources(components)
-        return self._computed(components)(images, landmarks.to(device), sources)
+        return self._computed(components, compiled_components)(images, landmarks.to(device), sources)
 
     def _components_for(self, person: FsthPerson) -> FsthFacialComponents:
         """The facial components of a person, as [`~FsthPipeline.generator_for`] has generators."""
@@ -749,6 +815,7 @@ class FsthPipeline(DiffusionPipeline):
         crop: bool = True,
         face_index: int | Sequence[int] = 0,
         driving_face_index: int = 0,
+        shots: int = DEFAULT_SHOTS,
         num_frames: int | None = None,
         fps: float | None = None,
         reference_frame: int | None = None,
@@ -769,7 +836,7 @@ class FsthPipeline(DiffusionPipeline):
         Animate a person.
 
         Args:
-            portraits: Pictures of one person, or an [`FsthPerson`], such as an [`FsthIdentity`].
+            portraits: Pictures or a clip of one person, or an [`FsthPerson`], such as an [`FsthIdentity`].
             driving: A clip or its frames, a [`DrivingMotion`], or what [`~DrivingMotion.load`] takes, as "motion:nod".
             motion, reference_frame, motion_strength, smoothing, regions: as in [`~FsthPipeline.drive`].
             sound: A clip or recording (wav, mp3, flac, ogg, m4a) whose sound to take instead of the driver's.
@@ -778,7 +845,7 @@ class FsthPipeline(DiffusionPipeline):
                 512, or with `paste_back` as many as the head has in the photograph.
             paste_back (`bool`, *optional*, defaults to `False`):
                 Put the moving head back into the first portrait, reduced to fit 1920 x 1080 or 1080 x 1920 pixels.
-            crop, face_index, driving_face_index, num_frames, fps:
+            crop, face_index, shots, driving_face_index, num_frames, fps:
                 as in [`~FsthPipeline.embed`] and [`~FsthPipeline.read_driving`]; of a [`DrivingMotion`] the first
                 `num_frames` frames are taken, at its own rate.
             output_path (`str` or `Path`, *optional*):
@@ -808,6 +875,7 @@ class FsthPipeline(DiffusionPipeline):
             motion=motion,
             face_index=face_index,
             driving_face_index=driving_face_index,
+            shots=shots,
             num_frames=num_frames,
             fps=fps,
             reference_frame=reference_frame,
@@ -826,7 +894,7 @@ class FsthPipeline(DiffusionPipeline):
         )
         voice = None if sound is None else read_sound(sound)
         signed = credentials and check_credentials()
-        pictures = None if isinstance(portraits, FsthPerson) else list_pictures(portraits)
+        pictures = None if isinstance(portraits, FsthPerson) else list_portraits(portraits)
         if isinstance(driving, DrivingMotion):
             clip, driving_file = None, driving.audio_from if named is None else file_of(named)
         else:
@@ -842,6 +910,7 @@ class FsthPipeline(DiffusionPipeline):
         # 2. Embed the person
         person, canvas = portraits, None
         if pictures is not None:
+            pictures, face_index = self._pick_from_clips(pictures, face_index, crop, shots)
             person, canvas, size = embed_pictures(self, pictures, face_index, crop, paste_back, size)
         size = self.output_size(person, size)
         stage("embed")
@@ -857,25 +926,15 @@ class FsthPipeline(DiffusionPipeline):
         stage("landmarks")
 
         # 4. Generate frame by frame
-        def generate_frames():
-            options = (motion, reference_frame, motion_strength, smoothing, size, regions)
-            frames = self.drive(person, driving_motion, *options)
-            with self.progress_bar(total=total) as progress:
-                for index, frame in enumerate(frames if canvas is None else map(canvas, frames)):
-                    frame = add_watermark(frame) if watermark else frame
-                    if callback_on_frame_end is not None:
-                        callback_on_frame_end(self, index, total, frame)
-                    yield frame
-                    progress.update()
-
+        options = (motion, reference_frame, motion_strength, smoothing, size, regions)
+        frames = self.drive(person, driving_motion, *options)
+        frames = frames if canvas is None else map(canvas, frames)
         driver = driving_motion.title, driving_file
-        origin = Origin.of(self.model_name, person, pictures, driver) if signed else None
+        sources = None if pictures is None else files_of(pictures)
+        origin = Origin.of(self.model_name, person, sources, driver) if signed else None
         fps, audio_from = driving_motion.fps, driving_motion.audio_from
-        if output_path is None:
-            frames = as_output_type([Image.fromarray(frame) for frame in generate_frames()], output_type)
-        else:
-            frames, finish = None, partial(sign, origin=origin) if signed else None
-            write_clip(output_path, generate_frames(), fps, audio_from, OUTPUT_METADATA, finish)
+        output = {"output_path": output_path, "output_type": output_type, "callback": callback_on_frame_end}
+        frames = deliver(self, frames, total, fps, audio_from, origin, watermark=watermark, **output)
         stage("frames")
 
         # 5. Say how it came about
@@ -891,9 +950,71 @@ class FsthPipeline(DiffusionPipeline):
             sound=audio_from is not None,
             watermark=watermark,
             credentials=signed,
+            engine=pick_engine(self.engine, self.generator),
             seconds=seconds,
         )
         output = FsthPipelineOutput(frames, fps, audio_from, report, origin, driving_motion)
+        return output if return_dict else output.to_tuple()
+
+    def animate_group(
+        self,
+        photograph: Picture,
+        driving: Driving | DrivingMotion,
+        faces: Faces = "all",
+        driving_faces: Faces = "all",
+        *,
+        motion: MotionMode = "relative",
+        num_frames: int | None = None,
+        fps: float | None = None,
+        reference_frame: int | None = None,
+        motion_strength: float = 1.0,
+        smoothing: float = DEFAULT_SMOOTHING,
+        size: int | None = None,
+        regions: Iterable[str] | str | None = None,
+        sound: ClipFile | None = None,
+        output_path: str | os.PathLike | None = None,
+        output_type: Literal["pil", "np", "pt"] = "pil",
+        watermark: bool = True,
+        credentials: bool = True,
+        callback_on_frame_end: Callable[["FsthPipeline", int, int, np.ndarray], None] | None = None,
+        return_dict: bool = True,
+    ) -> FsthPipelineOutput | tuple:
+        """
+        Animate several people of one photograph, and put them back into it.
+
+        ```python
+        pipe.animate_group("family.jpg", "driver.mp4").save("family.mp4")
+        ```
+
+        Args:
+            photograph: All that [`load_image`] takes.
+            driving: As in [`~FsthPipeline.__call__`]; a clip of several people is followed in one pass.
+            faces (`"all"` or `list[int]`, *optional*, defaults to `"all"`):
+                Whose of the photograph: numbers, counted from 0, the largest face; or all that are at least a third
+                as large as the largest, from left to right.
+            driving_faces (`"all"` or `list[int]`, *optional*, defaults to `"all"`):
+                Who drives them, chosen alike in the first frame that shows a face. The first drives the first, the
+                second the second; where they are fewer it begins again, so that one alone drives everybody.
+            size (`int`, *optional*): Side of the frames of each head; by default what it has in the photograph.
+            motion, regions, sound, num_frames, fps, reference_frame, motion_strength, smoothing, output_path,
+            output_type, watermark, credentials, callback_on_frame_end, return_dict:
+                as in [`~FsthPipeline.__call__`].
+
+        Returns:
+            [`FsthPipelineOutput`]: Its report has a box of each face, the size of the largest, and the frames in which
+            any driver's face was gone; `driving` is the first driver's motion.
+
+        Raises:
+            FsthError: An input cannot be used, or shows fewer faces than were asked for.
+        """
+        options = {"motion": motion, "regions": regions, "reference_frame": reference_frame, "size": size}
+        options |= {"motion_strength": motion_strength, "smoothing": smoothing, "num_frames": num_frames, "fps": fps}
+        options |= {"output_path": output_path, "output_type": output_type, "watermark": watermark}
+        options |= {"credentials": credentials, "callback_on_frame_end": callback_on_frame_end}
+        inputs = {"face_index": 0, "driving_face_index": 0, "shots": 1, "paste_back": True, "return_dict": return_dict}
+        check_inputs(self.generator.config, photograph, driving, **inputs, **options)
+        faces, driving_faces = check_faces("faces", faces), check_faces("driving_faces", driving_faces)
+        output = animate_group(self, photograph, driving, faces, driving_faces, sound=sound, **options)
         return output if return_dict else output.to_tuple()
 
 

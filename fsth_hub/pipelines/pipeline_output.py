@@ -37,6 +37,7 @@ class FsthReport:
         sound: Whether the driving clip has sound.
         watermark: Whether the frames carry the visible watermark.
         credentials: Whether the file is signed, or will be when it is saved.
+        engine: What the networks were computed by, "torch" or "openvino".
         seconds: What each stage took: "embed", "landmarks", "frames".
     """
 
@@ -51,6 +52,7 @@ class FsthReport:
     sound: bool
     watermark: bool
     credentials: bool
+    engine: str
     seconds: dict[str, float]
 
     def to_dict(self) -> dict:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..landmarks import LandmarkDetector, set_upright
+from ..landmarks import Face, LandmarkDetector, set_upright
 from ..media.matting import cut_out
 from ..media.paste_back import PasteBack
 from ..models.cropping import CropBox, crop_box, crop_image, reaches_outside, share_outside, to_crop, whole_frame
@@ -20,6 +20,7 @@ from ..models.errors import FsthError, FsthWarning, NoFaceError
 from ..models.image_processing_fsth import Picture, list_pictures, load_image
 from ..models.modeling_fsth import FsthPreTrainedModel, is_hooked
 from .person import DEFAULT_SIZE, MAX_SIZE, FsthPerson
+from .portrait_picking import PickedPortrait, check_indices, photograph_of
 
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def cut_heads(
-    portraits: Picture | Sequence[Picture],
+    portraits: Picture | Sequence[Picture | PickedPortrait],
     detector: LandmarkDetector,
     face_index: int | Sequence[int],
     crop: bool,
@@ -38,7 +39,7 @@ def cut_heads(
     Cut the heads out of portraits.
 
     Args:
-        portraits, face_index, crop: as in [`~FsthPipeline.embed`].
+        portraits, face_index, crop: as in [`~FsthPipeline.embed`], but no clips.
         detector ([`LandmarkDetector`]): what finds the faces.
         min_side (`int`): Crops are as large as the heads, but no smaller than so many pixels, and 1024 at most.
         paste_back (`bool`, *optional*, defaults to `False`):
@@ -52,19 +53,21 @@ def cut_heads(
     if not portraits:
         raise FsthError("Give at least one portrait.")
     indices = [face_index] * len(portraits) if isinstance(face_index, int) else face_index
-    if len(indices) != len(portraits):
-        raise FsthError(f"There are {len(portraits)} portraits but face indices for {len(indices)}.")
+    check_indices(portraits, indices)
     crops, landmarks, boxes, outside = [], [], [], {}
     for number, (portrait, face_index) in enumerate(zip(portraits, indices, strict=True), start=1):
-        name = Path(portrait).name if isinstance(portrait, str | os.PathLike) else f"portrait {number}"
-        image, faces, turn = set_upright(load_image(portrait, f"Portrait {number}"), detector)
-        if not faces:
-            raise NoFaceError(f"No face was found in {name}; use a picture in which the face is seen clearly.")
-        if not 0 <= face_index < len(faces):
-            raise FsthError(f"Face {face_index} was asked for, but {name} shows {len(faces)}, counted from 0.")
-        points = faces[face_index].points
+        source = portrait.clip if isinstance(portrait, PickedPortrait) else portrait
+        name = Path(source).name if isinstance(source, str | os.PathLike) else f"portrait {number}"
+        if isinstance(portrait, PickedPortrait):
+            image, points, turn = np.asarray(portrait.image), portrait.landmarks, 0
+        else:
+            image, faces, turn = set_upright(load_image(portrait, f"Portrait {number}"), detector)
+            points = choose_face(faces, face_index, name).points
         width, height = image.shape[1::-1]
-        box = crop_box(points) if crop else whole_frame(width, height, name)
+        if crop:
+            box = portrait.box if isinstance(portrait, PickedPortrait) else crop_box(points)
+        else:
+            box = whole_frame(width, height, name)
         if reaches_outside(box, width, height):
             outside[name] = share_outside(box, width, height)
         side = min(max(round(box.side), min_side), MAX_SIZE)
@@ -74,6 +77,15 @@ def cut_heads(
     if outside and not paste_back:
         warn_of_close_cuts(outside)
     return crops, landmarks, boxes
+
+
+def choose_face(faces: Sequence[Face], face_index: int, name: str) -> Face:
+    """One of a picture's faces, the largest being the first; `FsthError` where there are too few."""
+    if not faces:
+        raise NoFaceError(f"No face was found in {name}; use a picture in which the face is seen clearly.")
+    if not 0 <= face_index < len(faces):
+        raise FsthError(f"Face {face_index} was asked for, but {name} shows {len(faces)}, counted from 0.")
+    return faces[face_index]
 
 
 def warn_of_close_cuts(outside: dict[str, float]) -> None:
@@ -91,7 +103,7 @@ def warn_of_close_cuts(outside: dict[str, float]) -> None:
 
 def embed_pictures(
     pipe: "FsthPipeline",
-    pictures: list[Picture],
+    pictures: list[Picture | PickedPortrait],
     face_index: int | Sequence[int],
     crop: bool,
     paste_back: bool,
@@ -105,7 +117,7 @@ def embed_pictures(
         return pipe.embed(pictures, face_index, crop), None, size
     heads = cut_heads(pictures, pipe.detector, face_index, crop, pipe.size, paste_back=True)
     person = pipe.embed_crops(*heads)
-    canvas = PasteBack(pictures[0], person.boxes[0])
+    canvas = PasteBack(photograph_of(pictures[0]), person.boxes[0])
     if size is None and pipe.generator.config.source_skips:
         size = int(np.clip(canvas.box.side, pipe.size, MAX_SIZE)) // 2 * 2
     return person, canvas, size

@@ -48,6 +48,7 @@ class ClipRecord:
     frames: list[tuple[int, int]]  # offset and size of each JPEG in the shard
     landmarks: np.ndarray  # frames x 78 x 2
     mattes: list[tuple[int, int]]  # as `frames`, of each PNG
+    times: list[float]  # when each frame is shown, s
 
     def image(self, index: int) -> Image.Image:
         return self._open(*self.frames[index]).convert("RGB")
@@ -83,8 +84,9 @@ def read_index(folder: str | Path) -> list[ClipRecord]:
             landmarks = np.load(io.BytesIO(parts["landmarks.npy"]), allow_pickle=False)
             if len(parts["mattes"]) != len(parts["frames"]):
                 raise FsthError(f"{shard} has no mattes of {key}: make the shards anew with prepare_dataset.py.")
-            identity = json.loads(parts["json"])["identity"]
-            clips.append(ClipRecord(key, identity, shard, parts["frames"], landmarks, parts["mattes"]))
+            about = json.loads(parts["json"])
+            record = {"key": key, "identity": about["identity"], "times": about["times"], "shard": shard}
+            clips.append(ClipRecord(**record, landmarks=landmarks, frames=parts["frames"], mattes=parts["mattes"]))
     return clips
 
 

@@ -15,6 +15,7 @@ import torch
 from fsth_hub.finetuning.feature_networks import LPIPS, crop_around
 from fsth_hub.finetuning.losses import ContentLoss
 from fsth_hub.landmarks import LandmarkDetector, MotionAdapter, pick_reference
+from fsth_hub.landmarks.portrait_picking import Look, pick_frames
 from fsth_hub.models.image_processing_fsth import normalize, to_pixels
 from fsth_hub.models.landmark_flow import pixel_grid, resize_flow, smooth_flow, warp
 from fsth_hub.models.landmark_layout import FACE
@@ -49,6 +50,17 @@ def source_frames(num_frames: int, shots: int) -> list[int] | None:
     """`shots` frames spread over the first half of a clip, or None where that has too few."""
     half = num_frames - num_frames // 2
     return spread(0, half, shots) if shots <= half else None
+
+
+def picked_frames(clip: ClipRecord, shots: int) -> list[int] | None:
+    """The same as [`~FsthPipeline.pick_portraits`] picks them, of frames that do not follow each other closely enough
+    to tell how fast they move; fewer where fewer are clear.
+    """
+    half = len(clip.frames) - len(clip.frames) // 2
+    if shots > half:
+        return None
+    looks = [Look.at(np.asarray(clip.image(i)), clip.landmarks[i], clip.times[i]) for i in range(half)]
+    return [pick.index for pick in pick_frames(looks, shots)]
 
 
 def held_out_frames(num_frames: int, count: int) -> list[int]:

@@ -1,0 +1,179 @@
+"""Several people of one photograph, driven by one clip and put back into it."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..landmarks import LandmarkDetector, set_upright
+from ..landmarks.group_tracking import Faces, GroupTracker, large_faces
+from ..media.containers import ClipFile
+from ..media.motion_files import file_of, is_motion
+from ..media.paste_back import GroupPasteBack
+from ..media.reading import Clip, open_clip
+from ..media.sound import read_sound
+from ..models.cropping import crop_box, crop_image, to_crop
+from ..models.errors import FsthError, NoFaceError
+from ..models.image_processing_fsth import Picture, list_pictures, load_image
+from ..provenance.credentials import Origin, check_credentials
+from .delivery import deliver
+from .driving import DrivingMotion
+from .engines import pick_engine
+from .person import MAX_SIZE, FsthPerson
+from .pipeline_output import FsthPipelineOutput, FsthReport
+from .portraits import choose_face
+
+
+if TYPE_CHECKING:
+    from .pipeline_fsth import FsthPipeline
+
+
+def check_faces(name: str, faces: object) -> Faces:
+    """ "all", or the numbers of faces as a list; `FsthError` for anything else."""
+    if isinstance(faces, str) and faces == "all":
+        return faces
+    numbers = [faces] if isinstance(faces, int) else list(faces) if isinstance(faces, list | tuple) else None
+    if not numbers or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
+        raise FsthError(f'{name} must be "all" or numbers of faces, such as [0, 2], not {faces!r}.')
+    return numbers
+
+
+def animate_group(
+    pipe: "FsthPipeline",
+    photograph: Picture,
+    driving,
+    faces: Faces,
+    driving_faces: Faces,
+    *,
+    num_frames: int | None,
+    fps: float | None,
+    size: int | None,
+    sound: ClipFile | None,
+    watermark: bool,
+    credentials: bool,
+    output_path: str | os.PathLike | None,
+    output_type: str,
+    callback_on_frame_end: Callable | None,
+    **motion,
+) -> FsthPipelineOutput:
+    """As [`FsthPipeline.animate_group`], whose arguments these are, checked; `motion` is for `drive`."""
+    named = driving if is_motion(driving) else None
+    driving = driving if named is None else DrivingMotion.load(named)
+    if isinstance(driving, DrivingMotion) and driving_faces != "all":
+        raise FsthError("driving_faces are of a clip, and not of motion that was read: leave them out.")
+    voice = None if sound is None else read_sound(sound)
+    signed = credentials and check_credentials()
+    pictures = list_pictures(photograph)
+    if len(pictures) != 1:
+        raise FsthError(f"Give one photograph of the group, not {len(pictures)}.")
+    seconds, times = {}, [time.perf_counter()]
+
+    def stage(name: str) -> None:
+        times.append(time.perf_counter())
+        seconds[name] = round(times[-1] - times[-2], 3)
+
+    people, canvas = _embed(pipe, pictures[0], faces)
+    sizes = [
+        pipe.output_size(person, size or _head_size(pipe, head.box.side))
+        for person, head in zip(people, canvas.heads, strict=True)
+    ]
+    stage("embed")
+    if isinstance(driving, DrivingMotion):
+        motions = [driving.first(num_frames).resized(pipe.size)]
+        file = driving.audio_from if named is None else file_of(named)
+    else:
+        clip = open_clip(driving, fps=fps, max_frames=num_frames)
+        with pipe.progress_bar(total=clip.frame_count or 0) as progress:
+            motions = read_motions(clip, pipe.detector, driving_faces, pipe.size, progress.update)
+        file = clip.file
+    first, total = motions[0], len(motions[0].landmarks)
+    audio_from = first.audio_from if voice is None else voice
+    stage("landmarks")
+    moving = [
+        pipe.drive(person, motions[number % len(motions)], size=sizes[number], **motion)
+        for number, person in enumerate(people)
+    ]
+    origin = Origin.of(pipe.model_name, people[0], pictures, (first.title, file)) if signed else None
+    frames = deliver(
+        pipe,
+        map(canvas, zip(*moving, strict=True)),
+        total,
+        first.fps,
+        audio_from,
+        origin,
+        watermark=watermark,
+        callback=callback_on_frame_end,
+        output_path=output_path,
+        output_type=output_type,
+    )
+    stage("frames")
+    report = FsthReport(
+        num_frames=total,
+        fps=first.fps,
+        size=max(sizes),
+        max_size=max(person.max_size for person in people),
+        portrait_boxes=tuple(box for person in people for box in person.boxes),
+        driving_box=first.box,
+        frames_without_face=tuple(sorted({frame for one in motions for frame in one.missing})),
+        shots=first.shots,
+        sound=audio_from is not None,
+        watermark=watermark,
+        credentials=signed,
+        engine=pick_engine(pipe.engine, pipe.generator),
+        seconds=seconds,
+    )
+    return FsthPipelineOutput(frames, first.fps, audio_from, report, origin, first)
+
+
+def _head_size(pipe: "FsthPipeline", side: float) -> int | None:
+    """As many pixels as a head of such a side has in the photograph; None where the model generates one size alone."""
+    return int(np.clip(side, pipe.size, MAX_SIZE)) // 2 * 2 if pipe.generator.config.source_skips else None
+
+
+def _embed(pipe: "FsthPipeline", photograph: Picture, faces: Faces) -> tuple[list[FsthPerson], GroupPasteBack]:
+    """The people of a photograph with these faces, and what puts them back into it."""
+    name = Path(photograph).name if isinstance(photograph, str | os.PathLike) else "the photograph"
+    image, found, _ = set_upright(load_image(photograph, "The photograph"), pipe.detector)
+    numbers = (large_faces(found) if found else [0]) if faces == "all" else faces
+    if len(set(numbers)) < len(numbers):
+        raise FsthError(f"Each face can be named once, and not as in {', '.join(map(str, numbers))}.")
+    people = []
+    for number in numbers:
+        points = choose_face(found, number, name).points
+        box = crop_box(points)
+        side = min(max(round(box.side), pipe.size), MAX_SIZE)
+        people.append(pipe.embed_crops([crop_image(image, box, side)], [to_crop(points, box, side)], [box]))
+    return people, GroupPasteBack(image, [person.boxes[0] for person in people])
+
+
+def read_motions(
+    clip: Clip, detector: LandmarkDetector, faces: Faces, size: int, progress: Callable[[], object]
+) -> list[DrivingMotion]:
+    """
+    Follow several faces of a clip in one pass, holding one frame at a time.
+
+    Args:
+        clip, faces: as in [`~FsthPipeline.animate_group`].
+        detector ([`LandmarkDetector`]): what finds the faces.
+        size (`int`): side of the crops that the landmarks are given in, pixels.
+        progress (`Callable`): called after each frame.
+
+    Raises:
+        NoFaceError: No frame has a face, or the first that has one has too few.
+    """
+    track, rows = GroupTracker(detector, faces), []
+    for found in map(track, clip):
+        rows += [] if found is None else [found]
+        progress()
+    if not rows:
+        raise NoFaceError(f"No face was found in {clip.name}; use a clip in which the face is seen clearly.")
+    motions = []
+    for one, tracker in zip(zip(*rows, strict=True), track.trackers, strict=True):
+        seen = [*[None] * track.waited, *(None if face is None else face.points for face in one)]
+        box = crop_box(np.stack([points for points in seen if points is not None]))
+        landmarks = [None if points is None else to_crop(points, box, size) for points in seen]
+        motions.append(DrivingMotion(landmarks, clip.fps, box, clip.audio_from, size, shots=tracker.shots))
+    return motions
