@@ -17,6 +17,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, inputs, page
+from fsth_hub.demo.clip_portraits import take_frames
 from fsth_hub.demo.inputs import Seen, choose_face, look_at_picture, open_limited, show_faces
 from fsth_hub.demo.jobs import Countdown, JobStopped, Worker
 from fsth_hub.demo.shipped import OPENING, PAIRS, PORTRAITS, clip_of, portrait_path
@@ -511,6 +512,28 @@ def test_expected_time(studio, tmp_path):
     assert expect(movement="nod")[0] == "70 frames: about 71 s on this machine." and studio.pace.following == 0.1
     studio.pace.drawing = None
     assert expect(movement="nod") == ("", False)
+
+
+def test_a_clip_among_the_portraits_becomes_frames(studio, files, tmp_path, monkeypatch):
+    """In its place, each with what it is there for; the other portraits stay, and there are never too many."""
+    portrait, clip = files
+    asked, pipe = [], studio.ready.result()
+    pick = pipe.pick_portraits
+    monkeypatch.setattr(pipe, "pick_portraits", lambda clip, shots: asked.append(shots) or pick(clip, shots))
+    assert list(take_frames(studio, [(portrait, None)])) == [(gr.skip(), gr.skip())]
+    assert list(take_frames(studio, None)) == [(gr.skip(), gr.skip())]
+    for gallery, words in take_frames(studio, [(portrait, "mine"), (clip, None), (portrait, None)]):
+        if isinstance(gallery, list):
+            frames = gallery[1:-1]
+            assert gallery[0] == (portrait, "mine") and gallery[-1] == (portrait, None)
+            assert 1 <= len(frames) <= 8 and all(" s: " in caption for _, caption in frames)
+            assert all(Image.open(path).size == (SIZE, SIZE) for path, _ in frames)
+            assert words["visible"]  # that fewer frames are clear, or that the mouth is never open
+    list(take_frames(studio, [(portrait, None)] * 12 + [(clip, None)]))
+    assert asked == [8, 4]
+    make_clip(tmp_path / "wall.mp4", [np.full((SIZE, SIZE, 3), 255, np.uint8)] * 5)
+    *_, (gallery, words) = take_frames(studio, [(str(tmp_path / "wall.mp4"), None)])
+    assert gallery is None and "No face was found in wall.mp4" in words["value"]
 
 
 def test_chosen_faces_reach_the_pipeline(studio, files, monkeypatch):

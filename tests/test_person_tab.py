@@ -22,8 +22,8 @@ from PIL import Image
 from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, people
 from fsth_hub.demo.inputs import look_at_picture
 from fsth_hub.demo.people import Kept, People
-from fsth_hub.demo.studio import DRIVER, Studio
-from fsth_hub.demo.tabs.animate_tab import FINE_TUNED, Animator
+from fsth_hub.demo.studio import Studio
+from fsth_hub.demo.tabs.animator import FINE_TUNED, Animator
 from fsth_hub.demo.tabs.publish_form import Publisher
 from fsth_hub.demo.tabs.tuner import NOTHING_GAINED, Tuner
 from fsth_hub.finetuning.feature_networks import VGGFeatures
@@ -164,7 +164,7 @@ def test_person_of_a_large_portrait(tuner, publisher, files, tmp_path, monkeypat
     assert Image.open(io.BytesIO(base64.b64decode(encoded))).size == (4 * side, side)
     assert f"Crops of the head, {len(identity.crops[0])} x" in publisher.card("ann/anna", ANNA)
     list(tuner.load_file(str(save(tuner, ANNA, tmp_path / "person.zip")), EVE))
-    tried = [(open_clip(clip).width, said) for clip, *_, said in tuner.try_out(files[1], [], EVE) if clip]
+    tried = [(open_clip(clip).width, said) for clip, *_, said in tuner.try_out(files[1], [], request=EVE) if clip]
     assert tried[0][0] == side
     assert f"{side} x {side} pixels (the portrait has no more), fine-tuned person" in tried[0][1]
 
@@ -277,16 +277,16 @@ def test_animates_the_fine_tuned_person(tuner, anna, files, portraits, monkeypat
     for person in ("portraits", FINE_TUNED):
         list(animator.animate(portraits, files[1], [], [], max_frames=2, person=person, request=ANNA))
     assert drawn == [[files[0]], anna]
-    *_, (result, _, _, details) = tuner.try_out(files[1], [], ANNA)  # needs no portraits any longer
+    *_, (result, _, _, details) = tuner.try_out(files[1], [], request=ANNA)  # needs no portraits any longer
     assert result and drawn[-1] is anna and "fine-tuned person, relative motion" in details
-    assert "no fine-tuned person of yours" in told(tuner.try_out(files[1], [], EVE))
+    assert "no fine-tuned person of yours" in told(tuner.try_out(files[1], [], request=EVE))
 
 
 def test_try_takes_the_example_where_there_is_no_clip(tuner, anna, monkeypatch):
     clips = []
     monkeypatch.setattr(Animator, "_generate", lambda self, who, driving, *_: clips.append(driving) or 1 / 0)
-    assert "not your fault" in told(tuner.try_out(None, [], ANNA))
-    assert clips == [str(DRIVER)]
+    assert "not your fault" in told(tuner.try_out(None, [], request=ANNA))
+    assert clips == ["motion:nod"]
 
 
 def test_portraits_that_do_not_fit(tuner, portraits, tmp_path):

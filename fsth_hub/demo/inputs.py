@@ -3,7 +3,6 @@
 Each picture's faces are shown as crops with their landmarks; where there are several, a click chooses.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,10 +12,9 @@ import numpy as np
 
 from ..media.reading import Clip, open_clip
 from ..models.cropping import crop_box, crop_image, to_crop
-from ..models.errors import FsthError, NoFaceError
+from ..models.errors import FsthError
 from ..models.image_processing_fsth import load_image
 from ..models.landmark_drawing import rasterize_landmarks
-from .shipped import PORTRAITS, portrait_path
 from .studio import Studio
 
 
@@ -122,17 +120,6 @@ def choose_face(seen: list[Seen], index: int) -> list[Seen]:
     return [replace(sight, chosen=face) if place == number else sight for place, sight in enumerate(seen)]
 
 
-@dataclass(frozen=True)
-class PortraitPanel:
-    """The portraits, which all tabs share: the galleries and the session's `list[Seen]`."""
-
-    gallery: gr.Gallery
-    shipped: gr.Gallery  # the portraits that come with the package
-    seen: gr.State
-    key: gr.State  # changes with the files and the faces chosen
-    look_after: Callable[[Callable], None]  # shows the faces once an event has filled the gallery
-
-
 def faces_gallery(label: str, elem_id: str) -> gr.Gallery:
     return gr.Gallery(
         label=label,
@@ -149,73 +136,6 @@ def faces_gallery(label: str, elem_id: str) -> gr.Gallery:
         elem_id=elem_id,
         elem_classes="faces",
     )
-
-
-def portrait_panel(studio: Studio) -> PortraitPanel:
-    """Build the portraits' part of the page."""
-
-    def look(portraits: Portraits, seen: list[Seen]) -> tuple[dict, list[Seen], dict, list]:
-        known = {sight.path: sight for sight in seen}
-        sights, notes = [], []
-        try:
-            paths = checked_portraits(portraits) if portraits else []
-        except FsthError as error:
-            return show_faces([], "Portrait"), [], note(str(error)), []
-        for number, path in enumerate(paths, start=1):
-            try:
-                sights.append(known.get(path) or look_at_picture(studio, path))
-                if not sights[-1].crops:
-                    raise NoFaceError(
-                        f"No face was found in portrait {number} ({Path(path).name}): remove it, or add one in which "
-                        "the face is seen clearly."
-                    )
-            except FsthError as error:
-                notes.append(str(error))
-        if any(len(sight.crops) > 1 for sight in sights):
-            notes.append("Several faces were found: click the one to animate.")
-        return show_faces(sights, "Portrait"), sights, note(" ".join(notes)), key_of(sights)
-
-    def choose(seen: list[Seen], event: gr.SelectData) -> tuple[dict, list[Seen], list]:
-        seen = choose_face(seen, event.index)
-        return show_faces(seen, "Portrait"), seen, key_of(seen)
-
-    def key_of(seen: list[Seen]) -> list[tuple[str, int]]:
-        return [(sight.path, sight.chosen) for sight in seen]
-
-    gallery = gr.Gallery(
-        label="1. Portraits",
-        type="filepath",
-        format="png",
-        file_types=["image"],
-        sources=["upload", "webcam", "clipboard"],
-        columns=2,
-        height=220,
-        object_fit="contain",
-        buttons=[],
-        elem_id="portraits",
-    )
-    shipped = gr.Gallery(
-        [(str(portrait_path(portrait.name)), portrait.title) for portrait in PORTRAITS],
-        label="No picture at hand? Click one",
-        columns=len(PORTRAITS),
-        height="auto",
-        object_fit="cover",
-        allow_preview=False,
-        interactive=False,
-        buttons=[],
-        elem_id="shipped-portraits",
-        elem_classes="thumbnails",
-    )
-    notes = gr.Markdown(visible=False, elem_id="portrait-notes", elem_classes="notes")
-    faces = faces_gallery("What will be animated", "portrait-faces")
-    seen, key = gr.State([]), gr.State([])
-
-    def look_after(event: Callable) -> None:
-        event(look, [gallery, seen], [faces, seen, notes, key], api_visibility="private", show_progress="hidden")
-
-    look_after(gallery.change)
-    faces.select(choose, seen, [faces, seen, key], api_visibility="private", show_progress="hidden")
-    return PortraitPanel(gallery, shipped, seen, key, look_after)
 
 
 def note(text: str) -> dict:

@@ -2,8 +2,9 @@
 
 import gradio as gr
 
-from .inputs import MAX_SECONDS, portrait_panel
+from .inputs import MAX_SECONDS
 from .opening import opening, stand_still
+from .portrait_panel import portrait_panel
 from .studio import Studio
 from .tabs import Page
 from .tabs.animate_tab import animate_tab

@@ -1,5 +1,6 @@
 """Nothing at hand: what moves by itself, and what a click gives, on a desktop and on a phone."""
 
+import re
 import time
 
 import httpx
@@ -11,7 +12,7 @@ from fsth_hub.media.motion_files import SHIPPED
 from fsth_hub.media.reading import open_clip
 from fsth_hub.pipelines.driving import DrivingMotion
 from testing_utils.browser import DESKTOP, PHONE
-from testing_utils.paths import PORTRAIT
+from testing_utils.paths import DRIVER, PORTRAIT
 
 
 NOD = SHIPPED.index(FIRST_MOTION)
@@ -128,6 +129,19 @@ def test_expression_by_hand(visit, tmp_path):
         page.locator("#saved-picture a").first.click(timeout=60_000)
     download.value.save_as(tmp_path / "wink.png")
     assert Image.open(tmp_path / "wink.png").height == 768
+
+
+def test_a_clip_becomes_portraits(visit):
+    """Eight frames, captioned, of which each can be removed."""
+    visitor = visit()
+    visitor.add_portraits(DRIVER, wait=False)
+    frames = visitor.page.locator("#portraits").get_by_text(re.compile(r"\d s: "))
+    frames.nth(7).wait_for(timeout=60_000)
+    assert frames.count() == 8
+    visitor.page.locator("#portrait-faces img").nth(7).wait_for(timeout=30_000)
+    visitor.page.locator("#portraits").get_by_label("Remove").first.click()
+    visitor.page.locator("#portrait-faces img").nth(7).wait_for(state="detached")
+    assert frames.count() == 7
 
 
 def test_from_a_result_to_its_expression(visit):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from ..inputs import PortraitPanel
+from ..portrait_panel import PortraitPanel
 from ..studio import Studio
 
 

@@ -10,7 +10,6 @@ from ...models.errors import FsthError
 from ..errors import told_to_visitor
 from ..inputs import (
     MAX_SECONDS,
-    PortraitPanel,
     Portraits,
     Seen,
     choose_face,
@@ -21,6 +20,7 @@ from ..inputs import (
     show_faces,
 )
 from ..opening import opening
+from ..portrait_panel import PortraitPanel
 from ..shipped import FIRST_MOTION, FIRST_PORTRAIT, PORTRAITS, THUMBNAILS
 from ..studio import HEAVY, Studio
 from . import AnimatePanel, Page
