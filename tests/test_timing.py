@@ -80,17 +80,31 @@ def written(folder, source):
 
 
 def test_clips_pasted_together_are_whole_and_in_step(tmp_path):
-    """Stamps start anew in the second part, and leap by ten hours in the third."""
-    parts = [make_part(tmp_path / f"{start}.ts", 2.0, start) for start in (5.0, 0.0, 36_000.0)]
+    """Stamps start anew in the second part, leap by ten hours in the third, and start anew again."""
+    parts = [make_part(tmp_path / f"{start}.ts", 2.0, start) for start in (5.0, 0.0, 36_000.0, 1.4)]
     (tmp_path / "all.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
     count, apart = written(tmp_path, tmp_path / "all.ts")
-    assert 149 <= count <= 153 and len(apart) == 5 and apart.max() <= STEP
+    assert count == 200 and len(apart) == 7 and apart.max() <= STEP
+    flashes, clicks = onsets(tmp_path / "out.mp4")
+    assert np.allclose(np.diff(flashes), 1, atol=1e-3) and np.allclose(np.diff(clicks), 1, atol=0.01)
+
+
+def test_parts_whose_sound_ends_early_or_late_stay_in_step(tmp_path):
+    """A part's sound that is too short is filled up with silence; of what is too long no more than a blink goes."""
+    parts = [make_part(tmp_path / f"{number}.ts", 2.0) for number in range(3)]
+    for name, seconds, count in (("short", 1.6, 150), ("long", 2.3, 157)):
+        other = make_part(tmp_path / f"{name}.ts", seconds, times=np.arange(50) / 25)
+        (tmp_path / "all.ts").write_bytes(b"".join(p.read_bytes() for p in (parts[0], other, parts[2])))
+        pictures, apart = written(tmp_path, tmp_path / "all.ts")
+        assert pictures == count
+        assert np.sort(apart)[:4].max() <= STEP
 
 
 @pytest.mark.parametrize("name", ["a.ts", "a.mkv", "a.mp4"])
 def test_a_leap_that_frames_cannot_explain_is_closed(tmp_path, name):
     count, apart = written(tmp_path, make_part(tmp_path / name, 3.0, leap=(1.52, 60.0)))
-    assert 73 <= count <= 77 and len(apart) == 2 and apart.max() <= 1 / 25  # a leap may end between two ticks
+    assert count == 75 and len(apart) == 2 and apart.max() <= STEP
+    assert np.allclose(np.diff(onsets(tmp_path / "out.mp4")[0]), 1, atol=2e-3)
     assert abs(open_clip(tmp_path / name).fps - 25) < 0.1
 
 
