@@ -74,7 +74,11 @@ class Timeline:
                 else:
                     yield packet
                 continue
-            if any(other.stream_index == packet.stream_index for other in held) or not self._goes_on(packet):
+            waits = any(other.stream_index == packet.stream_index for other in held)
+            if packet.is_discard and not waits:  # what an edit list leaves out has any stamps
+                yield self._moved(packet)
+                continue
+            if waits or not self._goes_on(packet):
                 held.append(packet)
                 joined = self._is_time(held)
                 if joined:
@@ -98,10 +102,15 @@ class Timeline:
             length = track.length
         track.last, track.length = stamp, length
         track.end = max(track.end, _shown(packet) + shift + length)
+        self._moved(packet)
+
+    def _moved(self, packet: av.Packet) -> av.Packet:
+        shift = self.shifts[self.tracks[packet.stream_index].era]
         if shift:
             ticks = round(shift / packet.time_base)
             packet.dts += ticks
             packet.pts = None if packet.pts is None else packet.pts + ticks
+        return packet
 
     def _goes_on(self, packet: av.Packet) -> bool:
         """Whether a packet comes where its stream is, by the shift of the last one or by that of the other stream."""
@@ -133,7 +142,8 @@ class Timeline:
         broken = [self.tracks[index] for index in {packet.stream_index for packet in held}]
         if all(other in broken for other in self._going_on(self.tracks[held[0].stream_index])):
             return True
-        return len(held) > MOST_HELD or abs(_decoded(held[-1]) - _decoded(held[0])) > SLACK
+        span = abs(_decoded(held[-1]) - _decoded(held[0]))
+        return len(held) > MOST_HELD or held[-1].stream_index == held[0].stream_index and span > SLACK
 
     def _join(self, held: list[av.Packet]) -> None:
         """Let the streams that broke go on where they ended: pictures without a gap, and the sound in step with them.
@@ -141,6 +151,7 @@ class Timeline:
         They are whole pictures later where the sound needs it, so that they stay on the grid of a constant rate.
         """
         starts: dict[int, float] = {}
+        held = [packet for packet in held if not packet.is_discard]
         for packet in held:
             starts[packet.stream_index] = min(starts.get(packet.stream_index, math.inf), _shown(packet))
         # the picture first, if it broke

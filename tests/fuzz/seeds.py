@@ -28,7 +28,7 @@ FORMATS = (*PICTURES, *CLIPS, "safetensors", *MOTIONS, "identity_json", "identit
 
 def fuzzed_pipeline() -> FsthPipeline:
     pipe = make_pipeline()
-    pipe.detector = ScaledDetector()
+    pipe.detector, pipe.engine = ScaledDetector(), "torch"  # others' threads do not live on in a forked child
     return pipe
 
 

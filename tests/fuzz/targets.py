@@ -59,7 +59,7 @@ def use(kind: str, path: Path, pipe: FsthPipeline, out: Path) -> list[str]:
             attempt(motion.save, out / "again.motion.safetensors")
             attempt(lambda: motion.looped().first(FRAMES))
     elif kind == "model":
-        loaded = attempt(FsthPipeline.from_pretrained, path)
+        loaded = attempt(FsthPipeline.from_pretrained, path, engine="torch")
         if loaded is not None:
             loaded.set_progress_bar_config(disable=True)
             loaded.detector = pipe.detector
