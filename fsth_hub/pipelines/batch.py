@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
+import cv2
 import numpy as np
+import torch
 
 from ..checks import check_choice, check_number
 from ..models.cropping import CropBox
@@ -66,9 +68,12 @@ class RowAnimator:
         load: Takes name and revision of a model, `None` for the one that the batch is for, and loads its pipeline.
         model: Name of the model, unless it is the bundled one; an identity brings its own where none is named.
         output_dir: Where the clips go.
+        num_threads: How many threads PyTorch and OpenCV are to take in this process.
     """
 
-    def __init__(self, load: Load, model: str | None, output_dir: Path):
+    def __init__(self, load: Load, model: str | None, output_dir: Path, num_threads: int):
+        torch.set_num_threads(num_threads)
+        cv2.setNumThreads(num_threads)
         self._load, self._model, self._output_dir = load, model, output_dir
         self._name = self._pipe = self._key = self._person = None
         self._pipe_of(model, None)  # what fails here is no row's fault
@@ -230,12 +235,12 @@ def animate_batch(
         cores, gpus = start_ray() if executor == "ray" else (_num_cores(), 0)
         num_workers = min(num_workers or max(1, cores // CORES_PER_WORKER), len(jobs))
         num_threads = max(1, cores // num_workers)
-        make = partial(RowAnimator, load, model, output_dir)
         if executor == "ray":
             num_threads = min(num_threads, CORES_PER_WORKER)  # more than a machine has would never begin
+        make = partial(RowAnimator, load, model, output_dir, num_threads)
+        make_worker = partial(ProcessWorker, make)
+        if executor == "ray":
             make_worker = partial(RayWorker, make, num_threads, min(1, gpus / num_workers))
-        else:
-            make_worker = partial(ProcessWorker, make, num_threads)
         for job, result in run_parts(by_person(jobs, num_workers), make_worker, num_workers):
             if isinstance(result, Crashed):
                 result = failure("crash", result.cause)

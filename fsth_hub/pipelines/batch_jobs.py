@@ -186,6 +186,8 @@ def _job(row: int, cells: list[str], names: list[str], folder: Path) -> Job:
         raise FsthError(
             f"it has {len(cells)} cells, but there are {len(names)} columns: put text with commas in quotes"
         )
+    if any("\0" in cell for cell in cells):
+        raise FsthError("it has a character that no name can have: write the file anew")
     given = {name: _READERS[name](name, cell) for name, cell in zip(names, cells, strict=False) if cell}
     for name in ("driving", "output"):
         if name not in given:

@@ -34,47 +34,43 @@ class Worker(Protocol):
 
 class ProcessWorker:
     """
-    Calls a function in a process of its own, which is started anew when a task kills it, and ends with this one.
+    Calls a function in a process of its own, which is started anew after a task killed it, and ends with this one.
 
     Not an executor: one whose process dies does not say on which task, and its processes outlive a killed parent.
 
     Args:
         make: Called in the process once, to make the function there: a pipeline is loaded once. To be pickled.
-        num_threads: How many threads PyTorch and OpenCV take there.
 
     Raises:
         FsthError: `make` raised it.
     """
 
-    def __init__(self, make: Callable[[], Callable], num_threads: int):
-        self._make, self._num_threads = make, num_threads
-        self._stopping = False
+    def __init__(self, make: Callable[[], Callable]):
+        self._make, self._stopping = make, False
         self._start()
 
     def _start(self) -> None:
         context = get_context("spawn")  # threads fork badly
         self._connection, other_end = context.Pipe()
-        arguments = (other_end, self._make, self._num_threads)
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process = context.Process(target=_serve, args=(other_end, self._make), daemon=True)
         self._process.start()
         other_end.close()  # so that the connection ends with the process
         try:
             problem = self._connection.recv()
         except (EOFError, ConnectionError):
-            problem = None if self._stopping else FsthError(f"A worker could not begin: it {self._cause()}.")
+            problem = FsthError(f"A worker could not begin: its process {self._cause()}.")
         if problem is not None:
             raise problem
 
     def __call__(self, task):
         """What the function returns, or [`Crashed`]."""
+        if not self._process.is_alive() and not self._stopping:
+            self._start()
         try:
             self._connection.send(task)
             return self._connection.recv()
-        except (EOFError, OSError):
-            cause = self._cause()
-            if not self._stopping:
-                self._start()
-            return Crashed(f"The process that computed it {cause}.")
+        except (EOFError, ConnectionError):
+            return Crashed(f"The process that computed it {self._cause()}.")
 
     def stop(self) -> None:
         """End the process, also from another thread; what is half-written there is tidied up."""
@@ -90,16 +86,11 @@ class ProcessWorker:
         return f"died with status {code}" if code >= 0 else f"died of {signal.Signals(-code).name}"
 
 
-def _serve(connection, make: Callable[[], Callable], num_threads: int) -> None:
+def _serve(connection, make: Callable[[], Callable]) -> None:
     """The process of a worker: answers tasks until whoever asked is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to see, who ends this process then
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # tidies up on the way out
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    import cv2
-    import torch
-
-    torch.set_num_threads(num_threads)
-    cv2.setNumThreads(num_threads)
     with suppress(EOFError, ConnectionError):
         try:
             function = make()
@@ -119,11 +110,11 @@ def _end_with_parent() -> None:
 class RayWorker:
     """The same as an actor of a Ray cluster, begun anew where its machine is lost, and what it did last with it."""
 
-    def __init__(self, make: Callable[[], Callable], num_threads: int, num_gpus: float):
+    def __init__(self, make: Callable[[], Callable], num_cpus: int, num_gpus: float):
         import ray
 
-        options = {"num_cpus": num_threads, "num_gpus": num_gpus, "max_restarts": -1, "max_task_retries": 2}
-        self._actor = ray.remote(_Actor).options(**options).remote(make, num_threads)
+        options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": -1, "max_task_retries": 2}
+        self._actor = ray.remote(_Actor).options(**options).remote(make)
 
     def __call__(self, task):
         """What the function returns, or [`Crashed`]."""
@@ -143,12 +134,12 @@ class RayWorker:
 
 
 class _Actor:
-    def __init__(self, *arguments):
-        self._arguments, self._worker = arguments, None
+    def __init__(self, make: Callable[[], Callable]):
+        self._make, self._worker = make, None
 
     def run(self, task):
         if self._worker is None:  # here, so that what it raises reaches the caller as it is
-            self._worker = ProcessWorker(*self._arguments)
+            self._worker = ProcessWorker(self._make)
         return self._worker(task)
 
 

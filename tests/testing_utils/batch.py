@@ -5,7 +5,6 @@ import os
 import signal
 from pathlib import Path
 
-from fsth_hub.models.errors import FsthError
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 from testing_utils.pipelines import StubDetector, make_pipeline
 
@@ -34,10 +33,6 @@ def load_tiny(model: str | None, revision: str | None) -> FsthPipeline:
     if "FSTH_TEST_EMBEDDED" in os.environ:
         pipe.embed_crops = noting
     return pipe
-
-
-def load_nothing(model: str | None, revision: str | None) -> FsthPipeline:
-    raise FsthError("There is no such model.")
 
 
 def write_table(path: Path, rows: list[dict]) -> Path:
