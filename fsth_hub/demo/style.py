@@ -6,7 +6,7 @@ import gradio as gr
 # Gradio's colours in light and dark, the system's own fonts: the page asks no other host for anything.
 THEME = gr.themes.Soft(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"])
 CSS = """
-.gradio-container {max-width: 1180px !important; margin: auto}
+.gradio-container {max-width: 1180px !important; margin: auto; overflow: clip !important}
 #introduction p {font-size: 1.15em}
 #driving video, #result video, #side-by-side video, #person-result video {max-height: 420px}
 #preview img, #live-result img, #person-preview img {width: 100%; height: 100%; object-fit: contain}

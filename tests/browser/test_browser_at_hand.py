@@ -139,7 +139,7 @@ def test_a_clip_becomes_portraits(visit):
     frames.nth(7).wait_for(timeout=60_000)
     assert frames.count() == 8
     visitor.page.locator("#portrait-faces img").nth(7).wait_for(timeout=30_000)
-    visitor.page.locator("#portraits").get_by_label("Remove").first.click()
+    visitor.page.locator("#portraits").get_by_label("Delete image").first.click()
     visitor.page.locator("#portrait-faces img").nth(7).wait_for(state="detached")
     assert frames.count() == 7
 
