@@ -1,4 +1,4 @@
-"""Which frames of a clip serve as portraits: those that show the face clearly, and together all that it does.
+"""Which frames of a clip serve as portraits: those that show the face clearly, evenly over the clip.
 
 Nothing is kept of a frame but a `Look` at it, so that a clip may be of any length.
 """
@@ -22,7 +22,6 @@ from .pose import Pose
 
 
 DEFAULT_SHOTS, MAX_SHOTS = 8, 64  # portraits of a clip
-MIN_GAP = 0.3  # s between two of them: neighbours show the same
 
 PATCH = 128  # side of the picture of the face that sharpness is measured in, pixels
 BLURRED = 0.5  # of the sharpness that a tenth of the frames exceed: below it a frame is blurred
@@ -44,7 +43,7 @@ FRONTAL, EYES, LIPS, SHARP = 0.15, 0.05, 0.1, 1.0
 
 FIRST = "from the front with open eyes"
 WIDE_MOUTH, SHUT_EYES = "widest open mouth", "shut eyes"
-UNLIKE = "unlike the others"
+EVEN = "evenly over the clip"
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,12 +130,10 @@ def clear_frames(looks: Sequence[Look]) -> np.ndarray:
 
 def pick_frames(looks: Sequence[Look], shots: int) -> list[Pick]:
     """
-    Pick frames that together are the person's portraits.
+    Pick frames that together are the person's portraits: clear ones with open eyes, evenly over the clip.
 
-    The first is what motion is counted from: frontal, eyes open, lips as they mostly are. Then comes, one by one,
-    whatever brings all frames nearest to a picked one, by the likeness by which the generator weighs portraits. That
-    hardly counts lips and lids: so the widest open mouth and, of many, shut eyes come in addition where none is among
-    them.
+    Some stand in the place of their neighbours in time: the first, what motion is counted from, which is frontal, its
+    eyes open, its lips as they mostly are; where no other mouth is as open, the widest open one; of many, shut eyes.
 
     Args:
         looks: At frames of one shot, in the order of time; at least one.
@@ -149,67 +146,42 @@ def pick_frames(looks: Sequence[Look], shots: int) -> list[Pick]:
     times = np.array([look.time for look in looks])
     sharp = np.array([look.sharpness for look in looks])
     sharp = np.clip(sharp / max(np.percentile(sharp, 90), 1e-6), 0, 1)
-    gap = min(MIN_GAP, (times[-1] - times[0]) / (2 * shots))
-    # a blink in passing serves no frame with open eyes, of which it would be the most alike
+    # the generator hardly counts lids where it weighs portraits: a blink would be seen in frames with open eyes
     awake = clear[eyes[clear] >= AWAKE * middle[3]]
-    picks: list[Pick] = []
+    chosen: list[int] = []
+    for time in np.linspace(times[0], times[-1], shots):
+        left = np.setdiff1d(awake, chosen)
+        left = left if len(left) else np.setdiff1d(clear, chosen)
+        if len(left):
+            chosen.append(int(left[np.abs(times[left] - time).argmin()]))
+    kept: dict[int, str] = {}
 
-    def free(among: np.ndarray) -> np.ndarray:
-        """Those of these frames that are not picked, nor neighbours of picked ones."""
-        taken = [pick.index for pick in picks]
-        left = np.setdiff1d(among, taken)
-        return left[(np.abs(times[left, None] - times[taken]) >= gap).all(axis=1)]
+    def put(index: int, why: str) -> None:
+        """Put a frame in the place of its neighbour in time."""
+        free = [number for number, other in enumerate(chosen) if other not in kept]
+        if index in kept or not free:
+            return
+        near = min(free, key=lambda number: abs(times[chosen[number]] - times[index]))
+        near = chosen.index(index) if index in chosen else near
+        chosen[near] = index
+        kept[index] = why
 
     turn = np.linalg.norm(np.column_stack([faces[:, 0], faces[:, 1:3] - middle[1:3]]), axis=1)
     closed, parted = np.maximum(middle[3] - eyes, 0), np.abs(mouth - middle[4])
     worse = turn / FRONTAL + closed / EYES + parted / LIPS + (1 - sharp) / SHARP
-    picks.append(Pick(int(clear[worse[clear].argmin()]), FIRST))
-    distance = _distances([look.points for look in looks]) if shots > 1 else None
-
-    def spread(count: int) -> None:
-        """Add what most lessens the mean distance of all frames to the nearest pick, until there are so many."""
-        while len(picks) < count:
-            taken = [pick.index for pick in picks]
-            # rather nearer than the gap, or with lids lowered, than too few
-            among = next((a for a in (free(awake), free(clear), np.setdiff1d(clear, taken)) if len(a)), None)
-            if among is None:
-                return
-            gain = np.maximum(distance[taken].min(axis=0) - distance[among], 0).mean(axis=1) * (1 + sharp[among])
-            picks.append(Pick(int(among[gain.argmax()]), UNLIKE))
-
-    def add(values: np.ndarray, enough: float, why: str) -> None:
-        """Add the frame with the highest of the values (N), if that is enough and no pick comes near it."""
-        among = free(clear)
-        if len(picks) < shots and len(among):
-            best = among[values[among].argmax()]
-            if values[best] >= enough and all(values[pick.index] < ALIKE * values[best] for pick in picks):
-                picks.append(Pick(int(best), why))
-
-    kept = (shots >= SHOTS_WITH_MOUTH) + (shots >= SHOTS_WITH_LIDS)
-    spread(shots - kept)
-    if shots >= SHOTS_WITH_MOUTH:
-        add(mouth, MOUTH_OPEN, WIDE_MOUTH)
-    if shots >= SHOTS_WITH_LIDS:
-        add(np.maximum(middle[3] - eyes, 0), (1 - EYES_SHUT) * middle[3], SHUT_EYES)
-    spread(shots)
-    return picks
+    put(first := int(clear[worse[clear].argmin()]), FIRST)
+    widest, shut = int(clear[mouth[clear].argmax()]), int(clear[eyes[clear].argmin()])
+    if shots >= SHOTS_WITH_MOUTH and mouth[widest] >= MOUTH_OPEN and max(mouth[chosen]) < ALIKE * mouth[widest]:
+        put(widest, WIDE_MOUTH)
+    if shots >= SHOTS_WITH_LIDS and eyes[shut] <= EYES_SHUT * middle[3]:
+        put(shut, SHUT_EYES)
+    others = [index for index in chosen if index != first]
+    return [Pick(first, FIRST), *(Pick(index, kept.get(index, EVEN)) for index in others)]
 
 
 def mouth_opens(looks: Sequence[Look]) -> bool:
     """Whether a mouth is open in any frame, so that teeth may be seen."""
     return max(_describe(look.points)[4] for look in looks) >= MOUTH_OPEN
-
-
-def _distances(points: list[np.ndarray]) -> np.ndarray:
-    """How unlike each two of N faces (78 x 2, pixels) are for the generator that weighs portraits, N x N."""
-    import torch  # here, with the network's own measure, so that a clip can be looked at without PyTorch
-
-    from ..models.source_skips import landmark_similarity
-
-    everything = torch.from_numpy(np.stack(points))
-    extent = float(np.median([face_extent(one) for one in points]))
-    # row by row: all at once takes a hundred times the memory
-    return -torch.stack([landmark_similarity(everything, one, extent) for one in everything]).numpy()
 
 
 def _describe(points: np.ndarray) -> tuple[float, ...]:

@@ -374,7 +374,7 @@ class FsthPipeline(DiffusionPipeline):
         crop: bool = True,
     ) -> list[PickedPortrait]:
         """
-        Pick the frames of a clip that serve best as its person's portraits: sharp, and as unlike as the person gets.
+        Pick frames of a clip that serve well as its person's portraits: sharp, with open eyes, evenly over the clip.
 
         ```python
         for portrait in pipe.pick_portraits("person.mp4"):
