@@ -122,11 +122,14 @@ def put_folder(new: Path, folder: Path) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Why the disk refused, without the name of a file that nobody knows."""
+    """Why the disk refused, without the name of a file that nobody knows; or else what an error says, in one line."""
     number = getattr(error, "errno", None)
     if number is None and (found := re.search(r"os error (\d+)", str(error))):  # of a library written in Rust
         number = int(found[1])
-    return os.strerror(number) if number is not None else str(error).rstrip(".")
+    if number is not None:
+        return os.strerror(number)
+    text = "".join(letter if letter.isprintable() else " " for letter in str(error) or type(error).__name__)
+    return " ".join(text.split())[:200].rstrip(".")
 
 
 def _open_workplace(parent: Path) -> tuple[Path, BinaryIO]:

@@ -72,7 +72,7 @@ def test_own_first_frame_drives_to_the_same_clip(tmp_path):
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    assert report["driving_box"] == [0, 0, 256] and report["portrait_boxes"] == [[0, 0, 256]]
+    assert report["driving_box"] == [0, 0, 256, 0] and report["portrait_boxes"] == [[0, 0, 256, 0]]
     assert "3 frames" in result.stderr
     made = read(tmp_path / "out.mp4")
     assert made.shape == clip.shape
@@ -351,8 +351,8 @@ def test_method_and_rate_are_what_the_pipeline_is_asked_for(tmp_path, vgg, monke
     [
         ("publish", "ann/base", "0123", ("ann/base", "cpu", "bfloat16", "0123")),
         ("publish", "bundled", None, (None, "cpu", "bfloat16", None)),
-        ("animate", "ann/base", "0123", ("ann/base", "auto", "auto", "0123")),
-        ("animate", "tiny", None, (None, "auto", "auto", None)),
+        ("animate", "ann/base", "0123", ("ann/base", "auto", "auto", "0123", "auto")),
+        ("animate", "tiny", None, (None, "auto", "auto", None, "auto")),
     ],
 )
 def test_a_person_brings_their_model(tmp_path, monkeypatch, sent, command, base, revision, loaded):

@@ -22,6 +22,7 @@ from training.evaluation.reenactment import (
     close_up,
     held_out_frames,
     one_clip_per_person,
+    picked_frames,
     source_frames,
     warped_portrait,
 )
@@ -333,3 +334,28 @@ def test_what_is_missing_is_said_before_anything_is_measured(run, tmp_path, caps
     with pytest.raises(SystemExit, match="absent"):
         run(lpips=tmp_path / "absent" / "alexnet.safetensors")
     assert not (tmp_path / "run").exists()
+
+
+def test_portraits_can_be_picked_and_are_not_mixed_with_others(run):
+    folder = run(shots=2, pick="picked")
+    results = results_of(folder)
+    assert results["settings"]["data"]["pick"] == "picked" and "--pick picked" in results["commands"][0]
+    assert set(results["people"]["ann"]["self"]) == {"2"}
+    with pytest.raises(SystemExit, match="other settings .*data pick"):
+        run(shots=2)
+
+
+def test_results_of_before_there_was_a_choice_go_on_evenly(run):
+    folder = run(shots=1)
+    results = results_of(folder)
+    del results["settings"]["data"]["pick"]
+    (folder / "evaluation.json").write_text(json.dumps(results))
+    with pytest.raises(SystemExit, match="other settings .*data pick"):
+        run(shots=1, pick="picked")
+    run(shots=1)
+
+
+def test_picked_portraits_are_of_the_first_half(shards):
+    clip = read_index(shards)[0]
+    assert picked_frames(clip, 2) == [1]  # the others are half and twice as bright
+    assert picked_frames(clip, 4) is None

@@ -348,7 +348,7 @@ def of(name: str) -> str:
         (change_tensor("generator.head.bias", lambda _: torch.zeros(3), WEIGHTS_NAME), "other tensors"),
         (lambda folder: (folder / LORA_CONFIG_NAME).unlink(), "damaged"),
         (lambda folder: truncate(folder / LORA_WEIGHTS_NAME), "damaged"),
-        (change_config(method="full"), "do not fit"),
+        (change_config(method="full"), "other tensors"),
         (change_config(method="half"), "method is not full or lora"),
         (change_config(method=["lora"]), "method is not full or lora"),
     ],

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fsth_hub.landmarks import MotionAdapter, pick_reference
+from fsth_hub.landmarks import MotionAdapter, adapt_shots, pick_reference
 from fsth_hub.landmarks.motion import MAX_MOVE, MAX_TURN, MAX_ZOOM
 from fsth_hub.landmarks.pose import Pose
 from fsth_hub.models.errors import FsthError, NoFaceError
@@ -223,3 +223,50 @@ def test_a_head_in_half_profile_turns_less():
         moved = Pose.of(MotionAdapter(portrait, face())(face(yaw=-25))).rotation
         turns.append(np.degrees(np.arccos((np.trace(moved @ Pose.of(portrait).rotation.T) - 1) / 2)))
     assert turns[1] == pytest.approx(turns[0], rel=0.1) and turns[2] < 0.85 * turns[0]
+
+
+# Shots.
+
+NEAR = [face(mouth=mouth, yaw=yaw) for mouth, yaw in ((4, 0), (20, 5), (12, 8))]
+FAR = [face(mouth=mouth, yaw=yaw, scale=0.3, centre=(60.0, 90.0)) for mouth, yaw in ((4, 0), (20, 5), (12, 8))]
+TWO = [(0, 3), (3, 6)]
+
+
+def test_each_shot_moves_from_a_reference_of_its_own():
+    """The same motion, nearer to the camera and farther away, moves the portrait alike; as one shot it would leap."""
+    near, far = np.split(np.stack(list(adapt_shots(face(), NEAR + FAR, TWO))), 2)
+    np.testing.assert_allclose(far, near, atol=0.2)
+    np.testing.assert_array_equal(near, np.stack(list(adapt_shots(face(), NEAR))))
+    as_one = np.stack(list(adapt_shots(face(), NEAR + FAR)))
+    assert np.abs(as_one[3:] - as_one[:3]).max() > 10
+
+
+def test_a_shot_without_a_face_holds_the_pose_before():
+    points = list(adapt_shots(PORTRAIT, [None, None, *NEAR, None, None, *FAR], [(0, 2), (2, 5), (5, 7), (7, 10)]))
+    np.testing.assert_array_equal(points[:2], [PORTRAIT.astype(np.float32)] * 2)
+    np.testing.assert_array_equal(points[5:7], [points[4]] * 2)
+    assert len(points) == 10 and np.abs(points[7] - points[6]).max() > 1
+
+
+def test_a_face_that_is_gone_as_a_shot_begins_holds_the_pose_before():
+    points = list(adapt_shots(PORTRAIT, [*NEAR, None, *FAR[1:]], TWO))
+    np.testing.assert_array_equal(points[3], points[2])
+
+
+def test_a_reference_frame_is_that_of_its_own_shot():
+    points = list(adapt_shots(PORTRAIT, NEAR + FAR, TWO, reference_frame=4))
+    np.testing.assert_allclose(points[4], PORTRAIT, atol=1e-3)
+    np.testing.assert_array_equal(points[:3], list(adapt_shots(PORTRAIT, NEAR)))
+    given = list(adapt_shots(PORTRAIT, NEAR + FAR, TWO, reference=FAR[1]))
+    np.testing.assert_array_equal(given[3:], points[3:])
+    assert np.abs(np.array(given[:3]) - points[:3]).max() > 1
+    changed = list(adapt_shots(PORTRAIT, NEAR + FAR, TWO, change=lambda points, unmoved: unmoved))
+    np.testing.assert_allclose(changed, [PORTRAIT] * 6, atol=1e-3)
+
+
+@pytest.mark.parametrize("frame", [-1, 6, 2])
+def test_a_reference_frame_that_shows_no_face(frame):
+    with pytest.raises(FsthError, match=f"reference_frame={frame} is no frame"):
+        list(adapt_shots(PORTRAIT, [*NEAR[:2], None, *FAR], TWO, reference_frame=frame))
+    with pytest.raises(NoFaceError):
+        list(adapt_shots(PORTRAIT, [None] * 6, TWO))

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from fsth_hub.models.modeling_fsth import FsthGenerator
 from fsth_hub.pipelines import parallel
-from fsth_hub.pipelines.parallel import draw_ahead
+from fsth_hub.pipelines.parallel import draw_ahead, num_workers
+from testing_utils.networks import tiny
 from testing_utils.pipelines import clip, make_pipeline, picture
 
 
@@ -65,6 +67,12 @@ def test_threads_of_pytorch_are_shared_and_given_back():
         assert seen == [4]
     finally:
         torch.set_num_threads(before)
+
+
+def test_openvino_has_the_processor_for_one_frame(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    generator = tiny(FsthGenerator)
+    assert [num_workers(generator, engine) for engine in ("torch", "openvino")] == [2, 1]
 
 
 def test_a_clip_is_the_same(monkeypatch):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fsth_hub.landmarks import LandmarkSmoother, smooth_clip
+from fsth_hub.landmarks import LandmarkSmoother, smooth_clip, smooth_shots
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.landmark_layout import FACE, IRISES, interocular
 from testing_utils.faces import EYE, face, opening
@@ -65,6 +65,21 @@ def test_gaps_and_cuts_are_not_smoothed_across():
             for before, after in zip(frames, smoothed, strict=True):
                 assert (before is None) == (after is None)
                 assert before is None or np.allclose(before, after, atol=1e-3)
+
+
+def test_shots_are_smoothed_each_by_itself():
+    """A cut to nearly the same place, over which a clip that is all one would be smoothed."""
+    one, two = trembling([face()] * 8), trembling([face(centre=(130.0, 141.0))] * 6)
+    apart = smooth_shots([*one, *two], FPS, shots=[(0, 8), (8, 14)])
+    np.testing.assert_array_equal(apart, [*smooth_clip(one, FPS), *smooth_clip(two, FPS)])
+    across = smooth_shots([*one, *two], FPS)
+    np.testing.assert_array_equal(across, smooth_clip([*one, *two], FPS))
+    assert np.abs(across[7] - apart[7]).max() > 0.05
+
+
+def test_a_shot_without_a_face_stays_without():
+    smooth = smooth_shots([face(), None, None, face()], FPS, shots=[(0, 1), (1, 3), (3, 4)])
+    assert [points is None for points in smooth] == [False, True, True, False]
 
 
 def test_size_of_the_face_does_not_matter():

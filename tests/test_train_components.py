@@ -150,7 +150,7 @@ def test_components_learn_what_the_warp_lacks(train, monkeypatch):
         return batch | {"images": torch.where(batch["masks"][:, :1] > 0.5, red, batch["warped"])}
 
     monkeypatch.setattr(ComponentCrops, "batch", red_mouths)
-    options = {"max_steps": 60, "save_every": 60, "adversarial_start": 1000, "eye_batch_size": 0}
+    options = {"max_steps": 90, "save_every": 90, "adversarial_start": 1000, "eye_batch_size": 0}
     run = train("learning", **options, learning_rate=3e-3, ema_decay=0.8, mouth_batch_size=8)
     entries = log_of(run)
     assert entries[-1]["mouth_pixel"] < 0.7 * entries[0]["mouth_pixel"]

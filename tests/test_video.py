@@ -108,7 +108,9 @@ def test_high_dynamic_range_is_tone_mapped(tmp_path, transfer):
     """Of the light of an ordinary screen what is dark and half bright stays, and a ten times brighter one is white."""
     nits = np.array([5.0, 20.0, 1000.0])
     light = (nits / 1000) ** (1 / 1.2)  # of the scene
-    hlg = np.where(light < 1 / 12, np.sqrt(3 * light), 0.17883277 * np.log(12 * light - 0.2846) + 0.55991073)
+    hlg = np.where(
+        light < 1 / 12, np.sqrt(3 * light), 0.17883277 * np.log(np.maximum(12 * light - 0.2846, 0.1)) + 0.55991073
+    )
     signals = hlg if transfer == HLG else light_to_pq(nits)
     grey_bars = np.repeat(np.repeat(signals, 32)[None, :, None], 48, axis=0).repeat(3, axis=2)
     with av.open(str(tmp_path / "hdr.mov"), "w") as out:

@@ -21,6 +21,7 @@ from . import loading as cli_loading
 from . import motion as cli_motion
 from . import people as cli_people
 from . import portraits as cli_portraits
+from .batch import batch
 from .checks import check_group, check_inputs, check_output, check_size, model_of, read_faces
 from .ending import one_sentence, set_up_process
 from .express import express
@@ -272,6 +273,7 @@ app.command()(cli_people.publish)
 app.command()(express)
 app.add_typer(cli_motion.app, name="motion")
 app.command()(cli_portraits.portraits)
+app.command()(batch)
 
 
 @app.command()

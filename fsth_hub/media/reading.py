@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..checks import check_number
 from ..models.errors import VideoError
+from ..models.image_processing_fsth import MAX_PIXELS
 from .containers import (
     ClipFile,
     audio_stream,
@@ -206,10 +207,20 @@ def holds_clip(file: ClipFile) -> bool:
 
 def _is_animation(file: ClipFile) -> bool:
     try:
-        with open_binary(file) as opened, Image.open(opened, formats=ANIMATIONS):
-            return True
+        with open_binary(file) as opened, Image.open(opened, formats=ANIMATIONS) as animation:
+            size = animation.size
+    except Image.DecompressionBombError:
+        size = (MAX_PIXELS, 2)
     except Exception:  # another kind of file, or a damaged one: Pillow raises nearly anything
         return False
+    _check_pixels(file, *size)
+    return True
+
+
+def _check_pixels(file: ClipFile, width: int, height: int) -> None:
+    """Refuse pictures that would fill the memory: a small file can say that they are of any size."""
+    if width * height > MAX_PIXELS:
+        raise VideoError(f"{name_of(file)} is too large: give a clip below {MAX_PIXELS // 10**6} megapixels.")
 
 
 def _measure(file: ClipFile) -> tuple[float, float | None, bool]:
@@ -248,7 +259,8 @@ def _read_video(file: ClipFile, rate: float) -> Iterator[tuple[float, float, np.
         size, start, tone_mappers = None, -1 / rate, {}
         for frame in decode(Timeline(container, stream, audio_stream(container)).packets(stream)):
             # The size may change within a file (a recorded call); the first picture's is kept.
-            size = size or (round(frame.width * aspect), frame.height)
+            size = size or (max(1, round(frame.width * aspect)), frame.height)
+            _check_pixels(file, *size)
             start = start + 1 / rate if frame.time is None else frame.time - zero
             length = float(frame.duration * frame.time_base) if frame.duration else 1 / rate
             if needs_mapping(frame):

@@ -57,16 +57,20 @@ class Sound:
                     yield packet
 
     def _is_whole(self) -> bool:
-        """Whether each packet follows on the one before: players go on over a hole, and are out of step after it."""
+        """Whether packets follow on one another: players go on over a hole, and are out of step after it, the more so
+        after many small ones."""
         with open_container(self.file) as source:
             track, end = audio_stream(source), None
+            context = track.codec_context
+            length = context.frame_size / context.sample_rate if context.frame_size and context.sample_rate else None
             for packet in Timeline(source, track, video_stream(source)).packets(track):
                 if packet.pts is None:
                     continue
                 start = float(packet.pts * packet.time_base)
                 if end is not None and abs(start - end) > HOLE:
                     return False
-                end = start + float((packet.duration or 0) * packet.time_base)
+                # not from this packet's stamp, which may be rounded, or off by a little
+                end = (start if end is None else end) + (length or float((packet.duration or 0) * packet.time_base))
         return True
 
     def _copied(self, packets: Iterable[av.Packet], stream: av.AudioStream) -> Iterator[av.Packet]:

@@ -5,6 +5,7 @@ step; and since it is done as packets come, reading stays a stream.
 """
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,10 @@ LEAP = 2.0  # s without a packet that are looked into: does the other stream go 
 LONGEST_STILL = 10.0  # s that a picture may stay where no sound tells that it did: FFmpeg's own limit
 BACKWARDS = 0.05  # s that stamps may go back, since some are rounded
 SLACK = 1.5  # s by which picture and sound of one moment may lie apart in a file
+MOST_HELD = 300  # packets: what is behind a break waits for the other stream's
+# s of a part's sound that may give way to the next part: encoders begin and end with silence, so that a part's sound
+# is longer than its pictures by up to two packets.
+LAP = 0.05
 
 
 @dataclass
@@ -51,55 +56,124 @@ class Timeline:
 
     def packets(self, wanted: av.stream.Stream) -> Iterator[av.Packet]:
         """One stream's packets, in the file's order; those without a decoding time flush the decoder."""
-        for packet in self.container.demux(self.streams):
-            if packet.dts is not None:
-                shift = self._place(packet)
-                if shift:
-                    ticks = round(shift / packet.time_base)
-                    packet.dts += ticks
-                    packet.pts = None if packet.pts is None else packet.pts + ticks
-            if packet.stream_index == wanted.index:
+        return (packet for packet in self._placed() if packet.stream_index == wanted.index)
+
+    def _placed(self) -> Iterator[av.Packet]:
+        """All packets. What comes after a break is held until the other stream breaks too: only then is it known
+        where each of them has ended, for parsers give the last picture of a part after the first sound of the next."""
+        unread, again, held = iter(self.container.demux(self.streams)), deque(), []
+        while True:
+            packet = again.popleft() if again else next(unread, None)
+            if packet is None or packet.dts is None:
+                if held:
+                    self._join(held)
+                    again.extendleft(reversed([*held, *([] if packet is None else [packet])]))
+                    held = []
+                elif packet is None:
+                    return
+                else:
+                    yield packet
+                continue
+            waits = any(other.stream_index == packet.stream_index for other in held)
+            if packet.is_discard and not waits:  # what an edit list leaves out has any stamps
+                yield self._moved(packet)
+                continue
+            if waits or not self._goes_on(packet):
+                held.append(packet)
+                joined = self._is_time(held)
+                if joined:
+                    self._join(held)
+            else:
+                self._place(packet)
                 yield packet
+                joined = bool(held) and self._goes_on(held[0])  # the other stream has come that far: it was no break
+            if joined:
+                again.extendleft(reversed(held))
+                held = []
 
-    def _place(self, packet: av.Packet) -> float:
-        """By how many s to move a packet."""
+    def _place(self, packet: av.Packet) -> None:
+        """Move a packet to where it is shown."""
         track = self.tracks[packet.stream_index]
-        stamp, length = (float((ticks or 0) * packet.time_base) for ticks in (packet.dts, packet.duration))
-        shown = stamp if packet.pts is None else float(packet.pts * packet.time_base)
-        if length >= LEAP:  # in an mp4 a leap is the length of the packet before it
+        shift, length = self.shifts[track.era], float((packet.duration or 0) * packet.time_base)
+        stamp = _decoded(packet) + shift
+        if not length and track.last is not None:  # a transport stream does not tell
+            length = stamp - track.last
+        if not 0 < length < LEAP:  # in an mp4 a leap is the length of the packet before it
             length = track.length
-        shift = self._shift(track, stamp, shown)
-        track.last, track.length = stamp + shift, length
-        track.end = max(track.end, shown + shift + min(length, LEAP))
-        return shift
+        track.last, track.length = stamp, length
+        track.end = max(track.end, _shown(packet) + shift + length)
+        self._moved(packet)
 
-    def _shift(self, track: _Track, stamp: float, shown: float) -> float:
-        now = len(self.shifts) - 1
-        if track.last is None:
-            track.era = now
-            return self.shifts[now]
+    def _moved(self, packet: av.Packet) -> av.Packet:
+        shift = self.shifts[self.tracks[packet.stream_index].era]
+        if shift:
+            ticks = round(shift / packet.time_base)
+            packet.dts += ticks
+            packet.pts = None if packet.pts is None else packet.pts + ticks
+        return packet
+
+    def _goes_on(self, packet: av.Packet) -> bool:
+        """Whether a packet comes where its stream is, by the shift of the last one or by that of the other stream."""
+        track, now, stamp = self.tracks[packet.stream_index], len(self.shifts) - 1, _decoded(packet)
         # What was behind when the other stream began anew has still the old stamps.
-        if self._follows(track, stamp + self.shifts[track.era]):
-            return self.shifts[track.era]
-        if track.era < now and abs(stamp + self.shifts[now] - track.next) < SLACK:
+        if track.last is not None and self._follows(track, stamp + self.shifts[track.era]):
+            return True
+        if track.last is None or track.era < now and abs(stamp + self.shifts[now] - track.next) < SLACK:
             track.era = now
-            return self.shifts[now]
-        # Go on where this stream ended, and not before the other has: nothing is lost.
-        ends = [other.end for other in self.tracks.values() if other.end < track.end + LEAP]
-        shift, needed = track.end - shown, max([track.next - stamp, *(end - shown for end in ends)])
-        step = (
-            track.length if 0 < track.length < LEAP else 1e-3
-        )  # whole pictures later, so that they stay on the grid of a constant rate
-        self.shifts.append(shift + step * max(0, math.ceil((needed - shift) / step - 0.01)))
-        track.era = now + 1
-        return self.shifts[-1]
+            return True
+        return False
 
     def _follows(self, track: _Track, stamp: float) -> bool:
         """Whether a packet may come at this time after the last of its stream."""
         if stamp - track.last < LEAP:
             return stamp >= track.last - BACKWARDS
-        others = [other for other in self.tracks.values() if other is not track and other.last is not None]
-        going_on = [other for other in others if other.next > track.last - LEAP]
+        going_on = self._going_on(track)
         if not going_on:  # there is no sound, or it has ended
             return stamp - track.last < LONGEST_STILL
         return any(other.next > stamp - SLACK for other in going_on)
+
+    def _going_on(self, track: _Track) -> list[_Track]:
+        """The other streams, unless they ended before."""
+        others = [other for other in self.tracks.values() if other is not track and other.last is not None]
+        return [other for other in others if other.next > track.last - LEAP]
+
+    def _is_time(self, held: list[av.Packet]) -> bool:
+        """Whether packets after a break need not wait for another stream's break any longer."""
+        broken = [self.tracks[index] for index in {packet.stream_index for packet in held}]
+        if all(other in broken for other in self._going_on(self.tracks[held[0].stream_index])):
+            return True
+        span = abs(_decoded(held[-1]) - _decoded(held[0]))
+        return len(held) > MOST_HELD or held[-1].stream_index == held[0].stream_index and span > SLACK
+
+    def _join(self, held: list[av.Packet]) -> None:
+        """Let the streams that broke go on where they ended: pictures without a gap, and the sound in step with them.
+
+        They are whole pictures later where the sound needs it, so that they stay on the grid of a constant rate.
+        """
+        starts: dict[int, float] = {}
+        held = [packet for packet in held if not packet.is_discard]
+        for packet in held:
+            starts[packet.stream_index] = min(starts.get(packet.stream_index, math.inf), _shown(packet))
+        # the picture first, if it broke
+        lead, *_ = sorted(starts, key=lambda index: self.container.streams[index].type != "video")
+        track = self.tracks[lead]
+        shift, lap = track.end - starts[lead], 0.0
+        for index, other in self.tracks.items():
+            if other is not track and other.last is not None and other.end < track.end + LEAP:
+                lap = max(lap, other.end - starts.get(index, starts[lead]) - shift)
+        if lap > LAP:
+            step = track.length if 0 < track.length < LEAP else 1e-3
+            shift += step * math.ceil((lap - LAP) / step)
+        self.shifts.append(shift)
+        for index in starts:
+            first = next(packet for packet in held if packet.stream_index == index)
+            track = self.tracks[index]
+            track.era, track.last = len(self.shifts) - 1, _decoded(first) + shift - track.length
+
+
+def _decoded(packet: av.Packet) -> float:
+    return float(packet.dts * packet.time_base)
+
+
+def _shown(packet: av.Packet) -> float:
+    return float((packet.dts if packet.pts is None else packet.pts) * packet.time_base)

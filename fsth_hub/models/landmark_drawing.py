@@ -68,8 +68,11 @@ def rasterize_landmarks(points: np.ndarray, size: int) -> np.ndarray:
 
 def _rasterize_iris(canvas: Image.Image, eye: np.ndarray, iris: np.ndarray, colour: tuple[int, int, int]) -> None:
     """Rasterize a disc, but only what the lids leave open of it: a closed eye shows no iris."""
-    corner = np.floor(eye.min(axis=0)).astype(int)
-    size = (np.ceil(eye.max(axis=0)).astype(int) - corner + 1).tolist()
+    # no more than the canvas shows of it: an eye of a damaged file may be as wide as a house
+    corner = np.maximum(np.floor(eye.min(axis=0)), 0).astype(int)
+    size = (np.minimum(np.ceil(eye.max(axis=0)) + 1, canvas.size).astype(int) - corner).tolist()
+    if min(size) < 1:
+        return
     opening, disc = Image.new("1", size), Image.new("1", size)
     ImageDraw.Draw(opening).polygon((eye - corner).ravel().tolist(), fill=1)
     radius = np.linalg.norm(iris[1:] - iris[0], axis=1).mean()

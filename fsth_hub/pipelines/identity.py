@@ -23,7 +23,7 @@ from ..models.downloading import fetch
 from ..models.errors import FsthError, FsthNotFoundError
 from ..models.facial_components import FsthFacialComponents
 from ..models.image_processing_fsth import load_image
-from ..models.landmark_layout import NUM_POINTS
+from ..models.landmark_layout import FACE, NUM_POINTS
 from ..models.modeling_fsth import FsthGenerator, FsthPreTrainedModel, is_hooked
 from ..saving import put_folder, reason, workplace
 from .person import FsthPerson
@@ -35,7 +35,7 @@ COMPONENTS_FOLDER = "facial_components"  # of their low-rank updates
 FIGURES = {"base_model": str, "fingerprint": str, "num_portraits": int, "steps": int, "boxes": list, "history": list}
 TEXTS = ("base_revision", "components_fingerprint", "consent")  # if there are any
 # all that a file's content raises
-DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
+DAMAGES = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, SafetensorError)
 
 
 @dataclass(kw_only=True)
@@ -159,7 +159,7 @@ class FsthIdentity:
         try:
             identity = cls(**_read(folder))
         except DAMAGES as error:
-            raise FsthError(f"The identity in {name} is damaged ({error}): make or fetch it again.") from error
+            raise FsthError(f"The identity in {name} is damaged ({reason(error)}): make or fetch it again.") from error
         identity.name = folder.resolve().name if Path(name).is_dir() else str(name)
         return identity
 
@@ -188,6 +188,9 @@ def _read(folder: Path) -> dict:
         raise ValueError("the crops are not square pictures, one for each portrait")
     if landmarks.shape != (count, NUM_POINTS, 2) or landmarks.dtype != torch.float32:
         raise ValueError("the landmarks are not those of the crops")
+    distances = landmarks.abs().nan_to_num(-1)  # irises may be NaN
+    if landmarks[:, FACE].isnan().any() or (distances > 100 * size).any():
+        raise ValueError("the landmarks are those of no face")
     if adain_parameters.ndim != 2 or len(adain_parameters) != 1 or not adain_parameters.is_floating_point():
         raise ValueError("adain_parameters are not those of one person")
     weights, component_weights = (
@@ -202,6 +205,10 @@ def _read(folder: Path) -> dict:
     if not in_full:
         weights = load_lora(folder)
         component_weights = load_lora(folder / COMPONENTS_FOLDER) if with_components else {}
+    if not all(
+        tensor.isfinite().all() for tensor in (adain_parameters, *weights.values(), *component_weights.values())
+    ):
+        raise ValueError("weights are no finite numbers")
     return {
         "method": config["method"],
         "weights": weights,

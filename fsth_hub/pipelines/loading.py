@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from ..models.errors import FsthError
-from ..models.modeling_fsth import ModelSource
+from ..models.modeling_fsth import FsthPreTrainedModel, ModelSource
 from ..saving import reason, workplace
 
 
@@ -80,19 +80,39 @@ def check_components(
         raise FsthError(f"`dtype` must be a torch.dtype, such as torch.bfloat16, or a dictionary, not {dtype!r}.")
 
 
+def check_fit(name: str | Path, networks: Mapping[str, FsthPreTrainedModel | None], size: int) -> None:
+    """
+    Refuse (`FsthError`) networks that do not go together, or not with pictures of a size, such as those of a folder
+    whose configurations were changed.
+    """
+    there = {part: network.config for part, network in networks.items() if network is not None}
+    for field in ("image_size", "embedding_dim"):
+        values = {part: getattr(config, field) for part, config in there.items()}
+        if len(set(values.values())) > 1:
+            told = ", ".join(f"{value} of its {part}" for part, value in values.items())
+            raise FsthError(f"The pipeline in {name} cannot be loaded: {field} is not one for all ({told}).")
+        if field == "image_size" and {size} != set(values.values()):
+            raise FsthError(
+                f"The pipeline in {name} cannot be loaded: its image processor gives pictures of {size} pixels, but "
+                f"its networks take {values['generator']}."
+            )
+
+
 def loading_error(name: str | Path, variant: str | None, error: Exception) -> FsthError:
     """A sentence for what stopped the loading of a pipeline."""
     if isinstance(error, SafetensorError):
-        reason = "its weights are cut off or no safetensors."
+        why = "its weights are cut off or no safetensors."
     elif isinstance(error, OSError):
         weights = "model.safetensors" if variant is None else f"model.{variant}.safetensors"
-        reason = (
+        why = (
             f"a network's config.json or {weights} is missing or damaged (pickled weights such as .bin and .ckpt are "
             "never read)."
         )
+    elif type(error) in (FsthError, ValueError, RuntimeError):  # they explain themselves
+        why = f"{reason(error)}."
     else:
-        reason = str(error)
-    return FsthError(f"The pipeline in {name} cannot be loaded: {reason}")
+        why = f"one of its files is damaged ({reason(error)})."
+    return FsthError(f"The pipeline in {name} cannot be loaded: {why}")
 
 
 @contextmanager

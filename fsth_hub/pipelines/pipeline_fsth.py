@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -59,6 +58,7 @@ from .loading import (
     BUNDLED_MODEL,
     INDEX,
     check_components,
+    check_fit,
     class_names,
     forget,
     loading_error,
@@ -210,8 +210,10 @@ class FsthPipeline(DiffusionPipeline):
                 variant=variant,
                 **components,
             )
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # a damaged file makes the libraries raise nearly anything
             raise loading_error(name, variant, error) from error
+        networks = {"embedder": pipe.embedder, "generator": pipe.generator, "discriminator": pipe.discriminator}
+        check_fit(name, networks, pipe.image_processor.size["height"])
         for part, network in pipe.components.items():
             if part not in components and isinstance(network, PreTrainedModel) and not is_hooked(network):
                 network.to(memory_format=torch.channels_last)  # as inference takes it
