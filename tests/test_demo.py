@@ -23,7 +23,7 @@ from fsth_hub.demo.jobs import Countdown, JobStopped, Worker
 from fsth_hub.demo.shipped import OPENING, PAIRS, PORTRAITS, clip_of, portrait_path
 from fsth_hub.demo.studio import BUNDLED, Studio
 from fsth_hub.demo.tabs import Page, live_tab
-from fsth_hub.demo.tabs.animate_tab import expected_time
+from fsth_hub.demo.tabs.animate_tab import expected_time, motion_pictures
 from fsth_hub.demo.tabs.animator import CLIP_NAME, SIDE_BY_SIDE_NAME, Animator, Settings, describe
 from fsth_hub.demo.tabs.inspect_tab import card
 from fsth_hub.demo.tabs.live_tab import Live, from_jpeg, to_jpeg, write_recording
@@ -489,6 +489,14 @@ def test_shipped_pairs_need_no_work(monkeypatch):
         assert report.ai_generated and report.credentials == "valid" and report.model == BUNDLED
     opening = inspect(OPENING)
     assert opening.ai_generated and opening.credentials == "valid" and OPENING.stat().st_size < 300_000
+
+
+def test_shipped_pictures_can_be_taken_wherever_the_package_is(studio):
+    """Gradio gives files of the system's folder for temporary ones alone, and of where the app was started."""
+    pictures = motion_pictures(studio, "nod")
+    paths = [studio.portrait(portrait.name) for portrait in PORTRAITS] + [path for path, _ in pictures]
+    assert all(Path(path).is_file() and Path(path).is_relative_to(tempfile.gettempdir()) for path in paths)
+    assert [title for _, title in pictures if "✓" in title] == ["✓ Nod"] and len(pictures) == 8
 
 
 def test_expected_time(studio, tmp_path):

@@ -279,10 +279,10 @@ def test_draws_in_zero_gpu_s_process(python, folder, tmp_path):
         client = Client(url, verbose=False, download_files=tmp_path / "downloads", headers={"x-ip-token": visitor})
         for frames in (3, 4):  # the second in the process that is there already
             outputs = client.submit(**animate_arguments(max_frames=frames))
-            result, _, _, details = outputs.result(120)
-            assert f"{frames} frames" in details and any(preview for _, preview, *_ in outputs.outputs())
+            _, _, _, _, details, *_ = outputs.result(120)
+            assert f"{frames} frames" in details and any(shown[2] for shown in outputs.outputs())
         job = client.submit(**animate_arguments(max_frames=None))
-        while not any(outputs[1] for outputs in job.outputs()):
+        while not any(outputs[2] for outputs in job.outputs()):
             time.sleep(0.05)
         job.cancel()
         wall = tmp_path / "wall.png"
@@ -290,7 +290,7 @@ def test_draws_in_zero_gpu_s_process(python, folder, tmp_path):
         Image.new("RGB", (200, 200), "grey").save(wall)
         with pytest.raises(AppError, match="No face was found in wall.png"):
             client.predict(**animate_arguments(portrait=wall))
-        assert "5 frames" in client.predict(**animate_arguments(max_frames=5))[3]
+        assert "5 frames" in client.predict(**animate_arguments(max_frames=5))[4]
     server.shutdown()
     schedules = [query for path, query in ZeroGpu.asked if path == "/schedule"]
     assert len(schedules) == 5 and all(query.get("token") == visitor for query in schedules)

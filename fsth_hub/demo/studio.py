@@ -54,10 +54,14 @@ class Studio:
         return pipe
 
     def portrait(self, name: str) -> str:
-        """A shipped portrait where Gradio may read it, wherever the package is installed."""
-        path = Path(self._kept.name, portrait_path(name).name)
+        """A shipped portrait, as `copy_of`."""
+        return self.copy_of(portrait_path(name))
+
+    def copy_of(self, file: Path) -> str:
+        """A shipped file where Gradio may take it from, wherever the package is installed."""
+        path = Path(self._kept.name, file.name)
         if not path.is_file():
-            shutil.copyfile(portrait_path(name), path)
+            shutil.copyfile(file, path)
         return str(path)
 
     def pipeline(self, name: str | None = None):

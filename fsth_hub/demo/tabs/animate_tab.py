@@ -107,7 +107,7 @@ def animate_tab(page: Page) -> None:
     animator.take_shipped()
     with gr.Row():
         with gr.Column(min_width=300, elem_id="driving-column"):
-            drivers = _drivers()
+            drivers = _drivers(studio)
             person = gr.Radio(
                 [("The portraits, as they are", AS_THEY_ARE), ("Your fine-tuned person", FINE_TUNED)],
                 value=AS_THEY_ARE,
@@ -161,10 +161,10 @@ def animate_tab(page: Page) -> None:
     page.animation = AnimatePanel(drivers.clip, drivers.seen, drivers.movement, drivers.file, person, results.change)
 
 
-def _drivers() -> Drivers:
+def _drivers(studio: Studio) -> Drivers:
     clip = gr.Video(label="2. Driving clip", sources=["upload", "webcam"], height=220, elem_id="driving")
     pictures = gr.Gallery(
-        motion_pictures(None),
+        motion_pictures(studio, None),
         label="Or a motion",
         columns=4,
         height="auto",
@@ -211,10 +211,10 @@ def _results() -> Results:
     )
 
 
-def motion_pictures(chosen: str | None) -> list[tuple[str, str]]:
+def motion_pictures(studio: Studio, chosen: str | None) -> list[tuple[str, str]]:
     """The motions that come with the package, as a gallery takes them; the chosen one is marked."""
     return [
-        (str(THUMBNAILS / f"{motion.name}.webp"), f"{'✓ ' * (motion.name == chosen)}{motion.title}")
+        (studio.copy_of(THUMBNAILS / f"{motion.name}.webp"), f"{'✓ ' * (motion.name == chosen)}{motion.title}")
         for motion in list_motions()
     ]
 
@@ -244,7 +244,7 @@ def _wire_drivers(studio: Studio, drivers: Drivers) -> None:
     )
 
     def without_motion() -> tuple[None, None, dict]:
-        return None, None, gr.update(value=motion_pictures(None), selected_index=None)
+        return None, None, _marked(studio, None)
 
     drivers.clip.input(without_motion, None, [drivers.movement, drivers.file, drivers.pictures], **PRIVATE)
     drivers.file.upload(without_motion, None, [drivers.movement, drivers.clip, drivers.pictures], **PRIVATE)
@@ -332,13 +332,13 @@ def _wire_pairs(
         with told_to_visitor():
             if not (clip or movement or file):
                 movement = FIRST_MOTION
-                changed |= {drivers.movement: movement, drivers.pictures: _marked(movement)}
+                changed |= {drivers.movement: movement, drivers.pictures: _marked(studio, movement)}
             return take(pictures, driver_of(clip, movement, file), changed)
 
     def take_motion(pictures: Portraits, event: gr.SelectData) -> dict:
         movement = SHIPPED[event.index]
         changed = {drivers.movement: movement, drivers.clip: None, drivers.file: None}
-        changed |= {drivers.pictures: _marked(movement)}
+        changed |= {drivers.pictures: _marked(studio, movement)}
         if not pictures:
             pictures = [(studio.portrait(FIRST_PORTRAIT), None)]
             changed |= {portraits.gallery: pictures, portraits.shipped: NONE_SELECTED}
@@ -358,8 +358,8 @@ def _wire_pairs(
         portraits.look_after(taken.success)  # a gallery reports no change that the page itself made
 
 
-def _marked(movement: str) -> dict:
-    return gr.update(value=motion_pictures(movement), selected_index=None)
+def _marked(studio: Studio, movement: str | None) -> dict:
+    return gr.update(value=motion_pictures(studio, movement), selected_index=None)
 
 
 def _beside_if_any(path: str | None) -> dict:
