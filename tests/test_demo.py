@@ -27,6 +27,7 @@ from fsth_hub.demo.tabs.animate_tab import expected_time, motion_pictures
 from fsth_hub.demo.tabs.animator import CLIP_NAME, SIDE_BY_SIDE_NAME, Animator, Settings, describe
 from fsth_hub.demo.tabs.inspect_tab import card
 from fsth_hub.demo.tabs.live_tab import Live, from_jpeg, to_jpeg, write_recording
+from fsth_hub.demo.uploads import FileSet
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.landmarks.regions import REGIONS
 from fsth_hub.media.reading import open_clip
@@ -282,6 +283,11 @@ def test_cleaning_survives_files_that_come_meanwhile():
         next(walk)
         files -= set("ab")
         assert "c" in files and "a" not in files
+
+
+def test_a_folder_named_as_an_upload_does_not_end_the_cleaning(tmp_path):
+    files = FileSet([str(tmp_path), str(tmp_path / "a.png")])
+    assert list(files) == [str(tmp_path / "a.png")]
 
 
 def _wait_until(condition, seconds=30):

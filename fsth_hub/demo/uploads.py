@@ -1,13 +1,16 @@
 """Uploads, and what was made of them, are deleted in time also while more of them come."""
 
+import os
+
 import gradio as gr
 
 
 class FileSet(set):
-    """Names of files that may become more while another thread goes through them."""
+    """Names of files that may become more while another thread goes through them; no folders, which a program may have
+    named in place of its upload: what cannot be deleted as a file would be the last that Gradio tried to delete."""
 
     def __iter__(self):
-        return set.__iter__(self.copy())
+        return (name for name in set.__iter__(self.copy()) if not os.path.isdir(name))
 
 
 def keep_cleaning(demo: gr.Blocks) -> None:
