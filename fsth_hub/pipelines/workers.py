@@ -89,9 +89,9 @@ class ProcessWorker:
 def _serve(connection, make: Callable[[], Callable]) -> None:
     """The process of a worker: answers tasks until whoever asked is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to see, who ends this process then
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # tidies up on the way out
+    signal.signal(signal.SIGTERM, _tidy_up)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with suppress(EOFError, ConnectionError):
+    with suppress(EOFError, ConnectionError, SystemExit):
         try:
             function = make()
         except FsthError as error:
@@ -100,6 +100,12 @@ def _serve(connection, make: Callable[[], Callable]) -> None:
         connection.send(None)
         while True:
             connection.send(function(connection.recv()))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _tidy_up(*_) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once more would only disturb it
+    sys.exit(1)
 
 
 def _end_with_parent() -> None:
