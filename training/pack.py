@@ -71,7 +71,9 @@ def pack_clips(clips: list[ClipRecord], folder: Path, room: int) -> int:
             points = io.BytesIO()
             np.save(points, clip.landmarks[chosen])
             add(tar, f"{clip.key}.landmarks.npy", points.getvalue())
-            add(tar, f"{clip.key}.json", json.dumps({"identity": clip.identity, "source": clip.key}).encode())
+            times = [clip.times[frame] for frame in chosen]
+            about = {"identity": clip.identity, "source": clip.key, "times": times}
+            add(tar, f"{clip.key}.json", json.dumps(about).encode())
             total += len(chosen)
     return total
 
