@@ -35,6 +35,7 @@ from fsth_hub.models.landmark_layout import (
     face_extent,
     interocular,
 )
+from testing_utils.faces import frontal_face
 from testing_utils.paths import ROOT
 
 
@@ -260,3 +261,10 @@ def test_models_are_those_of_the_notice():
     carried = {path for pattern in licences for path in ROOT.glob(pattern)}
     own = {ROOT / name for name in ("LICENSE", "LICENSE-WEIGHTS", "NOTICE")}
     assert carried == own | set((ROOT / "fsth_hub").rglob("LICENSE-*"))
+
+
+def test_an_eye_as_wide_as_a_house_costs_no_memory():
+    """Of a damaged file; what the canvas shows of it is rasterized."""
+    points = frontal_face(size=64)[0].numpy()
+    points[36:48] *= 6000
+    assert rasterize_landmarks(points, 64).shape == (64, 64, 3)

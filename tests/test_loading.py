@@ -239,3 +239,20 @@ print(type(pipe).__name__, pipe.model_name, pipe.generator.dtype)
 
 def test_base_class_draws_the_same(folder):
     assert (draw(DiffusionPipeline.from_pretrained(folder)) == draw(FsthPipeline.from_pretrained(folder))).all()
+
+
+@pytest.mark.parametrize(
+    "file, key, value, words",
+    [
+        ("generator/config.json", "network_size", {"a": 1}, "one of its files is damaged"),
+        ("image_processor/preprocessor_config.json", "size", {"height": 128, "width": 128}, "128 pixels, but its"),
+        ("embedder/config.json", "image_size", 128, "image_size is not one for all"),
+    ],
+)
+def test_configurations_that_were_changed_are_one_sentence(tmp_path, file, key, value, words):
+    make_pipeline().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps(config | {key: value}))
+    with pytest.raises(FsthError, match=words) as told:
+        FsthPipeline.from_pretrained(tmp_path)
+    assert "\n" not in str(told.value) and str(told.value).endswith(".")

@@ -489,3 +489,13 @@ def test_raw_clips(tmp_path, name):
     count = write_clip(tmp_path / "out.mp4", (frame[::4, ::4] for frame in clip), clip.fps, clip.audio_from)
     assert count == 20
     assert abs(sound_of(tmp_path / "out.mp4")[2] - count / clip.fps) < 0.07
+
+
+def test_an_animation_that_says_it_is_huge_is_refused(tmp_path):
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "green")]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
+    data = bytearray((tmp_path / "a.webp").read_bytes())
+    at = data.index(b"VP8X") + 12
+    data[at : at + 6] = (16_383).to_bytes(3, "little") + (8_191).to_bytes(3, "little")
+    with pytest.raises(VideoError, match="too large: give a clip below 64 megapixels"):
+        open_clip(bytes(data))

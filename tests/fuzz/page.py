@@ -59,7 +59,7 @@ class HostilePage:
     def __init__(self, folder: Path, url: str, demo):
         self.folder, self.url, self.demo = folder, url, demo
         self.cache, self.secret = folder / "cache", folder / "secret.txt"
-        self.portrait, self.clip = folder / "anna.png", folder / "driver.mp4"
+        self.portrait, self.clip = folder / "anna.png", folder / "nod.mp4"
         self.secret.write_text(SECRET)
         Image.fromarray(picture(0)).save(self.portrait)
         make_clip(self.clip, [picture(4 * step) for step in range(3)], sound="aac")
@@ -206,11 +206,14 @@ def resident() -> float:
 
 
 def files_left(site: HostilePage, seconds: float = 60) -> list[Path]:
-    """What lies in the folders of the page after so many seconds, or sooner if there is nothing left."""
+    """What lies in the folders of the page after so many seconds, or sooner if there is nothing left, but for the
+    page's own example, and an empty file that Gradio (6.31) leaves of each file that is checked."""
+    examples = ("astronaut.jpg", "driver.mp4")
     end, left = time.monotonic() + seconds, [site.cache]
     while left and time.monotonic() < end:
         time.sleep(0.2)
-        left = [path for path in site.cache.rglob("*") if path.is_file()]
+        left = [path for path in site.cache.rglob("*") if path.is_file() and path.name not in examples]
+        left = [path for path in left if path.stat().st_size > 0]
         left += [path for path in (site.folder / "work").glob("fsth-*") if not path.name.startswith("fsth-examples")]
     return left
 
