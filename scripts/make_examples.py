@@ -26,7 +26,8 @@ from fsth_hub.provenance.watermark import add_watermark
 
 
 LARGEST = 768  # pixels of a portrait's longer side
-SIDE, RATE = 96, 12.5  # of a motion's moving picture: pixels, pictures per second
+SIDE, RATE = 160, 12.5  # of a motion's moving picture: pixels, pictures per second
+FACE_BOX = (32, 42, 128, 138)  # what is kept of it: the face, wherever it goes
 HEIGHT = 256  # of the opening's three pictures
 # What the page opens with: each within four seconds, and the last leads into the first.
 KEYFRAMES = (
@@ -57,7 +58,8 @@ def make_thumbnails() -> None:
     for name in SHIPPED:
         motion = DrivingMotion.load(f"motion:{name}").resized(SIDE)
         step = round(motion.fps / RATE)
-        pictures = [Image.fromarray(rasterize_landmarks(points, SIDE)) for points in motion.landmarks[::step]]
+        drawings = (rasterize_landmarks(points, SIDE) for points in motion.landmarks[::step])
+        pictures = [Image.fromarray(drawing).crop(FACE_BOX) for drawing in drawings]
         options = {"duration": round(1000 / RATE), "loop": 0, "quality": 50, "method": 6}
         pictures[0].save(THUMBNAILS / f"{name}.webp", save_all=True, append_images=pictures[1:], **options)
 
