@@ -122,7 +122,7 @@ LOAD_AND_DRAW = """
 import sys, numpy as np, torch
 from testing_utils.pipelines import StubDetector, frames_of
 from fsth_hub import FsthPipeline
-pipe = FsthPipeline.from_pretrained("ann/base")
+pipe = FsthPipeline.from_pretrained("ann/base", engine="torch")
 pipe.set_progress_bar_config(disable=True)
 pipe.detector = StubDetector()
 np.save(sys.argv[1], frames_of(pipe, pipe.load_identity("ann/ada")))
