@@ -193,6 +193,7 @@ def test_clips_and_identities_are_people_too(inputs):
 # All rows.
 
 
+@pytest.mark.slow
 def test_what_fails_costs_nothing_but_itself_and_is_tried_again_next_time(inputs, monkeypatch):
     monkeypatch.setenv("FSTH_TEST_EMBEDDED", str(inputs / "embedded"))
     (inputs / "broken.mp4").write_bytes(b"no video")
@@ -244,6 +245,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_is_finished_by_the_next_and_nothing_is_done_twice(inputs):
     rows = [row("ann", f"{n}.mp4") for n in range(6)]
     script, out = inputs / "run.py", inputs / "out"

@@ -38,7 +38,8 @@ def noise(count: int = 3) -> np.ndarray:
 
 
 def start(code: str, *arguments) -> subprocess.Popen:
-    """A Python process that says READY on its stdout."""
+    """A Python process that says READY on its stdout; it hears Ctrl-C even where the tests run in the background."""
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{code}"
     words = [sys.executable, "-c", code, *map(str, arguments)]
     environment = os.environ | {"OPENCV_LOG_LEVEL": "ERROR"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -428,8 +429,8 @@ with one_sentence():
 """
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "cp437", "cp932", "ascii", "latin-1", "utf-8"])
-@pytest.mark.parametrize("name", ["結果.mp4", "été 😀.mp4", os.fsdecode(b"\xff.mp4")])
+@pytest.mark.parametrize("encoding", ["cp1252", "cp932", "ascii", "utf-8"])
+@pytest.mark.parametrize("name", ["結果 é😀.mp4", os.fsdecode(b"\xff.mp4")])
 def test_any_name_can_be_said(encoding, name):
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     words = [sys.executable, "-c", SAY, os.fsencode(name)]

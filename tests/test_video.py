@@ -499,3 +499,16 @@ def test_an_animation_that_says_it_is_huge_is_refused(tmp_path):
     data[at : at + 6] = (16_383).to_bytes(3, "little") + (8_191).to_bytes(3, "little")
     with pytest.raises(VideoError, match="too large: give a clip below 64 megapixels"):
         open_clip(bytes(data))
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, -90])
+def test_side_data_of_an_unknown_kind_leaves_the_turn(turn):
+    class Frame:
+        rotation = turn
+
+        @property
+        def side_data(self):
+            raise ValueError("31 is not a valid Type")
+
+    seen = np.arange(12).reshape(3, 4)
+    assert np.array_equal(reading._upright(seen, Frame()), np.rot90(seen, turn // 90))

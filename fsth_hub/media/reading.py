@@ -274,7 +274,10 @@ def _read_video(file: ClipFile, rate: float) -> Iterator[tuple[float, float, np.
 
 def _upright(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     """A picture turned and mirrored as the display matrix of its frame says, to the nearest right angle."""
-    data = next((data for data in frame.side_data if data.type == Type.DISPLAYMATRIX), None)
+    try:
+        data = next((data for data in frame.side_data if data.type == Type.DISPLAYMATRIX), None)
+    except ValueError:  # PyAV lists nothing beside a kind that it does not know, but it tells the turn
+        return np.rot90(picture, round(frame.rotation / 90))
     if data is None:
         return picture
     # x' = a x + c y, y' = b x + d y, as players show it

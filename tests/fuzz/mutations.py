@@ -268,7 +268,7 @@ def _near(value, rng: random.Random):
     if isinstance(value, int):
         return rng.choice((value + 1, value - 1, -value, 0, 2 * value, 10**6, 2**31))
     if isinstance(value, float):
-        return rng.choice((-value, value * 1000, value + 1e9, 1e300, int(value)))
+        return rng.choice((-value, value * 1000, value + 1e9, 1e300, round(value) if math.isfinite(value) else 0))
     if isinstance(value, str):
         return rng.choice((value[:-1], value + "x", value.upper(), "../" + value, ""))
     return type(value)()
