@@ -80,4 +80,4 @@ def test_the_same_seed_gives_the_same_input(fuzzer):
 
 
 def test_the_checks_run_it():
-    assert "tests/fuzz/fuzz.py --minutes 1" in (ROOT / ".ci" / "run").read_text()
+    assert "tests/fuzz/fuzz.py --minutes 2" in (ROOT / ".ci" / "run").read_text()
