@@ -514,7 +514,7 @@ class FsthPipeline(DiffusionPipeline):
         """
         What computes frames: `"torch"`, or on processors `"openvino"`, which has to be installed (the extra `fast`)
         and takes the precision that the processor is quickest in, whatever the pipeline's is; frames differ by one
-        grey level at most. `"auto"` takes OpenVINO where it can, and PyTorch otherwise.
+        grey level at most. `"auto"` takes OpenVINO where it can and is quicker.
         """
         return self._engine
 
