@@ -236,6 +236,19 @@ def test_a_cut_is_another_shot_and_the_face_is_looked_for_anew():
     assert track.shots == ((0, 4), (4, 6)) and detector.detections == 3
 
 
+@pytest.mark.parametrize("step, num_shots", [(8, 1), (56, 2)])
+def test_a_camera_that_moves_a_little_is_no_cut_and_a_jump_is_one(step, num_shots):
+    """The same picture is seen from farther to the right; the tracker keeps to where the face was."""
+    rng = np.random.default_rng(0)
+    wall = cv2.resize(rng.integers(0, 256, (20, 40, 3), np.uint8), (256, 128), interpolation=cv2.INTER_CUBIC)
+    track = FaceTracker(ScriptedDetector())
+    for left, middle in ((60, 60), (60 + step, 60 - step)):
+        picture = np.ascontiguousarray(wall[:, left : left + 128]).view(Scene)
+        picture.faces, picture.lost = [middle], False
+        track(picture)
+    assert len(track.shots) == num_shots
+
+
 def test_a_face_long_gone_is_looked_for_less_often_and_not_missed():
     detector = ScriptedDetector()
     track = FaceTracker(detector)

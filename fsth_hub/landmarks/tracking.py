@@ -12,7 +12,7 @@ from .base import Face, LandmarkDetector
 
 THUMBNAIL = (32, 32)
 CUT = 18.0  # grey levels by which a thumbnail changes on the mean, where another shot may begin
-PAN = 0.4  # of that change: less is left of it when the camera only moved
+PAN, FARTHEST_PAN = 0.4, 4.0  # of that change: less is left of it when the camera moved, by pixels of the thumbnail
 MOVED, GROWN = 0.15, 1.15  # sizes of the face, and their ratio, beyond which it is another shot's after such a change
 JUMP, LEAP_IN_SIZE = 0.5, 1.2  # the same from one frame to the next without such a change: the mesh may have slipped
 GONE = 10  # frames without a face after which it is looked for less often
@@ -119,7 +119,7 @@ def _is_cut(before: np.ndarray, after: np.ndarray) -> bool:
     shift, _ = cv2.phaseCorrelate(before.copy(), after.copy(), window)  # which may lay the window over its arguments
     move = np.float32([[1, 0, shift[0]], [0, 1, shift[1]]])
     known = cv2.warpAffine(np.ones_like(before), move, THUMBNAIL) > 0.99
-    if not known.any():
+    if not known.any() or np.hypot(*shift) > FARTHEST_PAN:  # the same place, but elsewhere in the picture at once
         return True
     return cv2.absdiff(cv2.warpAffine(before, move, THUMBNAIL), after)[known].mean() > PAN * change
 
