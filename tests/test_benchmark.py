@@ -39,12 +39,12 @@ def test_benchmark_measures_every_stage(tiny_pipeline, tmp_path, capsys):
         number: {"flow", "256", "512", "1024"} for number in ("1", "2")
     }
     assert result["peak_memory"]["process_mb"] > 100
-    sizes = sorted({entry["size"] for entry in result["drawing"]})
+    sizes = sorted({entry["size"] for entry in result["generation"]})
     assert sizes[0] == 64 and [
-        (entry["engine"], entry["dtype"], entry["portraits"], entry["size"]) for entry in result["drawing"]
+        (entry["engine"], entry["dtype"], entry["portraits"], entry["size"]) for entry in result["generation"]
     ] == [("torch", dtype, number, size) for dtype in dtypes() for number in (1, 2) for size in sizes]
-    first, *_, last = result["drawing"]
-    same = result["drawing"][2 * len(sizes) - 1]  # by the first engine, from as many portraits, of that size
+    first, *_, last = result["generation"]
+    same = result["generation"][2 * len(sizes) - 1]  # by the first engine, from as many portraits, of that size
     assert first["speedup"] == 1 and last["speedup"] == pytest.approx(same["milliseconds"] / last["milliseconds"])
     assert all(math.isfinite(number) and number > 0 for number in numbers(result))
     markdown = capsys.readouterr().out
@@ -63,7 +63,7 @@ def test_the_table_is_written_between_its_marks(tmp_path):
     page = tmp_path / "README.md"
     page.write_text(f"before\n{benchmark.BEGIN}\nold\n{benchmark.END}\nafter\n")
     entry = {"portraits": 1, "size": 512, "engine": "openvino", "dtype": "float32", "milliseconds": 40.4}
-    table = benchmark.drawing_table([entry | {"processor_milliseconds": 80.2, "speedup": 3.456}])
+    table = benchmark.generation_table([entry | {"processor_milliseconds": 80.2, "speedup": 3.456}])
     benchmark.write_table(page, "\n".join(table))
     text = page.read_text()
     assert text.startswith(f"before\n{benchmark.BEGIN}\n| a frame") and text.endswith(f"{benchmark.END}\nafter\n")

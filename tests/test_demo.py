@@ -508,8 +508,8 @@ def test_shipped_pictures_can_be_taken_wherever_the_package_is(studio):
 def test_expected_time(studio, tmp_path):
     """Of what was measured on this machine; nothing is guessed."""
     studio.ready.result()
-    assert studio.pace.drawing > 0
-    studio.pace.starting, studio.pace.drawing, studio.pace.following = 2, 0.5, 0.1
+    assert studio.pace.generating > 0
+    studio.pace.starting, studio.pace.generating, studio.pace.following = 2, 0.5, 0.1
 
     def expect(clip=None, movement=None, max_frames=None):
         return expected_time(studio, clip, movement, None, max_frames)
@@ -524,7 +524,7 @@ def test_expected_time(studio, tmp_path):
     report = replace(REPORT, num_frames=10, seconds={"embed": 1, "landmarks": 0, "frames": 10})
     studio.pace.learn(report)
     assert expect(movement="nod")[0] == "70 frames: about 71 s on this machine." and studio.pace.following == 0.1
-    studio.pace.drawing = None
+    studio.pace.generating = None
     assert expect(movement="nod") == ("", False)
 
 

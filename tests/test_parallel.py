@@ -9,7 +9,7 @@ import torch
 
 from fsth_hub.models.modeling_fsth import FsthGenerator
 from fsth_hub.pipelines import parallel
-from fsth_hub.pipelines.parallel import draw_ahead, num_workers
+from fsth_hub.pipelines.parallel import generate_ahead, num_workers
 from testing_utils.networks import tiny
 from testing_utils.pipelines import clip, make_pipeline, picture
 
@@ -20,17 +20,17 @@ def test_results_come_in_order_however_long_each_takes(workers):
         time.sleep(0.02 * (number % 3 == 0))
         return number
 
-    assert list(draw_ahead(draw, range(10), workers)) == list(range(10))
+    assert list(generate_ahead(draw, range(10), workers)) == list(range(10))
 
 
 def test_two_are_drawn_at_once():
     together = threading.Barrier(2, timeout=10)
-    assert len(list(draw_ahead(lambda _: together.wait(), range(4), 2))) == 4
+    assert len(list(generate_ahead(lambda _: together.wait(), range(4), 2))) == 4
 
 
 def test_nothing_is_drawn_far_ahead():
     drawn = []
-    results = draw_ahead(lambda number: drawn.append(number), range(100), 2)
+    results = generate_ahead(lambda number: drawn.append(number), range(100), 2)
     next(results)
     time.sleep(0.05)
     assert len(drawn) <= 3
@@ -46,7 +46,7 @@ def test_errors_come_in_their_turn_and_end_it(error):
         return number
 
     before = set(threading.enumerate())
-    results = draw_ahead(draw, range(100), 2)
+    results = generate_ahead(draw, range(100), 2)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(error):
         next(results)
@@ -57,7 +57,7 @@ def test_threads_of_pytorch_are_shared_and_given_back():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(4)
-        assert set(draw_ahead(lambda _: torch.get_num_threads(), range(4), 2)) == {2}
+        assert set(generate_ahead(lambda _: torch.get_num_threads(), range(4), 2)) == {2}
         assert torch.get_num_threads() == 4
         seen = []
         later = threading.Thread(

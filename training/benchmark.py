@@ -163,7 +163,7 @@ def landmark_times(pipe: FsthPipeline, frame: np.ndarray, args) -> dict[str, dic
     return times
 
 
-def drawing_times(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> list[dict]:
+def generation_times(pipe: FsthPipeline, landmarks: list[np.ndarray], args) -> list[dict]:
     """Milliseconds a frame by number of portraits, size, engine and precision, drawn in turn."""
     own, own_components, kinds = pipe.dtype, pipe.facial_components, [("torch", torch.float32)]
     if default_dtype(pipe.device) != torch.float32:
@@ -250,7 +250,7 @@ def measure(args) -> dict:
     result["milliseconds_to_encode"] = encoding_time(pipe, landmarks, args)
     if pipe.generator.config.source_skips:
         result["milliseconds_to_compose"] = composing_times(pipe, landmarks, args)
-    result["drawing"] = drawing_times(pipe, landmarks, args)
+    result["generation"] = generation_times(pipe, landmarks, args)
     result["load_average_after"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     result["peak_memory"] = peak_memory(pipe.device)
     return result
@@ -279,10 +279,10 @@ def to_markdown(result: dict) -> str:
             lines.append(f"| compose {size} x {size}, {number} portraits | {times[str(size)]:.1f} ms per frame |")
     lines.append(f"| encode | {result['milliseconds_to_encode']:.1f} ms per frame |")
     lines += [f"| peak memory, {name} | {mb:.0f} MB |" for name, mb in result["peak_memory"].items()]
-    return "\n".join([*lines, "", *drawing_table(result["drawing"])])
+    return "\n".join([*lines, "", *generation_table(result["generation"])])
 
 
-def drawing_table(entries: list[dict]) -> list[str]:
+def generation_table(entries: list[dict]) -> list[str]:
     lines = [
         "| a frame, from portraits | pixels | engine | ms | ms of the processor | times as fast as the first |",
         "|---|---|---|---|---|---|",
@@ -329,8 +329,8 @@ def main(arguments: list[str] | None = None):
     if args.output:
         args.output.write_text(json.dumps(result, indent=2) + "\n")
     if args.write:
-        fewest = [e for e in first["drawing"] if e["portraits"] == min(args.num_portraits)]
-        write_table(args.write, "\n".join(drawing_table(fewest)))
+        fewest = [e for e in first["generation"] if e["portraits"] == min(args.num_portraits)]
+        write_table(args.write, "\n".join(generation_table(fewest)))
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ class Pace:
 
     Args:
         starting: Until the first frame, s.
-        following, drawing: Of a frame of a clip, and of one that is generated, s.
+        following, generating: Of a frame of a clip, and of one that is generated, s.
     """
 
     def __init__(self):
-        self.starting = self.following = self.drawing = None
+        self.starting = self.following = self.generating = None
 
     def measure(self, pipe: "FsthPipeline", portrait: str) -> None:
         """Generate a few frames of a portrait, of which the first makes everything ready; on the worker's thread."""
@@ -35,13 +35,13 @@ class Pace:
         pipe.detector.track(image, faces[0])
         self.following = time.monotonic() - begun
         for _ in pipe.drive(person, DrivingMotion.from_expressions([Expression()] * 3)):
-            self.drawing, begun = time.monotonic() - begun, time.monotonic()
+            self.generating, begun = time.monotonic() - begun, time.monotonic()
 
     def learn(self, report: "FsthReport") -> None:
         """Take over what a clip took."""
         self.starting = report.seconds["embed"]
-        self.drawing = report.seconds["frames"] / report.num_frames
-        if report.seconds["landmarks"] > 0.01 * report.num_frames * self.drawing:  # a motion needs no following
+        self.generating = report.seconds["frames"] / report.num_frames
+        if report.seconds["landmarks"] > 0.01 * report.num_frames * self.generating:  # a motion needs no following
             self.following = report.seconds["landmarks"] / report.num_frames
 
     def estimate(self, frames: int, followed: bool) -> float | None:
@@ -51,6 +51,6 @@ class Pace:
             frames: How many.
             followed: Of a clip, in which the driver's face is followed first.
         """
-        if self.drawing is None:
+        if self.generating is None:
             return None
-        return self.starting + frames * (self.drawing + (self.following if followed else 0))
+        return self.starting + frames * (self.generating + (self.following if followed else 0))

@@ -13,25 +13,25 @@ NUM_AT_ONCE = 2
 
 
 def num_workers(network: FsthPreTrainedModel, engine: str) -> int:
-    """How many frames to draw at once with this network; OpenVINO uses all of a processor for one."""
+    """How many frames to generate at once with this network; OpenVINO uses all of a processor for one."""
     alone = engine != "torch" or network.device.type != "cpu" or is_hooked(network)
     return 1 if alone else min(NUM_AT_ONCE, torch.get_num_threads())
 
 
-def draw_ahead(draw: Callable, items: Iterable, workers: int) -> Iterator:
+def generate_ahead(generate: Callable, items: Iterable, workers: int) -> Iterator:
     """
     `map`, by so many threads that share PyTorch's among them: in order, no further ahead than there are threads, and
-    what one raises reaches the caller in its turn. Whoever stops early waits for what is being drawn, and no more.
+    what one raises reaches the caller in its turn. Whoever stops early waits for what is being generated, and no more.
     """
     if workers == 1:
-        yield from map(draw, items)
+        yield from map(generate, items)
         return
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, "fsth", torch.set_num_threads, (max(1, threads // workers),))
     pending = deque()
     try:
         for item in items:
-            pending.append(pool.submit(draw, item))
+            pending.append(pool.submit(generate, item))
             torch.set_num_threads(threads)  # a thread's number becomes that of all that start later
             if len(pending) > workers:
                 yield pending.popleft().result()

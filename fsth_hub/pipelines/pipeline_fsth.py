@@ -696,7 +696,7 @@ class FsthPipeline(DiffusionPipeline):
         generator = self.generator_for(person)
         try:
             workers = parallel.num_workers(generator, pick_engine(self.engine, self.generator))
-            yield from parallel.draw_ahead(
+            yield from parallel.generate_ahead(
                 lambda points: self.generate_frame(generator, person, points, size), landmarks, workers
             )
         finally:
