@@ -200,6 +200,19 @@ def test_nothing_is_taken_from_beyond_the_lids():
             assert min(cv2.pointPolygonTest(lids, tuple(map(float, place)), True) for place in places) > -0.1
 
 
+def test_lids_that_meet_do_so_in_a_line():
+    """And not where the portrait's meet too, which shows its own lashes, nor as much where they are half shut."""
+    shade = portrait_flow(blink(face(), 1), face(), SIZE).shade[0, ..., 0].numpy()
+    for eye in (RIGHT_EYE, LEFT_EYE):
+        lower = face()[0, eye[[4, 5]]].numpy().mean(axis=0)
+        column = shade[:, int(lower[0])]
+        line = np.flatnonzero(column < 0.8)
+        assert 1 <= len(line) <= 5 and abs(line.mean() + 0.5 - lower[1]) < 1.5
+        assert 0.3 <= column.min() < 0.7
+    assert portrait_flow(blink(face(), 1), blink(face(), 1), SIZE).shade.min() > 0.999
+    assert portrait_flow(blink(face(), 0.5), face(), SIZE).shade[0, 100:130, 100:110].min() > 0.8
+
+
 def test_a_mouth_that_was_closed_is_dark_within():
     driving, source = gape(face(), 16), shut(face())
     flow = portrait_flow(driving, source, SIZE)

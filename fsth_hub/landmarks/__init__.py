@@ -23,6 +23,7 @@ _MODULES = {
     "LandmarkSmoother": "smoothing",
     "MotionAdapter": "motion",
     "adapt_shots": "motion",
+    "close_blinks": "blinks",
     "pick_reference": "motion",
     "set_upright": "orientation",
     "smooth_clip": "smoothing",

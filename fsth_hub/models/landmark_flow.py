@@ -60,6 +60,9 @@ RIM = 0.02  # in widths of an opening: how far within the portrait's rim to stay
 # e-fold, and how little is seen in the end.
 CAVITY_DEPTH, CAVITY_SHADE = 0.03, 0.9
 PARTED = 0.05  # in widths of the mouth: how far apart lips are that do not touch
+# Lids that meet do so in a line of lashes, which a portrait with open eyes does not show: how dark, half how wide and
+# from which opening on, in widths of the eye.
+LASH_SHADE, LASH_WIDTH, LASH_OPENING = 0.7, 0.03, 0.12
 
 
 def pixel_grid(height: int, width: int, device) -> torch.Tensor:
@@ -228,7 +231,7 @@ class PortraitFlow:
         exactness (`torch.Tensor` of shape `(batch, size, size, 1)`): 1 at lids and lips, 0 outside the face.
         shade (`torch.Tensor` of shape `(batch, size, size, 1)`):
             How much of what is found there is seen: 1 but in a mouth further open than the portrait's, where it falls
-            towards 0 the further a place lay behind the lips.
+            towards 0 the further a place lay behind the lips, and along lids that meet and do not in the portrait.
     """
 
     flow: torch.Tensor
@@ -334,6 +337,7 @@ def face_flow(driving, source, size: int) -> PortraitFlow:
         within = find_within(eye, local, owners, pixels)[0][:, 0]  # m
         count = int(within.sum())
         put(owners[within], pixels[within], target[within, 0], ones.expand(count, 1), ones.expand(count, 1))
+        result[owners, pixels[:, 1], pixels[:, 0], 3] = lash_line(eye, own, local)[:, 0]
 
     owners, pixels = list_pixels(driving[:, MOUTH[0] + MOUTH[1]], size)
     mouth, own = (Opening(of(points, owners), *MOUTH) for points in (driving, source))
@@ -358,6 +362,26 @@ def face_flow(driving, source, size: int) -> PortraitFlow:
     # softened, for the edge of a dark mouth would be a staircase
     shade = F.avg_pool2d(result[..., 3][:, None], 3, 1, 1, count_include_pad=False)  # B x 1 x size x size
     return PortraitFlow(result[..., :2], result[..., 2:3], shade.permute(0, 2, 3, 1))
+
+
+def lash_line(eye: Opening, own: Opening, local) -> torch.Tensor:
+    """
+    How much is seen along the lids of an eye, the less the nearer they come to meet where they do not in the portrait.
+
+    Args:
+        eye, own ([`Opening`]): of the frame and of the portrait.
+        local (`torch.Tensor` of shape `(batch, n, 2)`): places, in coordinates of the eye.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, n)`: 0 to 1.
+    """
+    x, y = local.unbind(dim=-1)
+    upper, lower = eye.rims(x)
+    shut = (1 - (lower - upper) / LASH_OPENING).clamp(min=0)  # also towards the corners of an open eye
+    shut = shut - (1 - own.height(x) / LASH_OPENING).clamp(min=0)
+    width = eye.width[..., 0].reciprocal().clamp(min=LASH_WIDTH)  # a pixel at least
+    line = torch.exp(-(((y - (upper + lower) / 2) / width) ** 2))
+    return 1 - LASH_SHADE * shut.clamp(min=0) * line * ((x > 0) & (x < 1))
 
 
 @torch.no_grad()

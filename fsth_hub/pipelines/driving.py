@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
+from itertools import chain
 from typing import Self
 
 import numpy as np
 
 from ..checks import check_number
-from ..landmarks import FaceTracker, LandmarkDetector, adapt_shots, pick_reference, smooth_shots
+from ..landmarks import FaceTracker, LandmarkDetector, adapt_shots, close_blinks, pick_reference, smooth_shots
 from ..landmarks.expression import CROP_SIDE, RESTING_LANDMARKS, RESTING_POSE, Expression
 from ..landmarks.keyframes import MAX_FRAMES, Keyframe, interpolate
 from ..landmarks.looping import close_loop
@@ -375,6 +376,10 @@ def adapt_motion(
     landmarks = driving.landmarks
     if driving.origin == "clip":
         landmarks = smooth_shots(landmarks, driving.fps, smoothing, driving.shots)
+        if motion == "relative":
+            shots = driving.shots or [(0, len(landmarks))]
+            closed = (close_blinks(landmarks[start:stop], driving.fps) for start, stop in shots)
+            landmarks = list(chain.from_iterable(closed))
     return adapt_shots(
         portrait,
         landmarks,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fsth_hub.landmarks import MotionAdapter, pick_reference, set_upright, smooth_clip
+from fsth_hub.landmarks import MotionAdapter, close_blinks, pick_reference, set_upright, smooth_clip
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.image_processing_fsth import load_image
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
@@ -51,7 +51,7 @@ def files_hash(paths: list[Path]) -> str:
 def read_motion(pipe: FsthPipeline, driver: Path) -> list[np.ndarray | None]:
     """The landmarks of a clip as [`~FsthPipeline.drive`] follows them."""
     driving = pipe.read_driving(driver, num_frames=DRIVER_FRAMES)
-    return smooth_clip(driving.landmarks, driving.fps)
+    return close_blinks(smooth_clip(driving.landmarks, driving.fps), driving.fps)
 
 
 def read_portrait(pipe: FsthPipeline, path: Path) -> tuple[np.ndarray, np.ndarray] | None:

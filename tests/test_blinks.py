@@ -1,0 +1,75 @@
+"""Blinks that the detector saw only in part, led to their end."""
+
+import numpy as np
+import pytest
+
+from fsth_hub.landmarks import close_blinks
+from fsth_hub.models.cropping import CropBox
+from fsth_hub.models.landmark_layout import LEFT_EYE, RIGHT_EYE
+from fsth_hub.pipelines.driving import DrivingMotion, adapt_motion
+from testing_utils.faces import face, opening
+
+
+FPS = 25
+LEFT = ((43, 47), (44, 46))
+RIGHT = ((37, 41), (38, 40))
+OPEN = [15.0] * 20
+
+
+def frames(*lids, **options):
+    return [face(eyes=eyes, **options) for eyes in lids]
+
+
+def lids(landmarks, pairs=RIGHT):
+    return np.array([opening(points, pairs) for points in landmarks])
+
+
+@pytest.mark.parametrize("yaw", [0, 25])
+@pytest.mark.parametrize("deepest", [1.0, 4.0, 8.0])
+def test_eyes_shut_whatever_the_detector_leaves_open(deepest, yaw):
+    halfway = (deepest + 15) / 2
+    clip = frames(*OPEN, halfway, deepest, deepest, halfway, *OPEN, yaw=yaw)
+    closed = close_blinks(clip, FPS)
+    for pairs in (RIGHT, LEFT):
+        seen, before = lids(closed, pairs), lids(clip, pairs)
+        assert abs(seen[[21, 22]]).max() < 0.02 * before[0]
+        assert 0.3 * before[0] < seen[20] < before[20]  # on the way there
+        np.testing.assert_array_equal(seen[:20], before[:20])
+    others = np.setdiff1d(np.arange(78), np.r_[RIGHT_EYE, LEFT_EYE])
+    np.testing.assert_array_equal(np.array(closed)[:, others], np.array(clip)[:, others])
+    np.testing.assert_array_equal(lids(clip), lids(frames(*OPEN, halfway, deepest, deepest, halfway, *OPEN, yaw=yaw)))
+
+
+@pytest.mark.parametrize("between", [[11.0], [8.0] * 45, []], ids=["hardly", "smile", "never"])
+def test_what_is_no_blink_stays(between):
+    """Eyes that hardly close, and those that are narrow for longer than a blink."""
+    clip = frames(*OPEN, *between, *OPEN)
+    np.testing.assert_array_equal(close_blinks(clip, FPS), clip)
+
+
+def test_other_eye_of_a_wink_stays_open():
+    clip = frames(*OPEN, 15.0, *OPEN)
+    clip[20][[37, 38]] = clip[20][[41, 40]] - [0, 1]
+    closed = close_blinks(clip, FPS)
+    assert lids(closed)[20] < 0.005 < lids(clip)[20]
+    np.testing.assert_array_equal(lids(closed, LEFT), lids(clip, LEFT))
+
+
+def test_gaps_stay_and_nothing_is_needed():
+    clip = frames(*OPEN, 6.0, *OPEN)
+    clip[3] = clip[30] = None
+    closed = close_blinks(clip, FPS)
+    assert [points is None for points in closed] == [points is None for points in clip]
+    assert opening(closed[20], RIGHT) < 0.01
+    assert close_blinks([None, None], FPS) == [None, None] and close_blinks([], FPS) == []
+
+
+def test_each_shot_has_its_own_and_absolute_motion_none():
+    """What is shut is told by the clip's own blinks; what other people's look like says nothing."""
+    clip = frames(*OPEN, 6.0, *OPEN) + frames(*OPEN, 11.0, *OPEN)
+    driving = DrivingMotion(clip, FPS, CropBox(0, 0, 256), shots=((0, 41), (41, 82)))
+    asked = {
+        motion: lids(adapt_motion(face(), driving, motion, None, 1.0, 0.0)) for motion in ("relative", "absolute")
+    }
+    assert asked["relative"][20] < 0.02 and asked["relative"][61] > 0.6 * asked["relative"][0]
+    np.testing.assert_array_equal(asked["absolute"], lids(clip))
