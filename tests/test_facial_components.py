@@ -16,8 +16,13 @@ from fsth_hub.models.aligned_crops import (
     similarity,
     to_aligned,
 )
-from fsth_hub.models.facial_components import FsthComponentDiscriminators, FsthComponentsConfig, FsthFacialComponents
-from fsth_hub.models.landmark_layout import FLIP, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS
+from fsth_hub.models.facial_components import (
+    FsthComponentDiscriminators,
+    FsthComponentsConfig,
+    FsthFacialComponents,
+    limit_blue,
+)
+from fsth_hub.models.landmark_layout import FLIP, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS
 from testing_utils.faces import frontal_face
 from testing_utils.networks import tiny_components
 
@@ -200,3 +205,37 @@ def test_there_may_be_one_network_alone(tmp_path):
     assert set(output.residuals) == set(output.alignments) == {"mouth"}
     with pytest.raises(StrictDataclassClassValidationError, match="not \\['nose'\\]"):
         FsthComponentsConfig(networks=["nose"])
+
+
+def test_the_white_of_the_eyes_is_known():
+    """Of the brighter eye, without its iris; and not of eyes that are shut."""
+    components, points = tiny_components(), frontal_face()
+    image = torch.full((3, SIZE, SIZE), -0.5)
+    image[0] = 0.6  # skin is red
+    for eye, shade in ((RIGHT_EYE, 0.5), (LEFT_EYE, 1.0)):
+        left, top = (int(v) for v in points[0, eye].amin(dim=0))
+        right, bottom = (int(v) for v in points[0, eye].amax(dim=0))
+        image[:, top : bottom + 1, left : right + 1] = shade * torch.tensor([1.6, 1.2, 0.8])[:, None, None] - 1
+    for iris in (RIGHT_IRIS, LEFT_IRIS):
+        x, y = (int(v) for v in points[0, iris[0]])
+        image[:, y - 3 : y + 4, x - 3 : x + 4] = 1.0  # brighter than the white, and no part of it
+    whites = components.encode_portraits([image], [points[0]]).whites
+    assert torch.allclose(whites, torch.tensor([1.6, 1.2, 0.8]), atol=0.05)
+    assert components.encode_portraits([image], [frontal_face(closed=True)[0]]).whites.isnan().all()
+
+
+def test_teeth_take_the_light_of_the_face():
+    whites = torch.tensor([1.6, 1.2, 0.6])
+    crops = torch.full((1, 3, 4, 4), -0.8)  # dark between the lips
+    teeth, tongue = torch.tensor([1.0, 1.0, 1.1]), torch.tensor([1.2, 0.5, 0.4])
+    residuals = torch.stack([teeth, tongue], dim=1)[None, :, :, None].repeat(1, 1, 2, 4) - 0.2
+    mask = torch.ones(1, 1, 4, 4)
+    made = crops + 1 + limit_blue(residuals, crops, whites, mask)
+    assert torch.allclose(made[0, :, 0].mean(dim=0), teeth.mean().expand(4))  # as bright as before
+    assert (made[0, 2, 0] / made[0, 0, 0]).max() < 1.03 * 0.6 / 1.6
+    assert torch.allclose(made[0, :, 1], tongue[:, None].expand(3, 4))  # which was redder than that
+    assert torch.equal(limit_blue(residuals, crops, whites, 0 * mask), residuals)
+    assert torch.allclose(limit_blue(residuals, crops, torch.full((3,), torch.nan), mask), residuals)
+    # what the portrait itself shows stays as it is
+    blue = torch.tensor([-0.5, 0.2, 0.9])[None, :, None, None].expand(1, 3, 4, 4)
+    assert limit_blue(torch.zeros_like(blue), blue, whites, mask).abs().max() < 1e-6

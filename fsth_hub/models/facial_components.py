@@ -24,6 +24,9 @@ from .source_skips import ConvBlock, ZeroConv2d
 
 
 NUM_MASKS = 2
+# Of the pixels between lids and iris those that count as the white of the eye, the brightest; how many there must be;
+# and how much bluer and greener than it teeth may be.
+WHITEST, MIN_WHITES, WHITER = 0.3, 20, 1.02
 
 
 @strict
@@ -68,10 +71,12 @@ class ComponentSources(ModelOutput):
     Args:
         crops (`dict` of `torch.Tensor` of shape `(T, 3, size, size)`): aligned crops in [-1, 1].
         points (`dict` of `torch.Tensor` of shape `(T, 78, 2)`): landmarks, normalized coordinates of the crops.
+        whites (`torch.Tensor` of shape `(3,)`): the white of the eyes, light from 0 to 2; NaN where it is not seen.
     """
 
     crops: dict[str, torch.Tensor] | None = None
     points: dict[str, torch.Tensor] | None = None
+    whites: torch.Tensor | None = None
 
 
 @dataclass
@@ -159,10 +164,9 @@ class FsthFacialComponents(FsthPreTrainedModel):
                 alignment = align(own[None], part, frame_size)
                 crops[name].append(sample_crops(image[None], alignment, self.config.size_of(part.network)))
                 points[name].append(to_aligned(own[None], alignment, part, frame_size))
-        return ComponentSources(
-            crops={name: torch.cat(values) for name, values in crops.items()},
-            points={name: torch.cat(values) for name, values in points.items()},
-        )
+        crops = {name: torch.cat(values) for name, values in crops.items()}
+        points = {name: torch.cat(values) for name, values in points.items()}
+        return ComponentSources(crops=crops, points=points, whites=eye_whites(crops, points))
 
     def forward(self, frames, landmarks, sources: ComponentSources) -> FsthComponentsOutput:
         """
@@ -186,9 +190,54 @@ class FsthFacialComponents(FsthPreTrainedModel):
                 masks = part_masks(torch.cat([points, own[chosen]]), part, size)
                 crops = sample_crops(frames, alignments[name], size)
                 inputs.append((crops, sources.crops[name][chosen].to(crops), *masks.chunk(2)))
-            generated = self.generate(network, *(torch.cat(tensors) for tensors in zip(*inputs, strict=True)))
-            residuals |= dict(zip(names, generated.float().chunk(len(names)), strict=True))
+            crops, *others = (torch.cat(tensors) for tensors in zip(*inputs, strict=True))
+            generated = self.generate(network, crops, *others).float()
+            if network == "mouth":
+                inner = others[1][:, :1]  # B x 1 x 96 x 96
+                generated = limit_blue(generated, crops, sources.whites.to(crops), inner)
+            residuals |= dict(zip(names, generated.chunk(len(names)), strict=True))
         return FsthComponentsOutput(residuals=residuals, alignments=alignments)
+
+
+def eye_whites(crops: dict[str, torch.Tensor], points: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The white of the eyes in crops (of [`ComponentSources`]), of the eye in which it is brighter: it has the colour
+    of the light that falls on the face. Light from 0 to 2, `(3,)`; NaN where hardly any of it is seen."""
+    whites = torch.full((3,), torch.nan)
+    for name, part in PARTS.items():
+        if part.network != "eye":
+            continue
+        opening, iris = part_masks(points[name], part, crops[name].shape[-1]).unbind(dim=1)  # T x 64 x 64
+        colours = crops[name].float().movedim(1, -1)[(opening > 0.99) & (iris < 0.01)] + 1  # n x 3
+        if len(colours) < MIN_WHITES:
+            continue
+        brightest = colours.mean(dim=1).topk(int(WHITEST * len(colours))).indices
+        colour = colours[brightest].median(dim=0).values
+        if not colour.mean() <= whites.mean():
+            whites = colour
+    return whites
+
+
+def limit_blue(residuals: torch.Tensor, crops: torch.Tensor, whites: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """
+    Teeth in the light of the face: under old varnish the network makes them bluer than anything else there is.
+
+    Args:
+        residuals, crops (`torch.Tensor` of shape `(batch, 3, size, size)`):
+            What is added to crops of mouths in [-1, 1].
+        whites (`torch.Tensor` of shape `(3,)`): of [`eye_whites`]; with NaN nothing changes.
+        mask (`torch.Tensor` of shape `(batch, 1, size, size)`): where, 0 to 1.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, 3, size, size)`: residuals that make, where the mask is, something as bright
+        as before and no bluer or greener than the white of the eyes, unless the crops are so themselves.
+    """
+    made = (crops + residuals + 1).clamp(min=0)
+    red = made[:, :1]
+    limits = (WHITER * whites[1:] / whites[0].clamp(min=1e-3)).nan_to_num(torch.inf)[:, None, None]
+    limited = torch.cat([red, made[:, 1:].minimum((red * limits).maximum(crops[:, 1:] + 1))], dim=1)
+    brightness = made.mean(dim=1, keepdim=True) / limited.mean(dim=1, keepdim=True).clamp(min=1e-3)
+    limited = limited * brightness.clamp(max=2)
+    return residuals + mask * (limited - made)
 
 
 class ComponentDiscriminator(nn.Module):
