@@ -76,8 +76,8 @@ def test_masks_are_where_the_landmarks_are():
     points = to_aligned(landmarks, align(landmarks, part, SIZE), part, SIZE)
     inner, lips = part_masks(points, part, 96)[0]
     scale = 96 / (1.3 * 60)  # pixels of the crop to one of the frame
-    exact = 0.5 * (40 + 16) * 20 * scale**2  # a hexagon, 40 and 16 wide, 20 high
-    assert inner.sum().item() == pytest.approx(exact, rel=0.03)
+    exact = 0.5 * (40 + 16) * 20 * scale**2  # a hexagon, 40 and 16 wide, 20 high, within the curve
+    assert 1.02 * exact < inner.sum().item() < 1.08 * exact
     assert (lips >= inner - 1e-3).all() and lips.sum() > inner.sum()
     shut = to_aligned(frontal_face(opening=0), align(frontal_face(opening=0), part, SIZE), part, SIZE)
     assert part_masks(shut, part, 96)[0, 0].sum() < 0.15 * inner.sum()
@@ -144,7 +144,7 @@ def test_several_frames_at_once_are_as_one_by_one():
     for index in range(2):
         alone = components(frames[index, None], landmarks[index, None], sources)
         for name in PARTS:
-            assert torch.allclose(together.residuals[name][index], alone.residuals[name][0], atol=1e-5)
+            assert torch.allclose(together.residuals[name][index], alone.residuals[name][0], atol=5e-5)
 
 
 def test_components_are_saved_and_loaded(tmp_path):

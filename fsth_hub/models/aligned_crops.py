@@ -13,9 +13,9 @@ import torch.nn.functional as F
 
 from .landmark_flow import EYES, MOUTH, Opening, pixel_grid
 from .landmark_layout import FLIP, LEFT_EYE, OUTER_LIPS, RIGHT_EYE, RIGHT_IRIS
+from .rims import OUTER_MOUTH, along, with_rim_points
 
 
-OUTER_RIMS = ([48, 49, 50, 51, 52, 53, 54], [48, 59, 58, 57, 56, 55, 54])
 BLEND_FROM, BLEND_TO = 0.7, 0.95  # where a component's share of the picture falls from 1 to 0, half sides of the crop
 
 
@@ -109,8 +109,9 @@ def part_masks(points: torch.Tensor, part: Part, size: int) -> torch.Tensor:
     """
     points = (points + 1) * size / 2
     places = (pixel_grid(size, size, points.device).reshape(1, -1, 2) + 1) * size / 2  # 1 x ss x 2
-    rims = (MOUTH, OUTER_RIMS) if part.network == "mouth" else (EYES[0][:2],)
-    masks = [coverage(Opening(points, *pair), places) for pair in rims]
+    rims = (MOUTH, map(along, OUTER_MOUTH)) if part.network == "mouth" else (EYES[0][:2],)
+    with_rims = with_rim_points(points)
+    masks = [coverage(Opening(with_rims, *pair), places) for pair in rims]
     if part.network == "eye":
         centre, ring = points[:, RIGHT_IRIS[0], None], points[:, RIGHT_IRIS[1:]]
         radius = (ring - centre).norm(dim=-1).mean(dim=1, keepdim=True)  # B x 1

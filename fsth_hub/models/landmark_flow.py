@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .landmark_layout import JAW, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS, RIGID
+from .rims import EDGES, INNER_MOUTH, LEFT_LIDS, RIGHT_LIDS, along, rim_points, split, with_rim_points
 
 
 # Widths in normalized coordinates, the best of a sweep over pairs of frames: how near a landmark must be to move a
@@ -25,12 +26,13 @@ FADE_WIDTH, FIGURE_FADE_WIDTH = 0.18, 0.5
 # How high the top of the head lies above the eyes, in the distance from them down to the chin.
 CROWN_HEIGHT = 0.7
 
-# The triangulation of a mean face: the 68 points, seven of the forehead (68 to 74) and one of either cheek (75, 76).
-# No triangle spans an opening.
+# The triangulation of a mean face: the 68 points, seven of the forehead (68 to 74) and one of either cheek (75, 76),
+# after them those between the points of a rim. No triangle spans an opening.
+NUM_VERTICES = 77
 BROWS = (17, 18, 20, 21, 22, 23, 25, 26)
 CHEEKS = ((36, 31, 3, 2), (45, 35, 13, 14))
 FOREHEAD_HEIGHT = 0.45  # above the brows, in distances between the eyes
-TRIANGLES = torch.tensor([
+TRIANGLES = torch.tensor(split([
     (0, 1, 36), (0, 17, 36), (0, 17, 68), (1, 2, 75), (1, 36, 75), (2, 3, 75), (3, 4, 48), (3, 48, 75), (4, 5, 48),
     (5, 6, 59), (5, 48, 59), (6, 7, 59), (7, 8, 57), (7, 57, 58), (7, 58, 59), (8, 9, 57), (9, 10, 55), (9, 55, 56),
     (9, 56, 57), (10, 11, 55), (11, 12, 54), (11, 54, 55), (12, 13, 54), (13, 14, 76), (13, 54, 76), (14, 15, 76),
@@ -45,15 +47,15 @@ TRIANGLES = torch.tensor([
     (45, 46, 76), (46, 47, 76), (48, 49, 60), (48, 49, 75), (48, 59, 60), (49, 50, 61), (49, 60, 61), (50, 51, 61),
     (51, 52, 63), (51, 61, 62), (51, 62, 63), (52, 53, 63), (53, 54, 64), (53, 54, 76), (53, 63, 64), (54, 55, 64),
     (55, 56, 65), (55, 64, 65), (56, 57, 65), (57, 58, 67), (57, 65, 66), (57, 66, 67), (58, 59, 67), (59, 60, 67),
-])  # fmt: skip
+], NUM_VERTICES))  # fmt: skip
 # How exact the flow is at each vertex; in between it goes over into the smooth one.
-EXACTNESS = torch.ones(77)
+EXACTNESS = torch.ones(NUM_VERTICES + len(EDGES))
 EXACTNESS[JAW] = 0
-EXACTNESS[68:] = 0
+EXACTNESS[68:NUM_VERTICES] = 0
 
-# Corner, points of the upper rim, corner; the same along the lower rim; the centre of the iris.
-EYES = (([36, 37, 38, 39], [36, 41, 40, 39], RIGHT_IRIS[0]), ([42, 43, 44, 45], [42, 47, 46, 45], LEFT_IRIS[0]))
-MOUTH = ([60, 61, 62, 63, 64], [60, 67, 66, 65, 64])
+# The upper rim from corner to corner and the lower one; of eyes the centre of the iris too.
+EYES = ((*map(along, RIGHT_LIDS), RIGHT_IRIS[0]), (*map(along, LEFT_LIDS), LEFT_IRIS[0]))
+MOUTH = tuple(map(along, INNER_MOUTH))
 IRIS_RADIUS, IRIS_REACH = 0.25, 0.5  # in widths of the eye: what moves as one, and what moves along in part
 RIM = 0.02  # in widths of an opening: how far within the portrait's rim to stay, which is not the opening's own
 # What a portrait's mouth hides is dark, the further behind the lips the darker: how far, in widths of the mouth, until
@@ -162,7 +164,7 @@ class Opening:
     y is as long and points down.
 
     Args:
-        points (`torch.Tensor` of shape `(batch, 78, 2)`): pixels.
+        points (`torch.Tensor` of shape `(batch, n, 2)`): pixels, of [`with_rim_points`].
         upper, lower (`list[int]`): the points of its rims, from corner to corner.
     """
 
@@ -240,7 +242,7 @@ class PortraitFlow:
 
 
 def add_vertices(driving, source) -> tuple[torch.Tensor, torch.Tensor]:
-    """The vertices of the triangulation in both frames: the 68 points, forehead and cheeks, B x 77 x 2."""
+    """The vertices of the triangulation in both frames: the 68 points, forehead, cheeks and rims, B x 109 x 2."""
     right, left = driving[:, RIGHT_EYE].mean(dim=1), driving[:, LEFT_EYE].mean(dim=1)  # B x 2
     up = torch.stack([(left - right)[:, 1], (right - left)[:, 0]], dim=-1)[:, None]  # B x 1 x 2
     brows = driving[:, BROWS]
@@ -251,7 +253,10 @@ def add_vertices(driving, source) -> tuple[torch.Tensor, torch.Tensor]:
     added = torch.cat([forehead, cheeks], dim=1)
     centre, centre_source, matrix = skull_map(driving, source)
     added_source = (added - centre) @ matrix + centre_source
-    return torch.cat([driving[:, :68], added], dim=1), torch.cat([source[:, :68], added_source], dim=1)
+    return (
+        torch.cat([driving[:, :68], added, rim_points(driving)], dim=1),
+        torch.cat([source[:, :68], added_source, rim_points(source)], dim=1),
+    )
 
 
 def list_pixels(points, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -324,6 +329,7 @@ def face_flow(driving, source, size: int) -> PortraitFlow:
         taken = result[faces, pixels[:, 1], pixels[:, 0], 2:3] > 0  # m x 1
         return opening.within(local, torch.where(taken, 0.0, 0.5))
 
+    driving, source = with_rim_points(driving), with_rim_points(source)
     ones = torch.ones(1, 1, device=driving.device)
     for upper, lower, iris in EYES:
         owners, pixels = list_pixels(driving[:, upper + lower], size)
