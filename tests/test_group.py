@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from fsth_hub.landmarks import Face, GroupTracker
-from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.media.paste_back import GroupPasteBack, PasteBack
 from fsth_hub.models.cropping import CropBox
 from fsth_hub.models.errors import FsthError, NoFaceError
@@ -18,35 +17,16 @@ from fsth_hub.provenance.inspection import inspect
 from testing_utils.clips import make_clip
 from testing_utils.command_line import assert_one_line_error, run
 from testing_utils.networks import SIZE
-from testing_utils.pipelines import NO_FACE, StubDetector, arrays, make_pipeline, negative, picture, tuned_once
-
-
-class CrowdDetector(StubDetector):
-    """Sees a face in each square of a row, whose first pixel says how far to the right it lies; the largest is in the
-    middle of the row."""
-
-    def faces(self, image: np.ndarray) -> list[Face]:
-        count, found = image.shape[1] // SIZE, []
-        for number in range(count):
-            shift = image[0, number * SIZE, 0]
-            if shift != NO_FACE:
-                scale = 0.1 - 0.01 * abs(number - (count - 1) / 2)
-                head = Pose(np.eye(3), scale, np.array([30.0 + number * SIZE + shift / 4, 34.0]))
-                found.append(Face(head.project(MEAN_FACE).astype(np.float32), 1.0))
-        return found
-
-    def detect(self, image):
-        self.detected += 1
-        return sorted(self.faces(image), key=lambda face: -face.size)
-
-    def track(self, image, previous):
-        self.tracked += 1
-        near = [face for face in self.faces(image) if face.distance(previous) < SIZE / 2]
-        return min(near, key=previous.distance, default=None)
-
-
-def row(*shifts: int) -> np.ndarray:
-    return np.hstack([picture(shift) for shift in shifts])
+from testing_utils.pipelines import (
+    NO_FACE,
+    CrowdDetector,
+    arrays,
+    make_pipeline,
+    negative,
+    picture,
+    row,
+    tuned_once,
+)
 
 
 def middles(found) -> list[int | None]:

@@ -176,9 +176,7 @@ def _embed(
     return people, GroupPasteBack(image, [person.boxes[0] for person in people])
 
 
-def _in(
-    pipe: "FsthPipeline", person: FsthPerson, crop: np.ndarray, landmarks: np.ndarray, box: CropBox
-) -> FsthPerson:
+def _in(pipe: "FsthPipeline", person: FsthPerson, crop: np.ndarray, landmarks: np.ndarray, box: CropBox) -> FsthPerson:
     """A person as a photograph shows them: it is the first of their portraits, from which motion is counted.
 
     Args:

@@ -27,6 +27,7 @@ from . import AnimatePanel, Page
 from .animate_options import options_panel
 from .animator import FINE_TUNED, SCHEME, Animator, Settings, driver_of, driving_length, finished, is_whole
 from .animator import PORTRAITS as AS_THEY_ARE
+from .groups import group_choice
 
 
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
@@ -115,6 +116,7 @@ def animate_tab(page: Page) -> None:
                 visible=False,
                 elem_id="person",
             )
+            faces, driving_faces, look_after_driver = group_choice(portraits, drivers.seen)
             *options, size, regions = options_panel(studio)
             expected = gr.Markdown(elem_id="expected")
             short = gr.Checkbox(False, label=f"Only the first {SHORT} s", visible=False, elem_id="short")
@@ -126,7 +128,7 @@ def animate_tab(page: Page) -> None:
 
     stages = Stages(animate, cancel, results)
     source = [drivers.clip, drivers.movement, drivers.file]
-    _wire_drivers(studio, drivers)
+    look_after_driver(_wire_drivers(studio, drivers).then)
     _wire_time(studio, source, options[1], expected, short)
     _wire_pairs(studio, animator, portraits, drivers, results, stages)
 
@@ -137,7 +139,7 @@ def animate_tab(page: Page) -> None:
         # programs may give what was there before by position: what is new comes last
         inputs=[
             portraits.gallery, drivers.clip, portraits.seen, drivers.seen, *options, person, size, regions,
-            drivers.movement, drivers.file,
+            drivers.movement, drivers.file, faces, driving_faces,
         ],
         outputs=results.shown,
         api_name="animate",
@@ -237,9 +239,9 @@ def look_at_clip(studio: Studio, driving: str | None) -> tuple[dict, list[Seen],
     return show_faces([sight], "Driver"), [sight], note(" ".join(notes))
 
 
-def _wire_drivers(studio: Studio, drivers: Drivers) -> None:
-    """One thing drives: what is given last takes the place of the others."""
-    drivers.clip.change(
+def _wire_drivers(studio: Studio, drivers: Drivers) -> gr.events.Dependency:
+    """One thing drives: what is given last takes the place of the others; gives what looks at a clip."""
+    looked = drivers.clip.change(
         partial(look_at_clip, studio), drivers.clip, [drivers.faces, drivers.seen, drivers.notes], **PRIVATE
     )
 
@@ -254,6 +256,7 @@ def _wire_drivers(studio: Studio, drivers: Drivers) -> None:
         return show_faces(seen, "Driver"), seen
 
     drivers.faces.select(choose_driver, drivers.seen, [drivers.faces, drivers.seen], **PRIVATE)
+    return looked
 
 
 def _wire_time(studio: Studio, source: list, max_frames: gr.Number, expected: gr.Markdown, short: gr.Checkbox) -> None:
