@@ -105,12 +105,13 @@ def show_faces(seen: list[Seen], name: str, everybody: bool = False) -> dict:
     for number, sight in enumerate(seen, start=1):
         for index, crop in enumerate(sight.crops):
             title = f"{name} {number}" if len(seen) > 1 else name
+            face = f"Face {index + 1}" if len(seen) == 1 else f"{title}, face {index + 1}"  # there is little room
             if len(sight.crops) == 1:
                 faces.append((crop, title))
             elif everybody or index == sight.chosen:
-                faces.append((crop, f"{title}, face {index + 1}: used"))
+                faces.append((crop, f"{face}: used"))
             else:
-                faces.append((crop // 4 + 160, f"{title}, face {index + 1}: click to use"))
+                faces.append((crop // 4 + 160, f"{face}: click to use"))
     return gr.update(value=faces, visible=bool(faces), selected_index=None)
 
 

@@ -48,7 +48,8 @@ input[type=checkbox] {border: 1px solid var(--body-text-color-subdued) !importan
     min-height: 300px; opacity: 0.75; display: flex; align-items: center; justify-content: center; text-align: center}
 .faces, .faces .grid-wrap {min-height: 0 !important}
 .faces .grid-wrap {padding-top: 2.8em !important}
-.faces .caption-label {font-size: 0.7em}
+.faces .caption-label {font-size: 0.7em; inset: auto 0.2em 0.2em 0.2em; padding: 0.1em 0.3em}
+.faces .caption-label, .thumbnails .caption-label {white-space: normal; line-height: 1.2}
 .source-selection {position: absolute; bottom: 0; left: 0; right: 0; background: var(--block-background-fill)}
 :focus-visible {outline: 3px solid var(--color-accent) !important; outline-offset: 2px}
 /* five tabs side by side on a phone: those that do not fit Gradio hides in a menu */

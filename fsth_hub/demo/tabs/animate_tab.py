@@ -27,7 +27,7 @@ from . import AnimatePanel, Page
 from .animate_options import options_panel
 from .animator import FINE_TUNED, SCHEME, Animator, Settings, driver_of, driving_length, finished, is_whole
 from .animator import PORTRAITS as AS_THEY_ARE
-from .groups import group_choice
+from .groups import group_choice, how_many
 
 
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
@@ -127,9 +127,9 @@ def animate_tab(page: Page) -> None:
             results = _results()
 
     stages = Stages(animate, cancel, results)
-    source = [drivers.clip, drivers.movement, drivers.file]
+    source, who = [drivers.clip, drivers.movement, drivers.file], [faces, portraits.seen]
     look_after_driver(_wire_drivers(studio, drivers).then)
-    _wire_time(studio, source, options[1], expected, short)
+    _wire_time(studio, source, options[1], expected, short, who)
     _wire_pairs(studio, animator, portraits, drivers, results, stages)
 
     started = animate.click(partial(stages, "running"), None, stages.outputs, **PRIVATE)
@@ -259,11 +259,13 @@ def _wire_drivers(studio: Studio, drivers: Drivers) -> gr.events.Dependency:
     return looked
 
 
-def _wire_time(studio: Studio, source: list, max_frames: gr.Number, expected: gr.Markdown, short: gr.Checkbox) -> None:
+def _wire_time(
+    studio: Studio, source: list, max_frames: gr.Number, expected: gr.Markdown, short: gr.Checkbox, who: list
+) -> None:
     """Say before the start how long it will take; where that is long, offer the beginning alone."""
 
-    def expect(clip, movement, file, max_frames, is_short) -> tuple[str, dict]:
-        words, can_be_cut = expected_time(studio, clip, movement, file, max_frames)
+    def expect(clip, movement, file, max_frames, is_short, faces, seen) -> tuple[str, dict]:
+        words, can_be_cut = expected_time(studio, clip, movement, file, max_frames, how_many(faces, seen))
         return words, gr.update(visible=is_short or can_be_cut)
 
     def cut(is_short: bool, clip, movement, file) -> int | None:
@@ -271,9 +273,9 @@ def _wire_time(studio: Studio, source: list, max_frames: gr.Number, expected: gr
             return round(SHORT * driving_length(driver_of(clip, movement, file))[1]) if is_short else None
 
     gr.on(
-        [*(part.change for part in source), max_frames.change],
+        [*(part.change for part in source), max_frames.change, who[0].change],
         expect,
-        [*source, max_frames, short],
+        [*source, max_frames, short, *who],
         [expected, short],
         trigger_mode="always_last",
         **PRIVATE,
@@ -286,15 +288,15 @@ def _wire_time(studio: Studio, source: list, max_frames: gr.Number, expected: gr
     gr.on([part.change for part in source], lengthen, short, [short, max_frames], **PRIVATE)
 
 
-def expected_time(studio: Studio, clip, movement, file, max_frames) -> tuple[str, bool]:
-    """How long it will take, in words (none where nothing drives, or nothing was measured yet), and whether that is
-    long for what could be cut."""
+def expected_time(studio: Studio, clip, movement, file, max_frames, people: int = 1) -> tuple[str, bool]:
+    """How long it will take for so many people, in words (none where nothing drives, or nothing was measured yet), and
+    whether that is long for what could be cut."""
     try:
         length, rate, followed = driving_length(driver_of(clip, movement, file))
     except FsthError:
         return "", False
     frames = min(length, int(max_frames)) if max_frames else length
-    wait = studio.pace.estimate(frames, followed)
+    wait = studio.pace.estimate(people * frames, followed)
     if not frames or wait is None:
         return "", False
     words = f"{wait:.0f} s" if wait < 90 else f"{wait / 60:.0f} min"

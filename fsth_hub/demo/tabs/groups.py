@@ -28,6 +28,14 @@ def is_group(faces: str) -> bool:
     return faces != CLICKED and not isinstance(read_faces("faces", faces), int)
 
 
+def how_many(faces: str, seen: list[Seen]) -> int:
+    """People who move, as far as they are known."""
+    if not is_group(faces):
+        return 1
+    named = read_faces("faces", faces)
+    return sum(len(sight.crops) for sight in seen) or 1 if named == ALL else len(named)
+
+
 def check_group(portraits: list[str]) -> None:
     """Refuse (`FsthError`) several pictures of a group."""
     if len(portraits) > 1:
