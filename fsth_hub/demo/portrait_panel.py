@@ -65,7 +65,8 @@ def portrait_panel(studio: Studio) -> PortraitPanel:
         file_types=["image", "video"],
         sources=["upload", "webcam", "clipboard"],
         columns=2,
-        height=220,
+        fit_columns=False,  # a single one would be as wide as the box, and cut below
+        height=240,
         object_fit="contain",
         buttons=[],
         elem_id="portraits",

@@ -29,6 +29,10 @@ input[type=checkbox] {border: 1px solid var(--body-text-color-subdued) !importan
 .job-progress progress::-webkit-progress-value {background: var(--color-accent)}
 .job-progress progress::-moz-progress-bar {background: var(--color-accent)}
 .job-progress p {margin: 0.2em 0}
+/* what has nothing to say when all is done leaves no gap; before that it shows the place in the line */
+#result-column:has(#result) > #progress:not(:has(progress)), #result-column:has(#result) > #result-notes:not(:has(p)),
+#person-column:has(#person-kept) > #person-progress:not(:has(progress)) {display: none}
+#portraits .grid-wrap {padding-top: 2.8em !important}
 #opening-on-phone {display: none}
 .opening video {width: 100%; border-radius: 8px; display: block}
 .opening p {margin: 0.3em 0; font-size: 0.9em; opacity: 0.75}
@@ -59,6 +63,8 @@ input[type=checkbox] {border: 1px solid var(--body-text-color-subdued) !importan
     #opening {display: none}
     #expression-picture {height: 240px !important}
     #preview, #result, #result video {max-height: 340px !important}
+    #origin .card {padding: 0.7em; gap: 0.5em}
+    #origin dl {column-gap: 0.6em}
 }
 footer {display: none !important}
 """

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ...landmarks import Face, LandmarkSmoother, MotionAdapter
 from ...landmarks.motion import MAX_STRENGTH
-from ...landmarks.regions import REGIONS, check_regions, keep_regions
+from ...landmarks.regions import REGIONS, keep_regions
 from ...media.reading import Clip
 from ...media.writing import write_clip
 from ...models.cropping import CropBox, crop_box, to_crop
@@ -136,7 +136,8 @@ class Live:
             if picture is None:
                 return None, ""
             paths = checked_portraits(portraits)
-            how = motion, strength, check_regions(regions)
+            regions = tuple(name for name in REGIONS if name in regions)  # of a running camera also none
+            how = motion, strength, regions
             work = self._generate, picture, session, paths, chosen_faces(paths, seen), how
             frame = self.studio.worker.submit(*work).result()
         now = time.monotonic()
@@ -148,6 +149,8 @@ class Live:
         words = [f"{session.frame_rate:.1f} frames per second"] if len(session.times) > 2 else []
         if session.face is None:
             words.append("no face is seen: look into the camera")
+        if motion == "relative" and not regions:
+            words.append("nothing moves: tick what should")
         if session.recording:
             words.append(f"recorded: {session.recording[-1][0] - session.recording[0][0]:.0f} s")
         return frame, ", ".join(words)
