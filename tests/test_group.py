@@ -6,6 +6,7 @@ from dataclasses import fields
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fsth_hub.landmarks import Face, GroupTracker
@@ -178,6 +179,9 @@ def test_who_was_fine_tuned_takes_the_place_of_a_face(pipe, method):
     pipe.animate_group(photograph, people=[anna], **options)
     person = drawn[0][1]
     assert len(person.crops) == 1 + anna.num_portraits == person.sources.images.shape[1] and len(person.boxes) == 1
+    assert np.array_equal(person.crops[1], anna.crops[0])
+    assert torch.equal(person.sources.images[:, 1:], anna.sources.images)
+    assert np.allclose(person.landmarks, person.sources.landmarks[0, 0])
 
 
 def test_who_was_embedded_from_other_portraits_keeps_them(pipe):
