@@ -238,8 +238,8 @@ def live_tab(page: Page) -> None:
             how = _options()
             record = gr.Checkbox(False, label="Keep a recording", elem_id="record")
             with gr.Row():
-                reset = gr.Button("Reset pose", min_width=120, elem_id="reset-pose")
-                save = gr.Button("Save recording", min_width=120, elem_id="save-recording")
+                reset = gr.Button("Reset pose", size="md", min_width=120, elem_id="reset-pose")
+                save = gr.Button("Save recording", size="md", min_width=120, elem_id="save-recording")
         with gr.Column(min_width=300):
             result = gr.Image(
                 label="3. The portrait, live", format="jpeg", height=360, buttons=[], interactive=False,
