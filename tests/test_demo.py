@@ -703,8 +703,8 @@ def test_live_recording_keeps_its_timing(tmp_path):
 def test_cameras_are_kept_apart_and_forgotten(studio, files):
     live, gallery = Live(studio), [(files[0], None)]
     anna, bob = (SimpleNamespace(session_hash=name) for name in ("anna", "bob"))
-    live.step(picture(0), gallery, [], True, anna)
-    live.step(picture(20), gallery, [], False, bob)
+    live.step(picture(0), gallery, [], True, request=anna)
+    live.step(picture(20), gallery, [], False, request=bob)
     assert len(live.session(anna).recording) == 1 and live.session(bob).recording == []
     live.forget(anna)
     assert list(live.sessions) == ["bob"]
