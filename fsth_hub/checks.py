@@ -2,6 +2,7 @@
 
 import math
 from numbers import Integral, Real
+from typing import Literal
 
 from .models.errors import FsthError
 
@@ -29,3 +30,13 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         *others, last = map(repr, choices)
         raise FsthError(f"{name} must be {', '.join(others)} or {last}, not {value!r}.")
+
+
+def read_faces(name: str, text: str) -> int | list[int] | Literal["all"]:
+    """The number of a face, several (0,2), or "all", as a text says it; `FsthError` for anything else."""
+    if text == "all":
+        return text
+    numbers = text.split(",")
+    if not all(number.isascii() and number.isdigit() for number in numbers):
+        raise FsthError(f"{name} must be the number of a face, several such as 0,2, or all, and not {text}.")
+    return int(text) if len(numbers) == 1 else [int(number) for number in numbers]

@@ -153,9 +153,9 @@ def test_programs_of_before_still_work(client):
     parameters = client.view_api(return_format="dict")["named_endpoints"]["/animate"]["parameters"]
     assert [parameter["parameter_name"] for parameter in parameters] == [
         "portraits", "driving", "motion", "max_frames", "model", "motion_strength", "smoothing", "paste_back",
-        "watermark", "person", "size", "regions", "movement", "motion_file",
+        "watermark", "person", "size", "regions", "movement", "motion_file", "faces", "driving_faces",
     ]  # fmt: skip
-    assert parameters[-4]["parameter_default"] == 512
+    assert [parameter["parameter_default"] for parameter in parameters[-6:]][::5] == [512, "all"]
 
 
 def test_says_what_is_wrong(client, folders, tmp_path):
@@ -449,7 +449,7 @@ def test_example_is_drawn_once(studio, monkeypatch):
     """The second visitor who takes a pair gets what was drawn for the first; own files are never kept."""
     calls, painting = [], str(portrait_path("la_velata"))
 
-    def generate(self, portraits, driver, faces, settings, folder, job):
+    def generate(self, portraits, driver, faces, settings, own, folder, job):
         calls.append(settings)
         for name in (CLIP_NAME, SIDE_BY_SIDE_NAME):
             (folder / name).write_text(f"{name} drawn as {settings}")
@@ -616,6 +616,33 @@ def test_live(studio, files, monkeypatch):
         live.step(picture(0), [], [], False)
 
 
+def test_live_regions_and_motion_can_change_while_it_runs(studio, files, monkeypatch):
+    """What is not ticked stays as in the portrait; absolute takes the camera's landmarks; the reference stays."""
+    live, gallery, pipe = Live(studio), [(files[0], None)], studio.ready.result()
+    drawn, generate_frame = [], pipe.generate_frame
+    monkeypatch.setattr(pipe, "generate_frame", lambda *args: drawn.append(args[2]) or generate_frame(*args))
+
+    def step(shift, *how):
+        live.step(picture(shift), gallery, [], False, *how)
+        return drawn[-1]
+
+    rest = step(0)
+    # the stub's whole head moves sideways: no change of an expression
+    assert np.allclose(step(40, "relative", 1, ["mouth", "eyes"]), rest, atol=0.05)
+    head = step(40, "relative", 1, ["head"])
+    assert head[:, 0].mean() - rest[:, 0].mean() > 1
+    less = step(40, "relative", 0.1, list(REGIONS))
+    assert rest[:, 0].mean() + 0.1 < less[:, 0].mean() < head[:, 0].mean() - 0.5
+    assert np.allclose(step(40, "relative", 0, list(REGIONS)), rest, atol=0.05)
+    session = live.session(None)
+    camera = inputs.to_crop(session.face.points, session.box, pipe.size)
+    assert np.allclose(step(40, "absolute", 1, list(REGIONS)), camera, atol=1.5)  # smoothed
+    held = step(NO_FACE, "relative", 1, ["head"])
+    assert np.array_equal(held, drawn[-2])  # while no face is seen, whatever is chosen
+    assert np.allclose(step(40, "relative", 1, []), rest, atol=0.05)
+    assert "nothing moves" in live.step(picture(40), gallery, [], False, "relative", 1, [])[1]
+
+
 def test_live_frames_are_as_large_as_the_portrait_has(studio, files, tmp_path):
     """Up to 512 pixels, which cost little; a recording has the same."""
     photograph, pipe = tmp_path / "large.png", studio.ready.result()
@@ -676,8 +703,8 @@ def test_live_recording_keeps_its_timing(tmp_path):
 def test_cameras_are_kept_apart_and_forgotten(studio, files):
     live, gallery = Live(studio), [(files[0], None)]
     anna, bob = (SimpleNamespace(session_hash=name) for name in ("anna", "bob"))
-    live.step(picture(0), gallery, [], True, anna)
-    live.step(picture(20), gallery, [], False, bob)
+    live.step(picture(0), gallery, [], True, request=anna)
+    live.step(picture(20), gallery, [], False, request=bob)
     assert len(live.session(anna).recording) == 1 and live.session(bob).recording == []
     live.forget(anna)
     assert list(live.sessions) == ["bob"]

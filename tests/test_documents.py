@@ -19,7 +19,8 @@ README, EVALUATION = ROOT / "README.md", ROOT / "docs" / "evaluation.md"
 CARD = ROOT / "fsth_hub" / "checkpoints" / "small" / "README.md"
 DOCUMENTS = [
     README, EVALUATION, CARD, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md",
-    ROOT / "docs" / "architecture.md", ROOT / "docs" / "batch.md", ROOT / "docs" / "training.md",
+    ROOT / "docs" / "architecture.md", ROOT / "docs" / "batch.md", ROOT / "docs" / "compared.md",
+    ROOT / "docs" / "training.md",
     ROOT / "training" / "README.md", ROOT / "training" / "LOG.md", ROOT / "fsth_hub" / "examples" / "README.md",
 ]  # fmt: skip
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

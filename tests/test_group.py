@@ -1,50 +1,33 @@
 """Several people of one photograph, driven by one clip."""
 
 import json
+from dataclasses import fields
 
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fsth_hub.landmarks import Face, GroupTracker
-from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.media.paste_back import GroupPasteBack, PasteBack
 from fsth_hub.models.cropping import CropBox
 from fsth_hub.models.errors import FsthError, NoFaceError
+from fsth_hub.pipelines.identity import FsthIdentity
 from fsth_hub.provenance.inspection import inspect
 from testing_utils.clips import make_clip
 from testing_utils.command_line import assert_one_line_error, run
 from testing_utils.networks import SIZE
-from testing_utils.pipelines import NO_FACE, StubDetector, arrays, make_pipeline, picture
-
-
-class CrowdDetector(StubDetector):
-    """Sees a face in each square of a row, whose first pixel says how far to the right it lies; the largest is in the
-    middle of the row."""
-
-    def faces(self, image: np.ndarray) -> list[Face]:
-        count, found = image.shape[1] // SIZE, []
-        for number in range(count):
-            shift = image[0, number * SIZE, 0]
-            if shift != NO_FACE:
-                scale = 0.1 - 0.01 * abs(number - (count - 1) / 2)
-                head = Pose(np.eye(3), scale, np.array([30.0 + number * SIZE + shift / 4, 34.0]))
-                found.append(Face(head.project(MEAN_FACE).astype(np.float32), 1.0))
-        return found
-
-    def detect(self, image):
-        self.detected += 1
-        return sorted(self.faces(image), key=lambda face: -face.size)
-
-    def track(self, image, previous):
-        self.tracked += 1
-        near = [face for face in self.faces(image) if face.distance(previous) < SIZE / 2]
-        return min(near, key=previous.distance, default=None)
-
-
-def row(*shifts: int) -> np.ndarray:
-    return np.hstack([picture(shift) for shift in shifts])
+from testing_utils.pipelines import (
+    NO_FACE,
+    CrowdDetector,
+    arrays,
+    make_pipeline,
+    negative,
+    picture,
+    row,
+    tuned_once,
+)
 
 
 def middles(found) -> list[int | None]:
@@ -173,6 +156,63 @@ def test_motion_that_was_read_drives_all(pipe):
         pipe.animate_group(row(0, 0), motion, driving_faces=[0])
 
 
+# People who are known
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_who_was_fine_tuned_takes_the_place_of_a_face(pipe, method):
+    """By place in the list; the photograph stays the first portrait, and who is not known is as before."""
+    photograph, anna = row(0, 0), tuned_once(pipe, method)
+    anna.name = "anna"
+    options = {"driving": [picture(0), picture(20)], "watermark": False}
+    plain = arrays(pipe.animate_group(photograph, **options).frames[0]).astype(int)
+    for people, face in (([anna], 0), ([None, anna], 1), ((anna, None), 0)):
+        result = pipe.animate_group(photograph, people=people, **options)
+        difference = np.abs(arrays(result.frames[0]) - plain).mean(axis=(0, 1, 3))
+        sides = [float(part.mean()) for part in np.split(difference, 2)]
+        assert sides[face] > 1 and sides[1 - face] == 0
+        assert result.origin.identity == "anna"
+    assert len(result.report.portrait_boxes) == 2
+    # driven by others of the person's portraits, too, but not from their pose
+    drawn, generate_frame = [], pipe.generate_frame
+    pipe.generate_frame = lambda *arguments: drawn.append(arguments) or generate_frame(*arguments)
+    pipe.animate_group(photograph, people=[anna], **options)
+    person = drawn[0][1]
+    assert len(person.crops) == 1 + anna.num_portraits == person.sources.images.shape[1] and len(person.boxes) == 1
+    assert np.array_equal(person.crops[1], anna.crops[0])
+    assert torch.equal(person.sources.images[:, 1:], anna.sources.images)
+    assert np.allclose(person.landmarks, person.sources.landmarks[0, 0])
+
+
+def test_who_was_embedded_from_other_portraits_keeps_them(pipe):
+    photograph = row(0, 0)
+    bob = pipe.embed([negative(picture(0)), picture(8)])
+    options = {"driving": [picture(0), picture(20)], "watermark": False}
+    plain, known = (
+        arrays(pipe.animate_group(photograph, people=people, **options).frames[0]).astype(int)
+        for people in ([], [None, bob])
+    )
+    left, right = np.split(np.abs(known - plain).mean(axis=(0, 1, 3)), 2)
+    assert right.mean() > 0.2 and left.max() == 0
+    signed = pipe.animate_group(photograph, people=[bob], driving=options["driving"])
+    assert signed.origin.identity is None
+
+
+def test_people_who_do_not_fit_are_refused(pipe):
+    bob, clip = pipe.embed(picture(0)), [picture(0)]
+    with pytest.raises(FsthError, match="There are 3 people for 2 faces of the photograph"):
+        pipe.animate_group(row(0, 0), clip, people=[bob, bob, bob])
+    with pytest.raises(FsthError, match="people must be persons, of pipe.embed"):
+        pipe.animate_group(row(0, 0), clip, people="anna")
+    data = tuned_once(pipe, "lora")
+    data = FsthIdentity(**{field.name: getattr(data, field.name) for field in fields(FsthIdentity)} | {"name": "ada"})
+    with pytest.raises(FsthError, match=r"'ada' must be made ready first: pipe.bind\(identity\)"):
+        pipe.animate_group(row(0, 0), clip, people=[data])
+
+
+# Everything else that drives, and what cannot be done
+
+
 def test_motions_by_name_regions_and_another_sound(pipe, tmp_path):
     voice = make_clip(tmp_path / "voice.mp4", [picture(0)] * 3, sound="aac")
     options = {"num_frames": 3, "regions": "mouth", "sound": voice}
@@ -243,5 +283,19 @@ def test_command_animates_a_group(tmp_path, monkeypatch):
     for wrong in ("left", "-1", "0,,1", "1.5"):
         assert_one_line_error(run(*group, f"--face={wrong}"), "--face", "all")
     assert_one_line_error(run(*group, "--driving-face", "all"), "--driving-face all", "several faces")
+    for name, method in (("anna", "full"), ("bob", "lora")):
+        tuned_once(make_pipeline(), method).save_pretrained(tmp_path / name)
+    known = [*group, "--paste-back", "--identity", tmp_path / "anna"]
+    both = [*known, "--identity", tmp_path / "bob"]
+    for more, count in (([*both, "--face", "1,0,2"], 3), (known, 1)):
+        result = run(*more, "--json", "-", "--side-by-side", tmp_path / "beside.mp4")
+        assert result.exit_code == 0, result.output
+        assert len(json.loads(result.stdout)["portrait_boxes"]) == count
+        assert inspect(tmp_path / "out.mp4").identity == ("anna, bob" if count == 3 else "anna")
+    assert_one_line_error(run(*both), "2 people for 1 face", "--face")
+    assert_one_line_error(run(*group, "--identity", tmp_path / "anna"), "--identity", "add --paste-back")
+    alone = ["animate", *options, "--identity", tmp_path / "anna"]
+    assert_one_line_error(run(*alone, "--identity", tmp_path / "bob"), "Several people", "--paste-back")
+    assert_one_line_error(run(*alone, "--paste-back"), "--paste-back", "photograph")
     two = ["animate", tmp_path / "group.png", tmp_path / "group.png", *options, "--face", "all", "--paste-back"]
     assert_one_line_error(run(*two), "one photograph")

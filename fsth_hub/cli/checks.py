@@ -28,35 +28,40 @@ def check_output(path: Path, suffixes: tuple[str, ...], inputs: list[Path]) -> N
     check_file(path)
 
 
-def read_faces(option: str, text: str) -> int | list[int] | Literal["all"]:
-    """A number of a face, or several (0,2), or "all", as an option of this name says it."""
-    if text == "all":
-        return text
-    numbers = text.split(",")
-    if not all(number.isascii() and number.isdigit() for number in numbers):
-        raise FsthError(f"{option} must be the number of a face, several such as 0,2, or all, and not {text}.")
-    return int(text) if len(numbers) == 1 else [int(number) for number in numbers]
-
-
 def check_group(
     face: int | list[int] | Literal["all"],
     driving_face: int | list[int] | Literal["all"],
     portraits: list[Path],
+    identities: list[str],
     paste_back: bool,
     crop: bool,
 ) -> bool:
-    """Whether several faces of a picture are to be animated; a sentence where that does not go with the rest."""
-    if isinstance(face, int):
-        if not isinstance(driving_face, int):
-            text = "all" if driving_face == "all" else ",".join(map(str, driving_face))
-            raise FsthError(f"--driving-face {text} is for several faces of a picture: give them by --face, too.")
+    """Whether people are to be animated within a photograph, several faces of it or who was fine-tuned; a sentence
+    where that does not go with the rest."""
+    if not portraits and not identities:
+        raise FsthError("Give either portraits or the --identity of a fine-tuned person.")
+    if isinstance(face, int) and not isinstance(driving_face, int):
+        text = "all" if driving_face == "all" else ",".join(map(str, driving_face))
+        raise FsthError(f"--driving-face {text} is for several faces of a picture: give them by --face, too.")
+    if not portraits:
+        if len(identities) > 1:
+            raise FsthError("Several people move in a photograph of them: give it, and --paste-back.")
+        if face != 0:
+            raise FsthError("--face chooses a face of portraits: leave it out where only an --identity is given.")
+        if paste_back:
+            raise FsthError("--paste-back needs the photograph to put the head back into: give it, too.")
         return False
-    text = "all" if face == "all" else ",".join(map(str, face))
+    if isinstance(face, int) and not identities:
+        return False
+    text = "all" if face == "all" else str(face) if isinstance(face, int) else ",".join(map(str, face))
+    option = f"--face {text}" if not isinstance(face, int) else "--identity"
     if len(portraits) != 1:
-        raise FsthError(f"--face {text} takes one photograph of the group, and nothing else.")
+        raise FsthError(f"{option} takes one photograph of the group, and nothing else.")
     if not paste_back or not crop:
         hint = "add --paste-back" if crop else "leave out --no-crop"
-        raise FsthError(f"--face {text} puts several heads back into the photograph: {hint}.")
+        raise FsthError(f"{option} puts heads back into the photograph: {hint}.")
+    if face != "all" and len(identities) > (count := len(face) if isinstance(face, list) else 1):
+        raise FsthError(f"There are {len(identities)} people for {count} faces: name more of them by --face.")
     return True
 
 

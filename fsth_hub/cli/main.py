@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer.core import TyperGroup
 
+from ..checks import read_faces
 from ..landmarks import DEFAULT_DETECTOR, describe_detectors, get_detector
 from ..models.errors import FsthError, NoFaceError
 from ..saving import whole_file, write_json
@@ -22,7 +23,7 @@ from . import motion as cli_motion
 from . import people as cli_people
 from . import portraits as cli_portraits
 from .batch import batch
-from .checks import check_group, check_inputs, check_output, check_size, model_of, read_faces
+from .checks import check_group, check_inputs, check_output, check_size, model_of
 from .ending import one_sentence, set_up_process
 from .express import express
 from .options import (
@@ -74,7 +75,12 @@ def animate(
     ],
     output: Annotated[Path, typer.Option(help="The clip to write: .mp4, with the driver's sound, or .gif.")],
     identity: Annotated[
-        str | None, typer.Option(help="A fine-tuned person instead of portraits: folder or hub id.")
+        list[str] | None,
+        typer.Option(
+            help="A fine-tuned person instead of portraits: folder or hub id. With a photograph and --paste-back its "
+            "first face; repeated, its faces in the order of --face.",
+            show_default=False,
+        ),
     ] = None,
     model: ModelOption = None,
     motion: Annotated[
@@ -175,20 +181,14 @@ def animate(
     driving_face = read_faces("--driving-face", driving_face or ("0" if isinstance(face, int) else "all"))
     to_stdout = report_path == Path("-")
     # Loading and drawing take long: what can be known to fail fails first.
-    portraits = portraits or []
-    if bool(portraits) == (identity is not None):
-        raise FsthError("Give either portraits or the --identity of a fine-tuned person.")
+    portraits, identities = portraits or [], identity or []
+    is_group = check_group(face, driving_face, portraits, identities, paste_back, crop)
     driver, driving_path = cli_motion.read_driver(driving, seconds)
     inputs = [*portraits, *[driving_path] * (driving_path is not None), *[sound] * (sound is not None)]
     check_inputs(*inputs)
     check_output(output, CLIPS, inputs=inputs)
     if beside is not None:
         check_output(beside, CLIPS, inputs=[*inputs, output])
-    if face != 0 and not portraits:
-        raise FsthError("--face chooses a face of portraits: leave it out where an --identity is given.")
-    if paste_back and not portraits:
-        raise FsthError("--paste-back needs a portrait to put the head back into: give portraits, not an --identity.")
-    is_group = check_group(face, driving_face, portraits, paste_back, crop)
     if motion == "absolute" and motion_strength != 1:
         raise FsthError("--motion-strength is for relative motion: leave it out, or leave out --motion absolute.")
     if report_path is not None and not to_stdout:
@@ -203,15 +203,16 @@ def animate(
     smoothing, shots = DEFAULT_SMOOTHING if smoothing is None else smoothing, shots or DEFAULT_SHOTS
     found_detector = get_detector(detector)
     model_revision = None
-    if identity is not None:
+    if identities:
         from ..models.downloading import fetch
 
-        identity = fetch(identity)
+        identities = [fetch(name) for name in identities]
         if model is None:
-            model, model_revision = model_of(identity)
+            model, model_revision = model_of(identities[0])
     pipe = cli_loading.load_pipeline(model, device, dtype, model_revision, engine)
     pipe.detector = found_detector
-    person = portraits if identity is None else pipe.load_identity(identity)
+    people = [pipe.load_identity(name) for name in identities]
+    person = portraits or people[0]
     if beside is not None and person is portraits and not is_group and holds_clip(portraits[0]):
         # the first of them is shown
         person = [*pipe.pick_portraits(portraits[0], shots, face, crop), *portraits[1:]]
@@ -219,7 +220,8 @@ def animate(
     options |= {"size": size, "sound": sound, "num_frames": frames, "output_path": output}
     options |= {"watermark": watermark, "credentials": credentials}
     if is_group:
-        result = pipe.animate_group(portraits[0], driver, face, driving_face, **options)
+        faces = [[one] if isinstance(one, int) else one for one in (face, driving_face)]
+        result = pipe.animate_group(portraits[0], driver, *faces, people=people, **options)
     else:
         options |= {"paste_back": paste_back, "crop": crop, "shots": shots}
         result = pipe(person, driver, face_index=face, driving_face_index=driving_face, **options)
@@ -228,10 +230,10 @@ def animate(
         from ..pipelines.portrait_picking import photograph_of
         from ..pipelines.side_by_side import write_side_by_side
 
-        portrait = person.crops[0] if identity is not None else photograph_of(person[0])
+        portrait = photograph_of(person[0]) if portraits else person.crops[0]
         clip = open_clip(output, fps=result.fps, allow_still=True)
         frames = show_progress(clip, result.report.num_frames)
-        whole = paste_back or identity is not None
+        whole = paste_back or not portraits
         pictures = driver if driver is driving_path else cli_motion.black_frames(driver)
         write_side_by_side(beside, portrait, pictures, result, frames, pipe.size, whole)
     report = result.report.to_dict() | {

@@ -98,18 +98,20 @@ def _crop(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     return (crop * (1 - opaque) + lines).clip(0, 255).astype(np.uint8)
 
 
-def show_faces(seen: list[Seen], name: str) -> dict:
-    """The gallery of all faces; those not chosen are dimmed. `name` is what a picture is called: Portrait, Clip."""
+def show_faces(seen: list[Seen], name: str, everybody: bool = False) -> dict:
+    """The gallery of all faces; those not chosen are dimmed, unless everybody's are used. `name` is what a picture is
+    called: Portrait, Clip."""
     faces = []
     for number, sight in enumerate(seen, start=1):
         for index, crop in enumerate(sight.crops):
             title = f"{name} {number}" if len(seen) > 1 else name
+            face = f"Face {index + 1}" if len(seen) == 1 else f"{title}, face {index + 1}"  # there is little room
             if len(sight.crops) == 1:
                 faces.append((crop, title))
-            elif index == sight.chosen:
-                faces.append((crop, f"{title}, face {index + 1}: used"))
+            elif everybody or index == sight.chosen:
+                faces.append((crop, f"{face}: used"))
             else:
-                faces.append((crop // 4 + 160, f"{title}, face {index + 1}: click to use"))
+                faces.append((crop // 4 + 160, f"{face}: click to use"))
     return gr.update(value=faces, visible=bool(faces), selected_index=None)
 
 

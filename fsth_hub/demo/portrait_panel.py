@@ -20,6 +20,7 @@ class PortraitPanel:
 
     gallery: gr.Gallery
     shipped: gr.Gallery  # the portraits that come with the package
+    faces: gr.Gallery  # all that were found, of which a click chooses
     seen: gr.State
     key: gr.State  # changes with the files and the faces chosen
     look_after: Callable[[Callable], None]  # shows the faces once an event has filled the gallery
@@ -46,7 +47,8 @@ def portrait_panel(studio: Studio) -> PortraitPanel:
             except FsthError as error:
                 notes.append(str(error))
         if any(len(sight.crops) > 1 for sight in sights):
-            notes.append("Several faces were found: click the one to animate.")
+            several = "click the one to animate" + ", or let everybody move in Animate" * (len(sights) == 1)
+            notes.append(f"Several faces were found: {several}.")
         return show_faces(sights, "Portrait"), sights, note(" ".join(notes)), key_of(sights)
 
     def choose(seen: list[Seen], event: gr.SelectData) -> tuple[dict, list[Seen], list]:
@@ -63,7 +65,8 @@ def portrait_panel(studio: Studio) -> PortraitPanel:
         file_types=["image", "video"],
         sources=["upload", "webcam", "clipboard"],
         columns=2,
-        height=220,
+        fit_columns=False,  # a single one would be as wide as the box, and cut below
+        height=240,
         object_fit="contain",
         buttons=[],
         elem_id="portraits",
@@ -94,4 +97,4 @@ def portrait_panel(studio: Studio) -> PortraitPanel:
     )  # fmt: skip
     look_after(taken.success)
     faces.select(choose, seen, [faces, seen, key], api_visibility="private", show_progress="hidden")
-    return PortraitPanel(gallery, shipped, seen, key, look_after)
+    return PortraitPanel(gallery, shipped, faces, seen, key, look_after)

@@ -29,6 +29,10 @@ input[type=checkbox] {border: 1px solid var(--body-text-color-subdued) !importan
 .job-progress progress::-webkit-progress-value {background: var(--color-accent)}
 .job-progress progress::-moz-progress-bar {background: var(--color-accent)}
 .job-progress p {margin: 0.2em 0}
+/* what has nothing to say when all is done leaves no gap; before that it shows the place in the line */
+#result-column:has(#result) > #progress:not(:has(progress)), #result-column:has(#result) > #result-notes:not(:has(p)),
+#person-column:has(#person-kept) > #person-progress:not(:has(progress)) {display: none}
+#portraits .grid-wrap {padding-top: 2.8em !important}
 #opening-on-phone {display: none}
 .opening video {width: 100%; border-radius: 8px; display: block}
 .opening p {margin: 0.3em 0; font-size: 0.9em; opacity: 0.75}
@@ -48,7 +52,8 @@ input[type=checkbox] {border: 1px solid var(--body-text-color-subdued) !importan
     min-height: 300px; opacity: 0.75; display: flex; align-items: center; justify-content: center; text-align: center}
 .faces, .faces .grid-wrap {min-height: 0 !important}
 .faces .grid-wrap {padding-top: 2.8em !important}
-.faces .caption-label {font-size: 0.7em}
+.faces .caption-label {font-size: 0.7em; inset: auto 0.2em 0.2em 0.2em; padding: 0.1em 0.3em}
+.faces .caption-label, .thumbnails .caption-label {white-space: normal; line-height: 1.2}
 .source-selection {position: absolute; bottom: 0; left: 0; right: 0; background: var(--block-background-fill)}
 :focus-visible {outline: 3px solid var(--color-accent) !important; outline-offset: 2px}
 /* five tabs side by side on a phone: those that do not fit Gradio hides in a menu */
@@ -58,6 +63,8 @@ input[type=checkbox] {border: 1px solid var(--body-text-color-subdued) !importan
     #opening {display: none}
     #expression-picture {height: 240px !important}
     #preview, #result, #result video {max-height: 340px !important}
+    #origin .card {padding: 0.7em; gap: 0.5em}
+    #origin dl {column-gap: 0.6em}
 }
 footer {display: none !important}
 """

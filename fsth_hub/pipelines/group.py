@@ -2,11 +2,14 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from ..landmarks import LandmarkDetector, set_upright
 from ..landmarks.group_tracking import Faces, GroupTracker, large_faces
@@ -15,13 +18,15 @@ from ..media.motion_files import file_of, is_motion
 from ..media.paste_back import GroupPasteBack
 from ..media.reading import Clip, open_clip
 from ..media.sound import read_sound
-from ..models.cropping import crop_box, crop_image, to_crop
+from ..models.cropping import CropBox, crop_box, crop_image, to_crop
 from ..models.errors import FsthError, NoFaceError
 from ..models.image_processing_fsth import Picture, list_pictures, load_image
-from ..provenance.credentials import Origin, check_credentials
+from ..models.source_skips import FsthSources
+from ..provenance.credentials import Origin, check_credentials, printable
 from .delivery import deliver
 from .driving import DrivingMotion
 from .engines import pick_engine
+from .identity import FsthIdentity
 from .person import MAX_SIZE, FsthPerson
 from .pipeline_output import FsthPipelineOutput, FsthReport
 from .portraits import choose_face
@@ -41,12 +46,24 @@ def check_faces(name: str, faces: object) -> Faces:
     return numbers
 
 
+def check_people(people: object) -> list[FsthPerson | None]:
+    """A list of persons, and `None` between them; `FsthError` for anything else."""
+    listed = list(people) if isinstance(people, list | tuple) else [people]
+    for person in listed:
+        if isinstance(person, FsthIdentity) and not isinstance(person, FsthPerson):
+            raise FsthError(f"The identity '{person.name}' must be made ready first: pipe.bind(identity).")
+        if not isinstance(person, FsthPerson | None):
+            raise FsthError(f"people must be persons, of pipe.embed or pipe.load_identity, not {type(person)}.")
+    return listed
+
+
 def animate_group(
     pipe: "FsthPipeline",
     photograph: Picture,
     driving,
     faces: Faces,
     driving_faces: Faces,
+    people: Sequence[FsthPerson | None],
     *,
     num_frames: int | None,
     fps: float | None,
@@ -75,7 +92,7 @@ def animate_group(
         times.append(time.perf_counter())
         seconds[name] = round(times[-1] - times[-2], 3)
 
-    people, canvas = _embed(pipe, pictures[0], faces)
+    known, (people, canvas) = people, _embed(pipe, pictures[0], faces, people)
     sizes = [
         pipe.output_size(person, size or _head_size(pipe, head.box.side))
         for person, head in zip(people, canvas.heads, strict=True)
@@ -97,6 +114,9 @@ def animate_group(
         for number, person in enumerate(people)
     ]
     origin = Origin.of(pipe.model_name, people[0], pictures, (first.title, file)) if signed else None
+    if signed:
+        names = [printable(person.name) or "unnamed" for person in known if isinstance(person, FsthIdentity)]
+        origin = replace(origin, identity=", ".join(names) or None)
     frames = deliver(
         pipe,
         map(canvas, zip(*moving, strict=True)),
@@ -133,20 +153,54 @@ def _head_size(pipe: "FsthPipeline", side: float) -> int | None:
     return int(np.clip(side, pipe.size, MAX_SIZE)) // 2 * 2 if pipe.generator.config.source_skips else None
 
 
-def _embed(pipe: "FsthPipeline", photograph: Picture, faces: Faces) -> tuple[list[FsthPerson], GroupPasteBack]:
-    """The people of a photograph with these faces, and what puts them back into it."""
+def _embed(
+    pipe: "FsthPipeline", photograph: Picture, faces: Faces, known: Sequence[FsthPerson | None]
+) -> tuple[list[FsthPerson], GroupPasteBack]:
+    """The people of a photograph with these faces, as far as they are not known, and what puts them back into it."""
     name = Path(photograph).name if isinstance(photograph, str | os.PathLike) else "the photograph"
     image, found, _ = set_upright(load_image(photograph, "The photograph"), pipe.detector)
     numbers = (large_faces(found) if found else [0]) if faces == "all" else faces
     if len(set(numbers)) < len(numbers):
         raise FsthError(f"Each face can be named once, and not as in {', '.join(map(str, numbers))}.")
+    if len(known) > len(numbers):
+        raise FsthError(f"There are {len(known)} people for {len(numbers)} faces of {name}.")
     people = []
-    for number in numbers:
+    for number, person in zip_longest(numbers, known):
         points = choose_face(found, number, name).points
         box = crop_box(points)
         side = min(max(round(box.side), pipe.size), MAX_SIZE)
-        people.append(pipe.embed_crops([crop_image(image, box, side)], [to_crop(points, box, side)], [box]))
+        crop, landmarks = crop_image(image, box, side), to_crop(points, box, side)
+        people.append(
+            pipe.embed_crops([crop], [landmarks], [box]) if person is None else _in(pipe, person, crop, landmarks, box)
+        )
     return people, GroupPasteBack(image, [person.boxes[0] for person in people])
+
+
+def _in(pipe: "FsthPipeline", person: FsthPerson, crop: np.ndarray, landmarks: np.ndarray, box: CropBox) -> FsthPerson:
+    """A person as a photograph shows them: it is the first of their portraits, from which motion is counted.
+
+    Args:
+        crop, landmarks, box: Their head in the photograph, S x S x 3 uint8; 78 x 2, pixels of it; where it was cut.
+    """
+    inputs = pipe.prepare_portraits([crop], [landmarks])
+    seen = pipe.encode_sources(person.tuned_generator(pipe.generator), *inputs)
+    return replace(
+        person,
+        sources=None if seen is None else _joined(seen, person.sources),
+        landmarks=inputs[2][0, 0].cpu().numpy(),
+        boxes=[box],
+        crops=[crop, *person.crops],
+    )
+
+
+def _joined(first: FsthSources, others: FsthSources) -> FsthSources:
+    """The sources of more portraits of one person, those of the first in front."""
+
+    def join(one: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
+        return torch.cat([one, more.to(one)], dim=1)  # batch x portraits x ...
+
+    joined = {name: join(value, others[name]) for name, value in first.items() if name != "features"}
+    return FsthSources(**joined, features=tuple(map(join, first.features, others.features)))
 
 
 def read_motions(

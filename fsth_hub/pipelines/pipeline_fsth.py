@@ -51,7 +51,7 @@ from .caching import Cache, weights_state
 from .delivery import deliver
 from .driving import DrivingMotion, adapt_motion, read_motion
 from .engines import Engine, check_engine, compiled_components, compiled_generator, pick_engine
-from .group import Faces, animate_group, check_faces
+from .group import Faces, animate_group, check_faces, check_people
 from .identity import FsthIdentity, FsthTunedPerson
 from .inputs import check_inputs, check_size
 from .loading import (
@@ -965,6 +965,7 @@ class FsthPipeline(DiffusionPipeline):
         faces: Faces = "all",
         driving_faces: Faces = "all",
         *,
+        people: Sequence[FsthPerson | None] = (),
         motion: MotionMode = "relative",
         num_frames: int | None = None,
         fps: float | None = None,
@@ -997,6 +998,9 @@ class FsthPipeline(DiffusionPipeline):
             driving_faces (`"all"` or `list[int]`, *optional*, defaults to `"all"`):
                 Who drives them, chosen alike in the first frame that shows a face. The first drives the first, the
                 second the second; where they are fewer it begins again, so that one alone drives everybody.
+            people (`list[FsthPerson]`, *optional*):
+                Who is known better than by this photograph, in the order of the faces: embedded from other portraits,
+                which then serve besides, or fine-tuned. `None`, or a shorter list, for those who are not.
             size (`int`, *optional*): Side of the frames of each head; by default what it has in the photograph.
             motion, regions, sound, num_frames, fps, reference_frame, motion_strength, smoothing, output_path,
             output_type, watermark, credentials, callback_on_frame_end, return_dict:
@@ -1016,7 +1020,8 @@ class FsthPipeline(DiffusionPipeline):
         inputs = {"face_index": 0, "driving_face_index": 0, "shots": 1, "paste_back": True, "return_dict": return_dict}
         check_inputs(self.generator.config, photograph, driving, **inputs, **options)
         faces, driving_faces = check_faces("faces", faces), check_faces("driving_faces", driving_faces)
-        output = animate_group(self, photograph, driving, faces, driving_faces, sound=sound, **options)
+        people = check_people(people)
+        output = animate_group(self, photograph, driving, faces, driving_faces, people, sound=sound, **options)
         return output if return_dict else output.to_tuple()
 
 

@@ -166,6 +166,10 @@ def test_live(visit, url):
     page.locator("#camera").get_by_text("Record").click()
     page.locator("#live-result img").wait_for(timeout=30_000)
     page.locator("#frame-rate").get_by_text(re.compile("frames per second, recorded: [1-9]")).wait_for()
+    page.locator("#live-options button").first.click()
+    for region in ("Head", "Brows", "Eyes", "Gaze", "Mouth"):
+        page.locator("#live-regions").get_by_label(region).uncheck()
+    page.locator("#frame-rate").get_by_text("nothing moves").wait_for()  # it changes while the camera runs
     page.get_by_role("tab", name="Animate").click()  # leaving the tab stops the camera
     page.wait_for_function("!document.querySelector('#camera video')?.srcObject?.active")
     page.get_by_role("tab", name="Live").click()

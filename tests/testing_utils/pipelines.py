@@ -41,6 +41,30 @@ class StubDetector:
         return None if image[0, 0, 0] == NO_FACE else Face(self.points(image), 1.0)
 
 
+class CrowdDetector(StubDetector):
+    """Sees a face in each square of a row, whose first pixel says how far to the right it lies; the largest is in the
+    middle of the row."""
+
+    def faces(self, image: np.ndarray) -> list[Face]:
+        count, found = image.shape[1] // SIZE, []
+        for number in range(count):
+            shift = image[0, number * SIZE, 0]
+            if shift != NO_FACE:
+                scale = 0.1 - 0.01 * abs(number - (count - 1) / 2)
+                head = Pose(np.eye(3), scale, np.array([30.0 + number * SIZE + shift / 4, 34.0]))
+                found.append(Face(head.project(MEAN_FACE).astype(np.float32), 1.0))
+        return found
+
+    def detect(self, image):
+        self.detected += 1
+        return sorted(self.faces(image), key=lambda face: -face.size)
+
+    def track(self, image, previous):
+        self.tracked += 1
+        near = [face for face in self.faces(image) if face.distance(previous) < SIZE / 2]
+        return min(near, key=previous.distance, default=None)
+
+
 class ScaledDetector(StubDetector):
     """The same in pictures of any size."""
 
@@ -56,6 +80,11 @@ def picture(shift: int = 0, height: int = SIZE, width: int = SIZE) -> np.ndarray
     if shift == NO_FACE:  # whichever way it is turned
         image[[0, -1, -1], [-1, 0, -1]] = shift
     return image
+
+
+def row(*shifts: int) -> np.ndarray:
+    """Pictures side by side, as a [`CrowdDetector`] sees them."""
+    return np.hstack([picture(shift) for shift in shifts])
 
 
 def clip(*shifts: int) -> list[np.ndarray]:

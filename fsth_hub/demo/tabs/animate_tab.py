@@ -27,6 +27,7 @@ from . import AnimatePanel, Page
 from .animate_options import options_panel
 from .animator import FINE_TUNED, SCHEME, Animator, Settings, driver_of, driving_length, finished, is_whole
 from .animator import PORTRAITS as AS_THEY_ARE
+from .groups import group_choice, how_many
 
 
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
@@ -115,6 +116,7 @@ def animate_tab(page: Page) -> None:
                 visible=False,
                 elem_id="person",
             )
+            faces, driving_faces, look_after_driver = group_choice(portraits, drivers.seen)
             *options, size, regions = options_panel(studio)
             expected = gr.Markdown(elem_id="expected")
             short = gr.Checkbox(False, label=f"Only the first {SHORT} s", visible=False, elem_id="short")
@@ -125,9 +127,9 @@ def animate_tab(page: Page) -> None:
             results = _results()
 
     stages = Stages(animate, cancel, results)
-    source = [drivers.clip, drivers.movement, drivers.file]
-    _wire_drivers(studio, drivers)
-    _wire_time(studio, source, options[1], expected, short)
+    source, who = [drivers.clip, drivers.movement, drivers.file], [faces, portraits.seen]
+    look_after_driver(_wire_drivers(studio, drivers).then)
+    _wire_time(studio, source, options[1], expected, short, who)
     _wire_pairs(studio, animator, portraits, drivers, results, stages)
 
     started = animate.click(partial(stages, "running"), None, stages.outputs, **PRIVATE)
@@ -137,7 +139,7 @@ def animate_tab(page: Page) -> None:
         # programs may give what was there before by position: what is new comes last
         inputs=[
             portraits.gallery, drivers.clip, portraits.seen, drivers.seen, *options, person, size, regions,
-            drivers.movement, drivers.file,
+            drivers.movement, drivers.file, faces, driving_faces,
         ],
         outputs=results.shown,
         api_name="animate",
@@ -237,9 +239,9 @@ def look_at_clip(studio: Studio, driving: str | None) -> tuple[dict, list[Seen],
     return show_faces([sight], "Driver"), [sight], note(" ".join(notes))
 
 
-def _wire_drivers(studio: Studio, drivers: Drivers) -> None:
-    """One thing drives: what is given last takes the place of the others."""
-    drivers.clip.change(
+def _wire_drivers(studio: Studio, drivers: Drivers) -> gr.events.Dependency:
+    """One thing drives: what is given last takes the place of the others; gives what looks at a clip."""
+    looked = drivers.clip.change(
         partial(look_at_clip, studio), drivers.clip, [drivers.faces, drivers.seen, drivers.notes], **PRIVATE
     )
 
@@ -254,13 +256,16 @@ def _wire_drivers(studio: Studio, drivers: Drivers) -> None:
         return show_faces(seen, "Driver"), seen
 
     drivers.faces.select(choose_driver, drivers.seen, [drivers.faces, drivers.seen], **PRIVATE)
+    return looked
 
 
-def _wire_time(studio: Studio, source: list, max_frames: gr.Number, expected: gr.Markdown, short: gr.Checkbox) -> None:
+def _wire_time(
+    studio: Studio, source: list, max_frames: gr.Number, expected: gr.Markdown, short: gr.Checkbox, who: list
+) -> None:
     """Say before the start how long it will take; where that is long, offer the beginning alone."""
 
-    def expect(clip, movement, file, max_frames, is_short) -> tuple[str, dict]:
-        words, can_be_cut = expected_time(studio, clip, movement, file, max_frames)
+    def expect(clip, movement, file, max_frames, is_short, faces, seen) -> tuple[str, dict]:
+        words, can_be_cut = expected_time(studio, clip, movement, file, max_frames, how_many(faces, seen))
         return words, gr.update(visible=is_short or can_be_cut)
 
     def cut(is_short: bool, clip, movement, file) -> int | None:
@@ -268,9 +273,9 @@ def _wire_time(studio: Studio, source: list, max_frames: gr.Number, expected: gr
             return round(SHORT * driving_length(driver_of(clip, movement, file))[1]) if is_short else None
 
     gr.on(
-        [*(part.change for part in source), max_frames.change],
+        [*(part.change for part in source), max_frames.change, who[0].change],
         expect,
-        [*source, max_frames, short],
+        [*source, max_frames, short, *who],
         [expected, short],
         trigger_mode="always_last",
         **PRIVATE,
@@ -283,15 +288,15 @@ def _wire_time(studio: Studio, source: list, max_frames: gr.Number, expected: gr
     gr.on([part.change for part in source], lengthen, short, [short, max_frames], **PRIVATE)
 
 
-def expected_time(studio: Studio, clip, movement, file, max_frames) -> tuple[str, bool]:
-    """How long it will take, in words (none where nothing drives, or nothing was measured yet), and whether that is
-    long for what could be cut."""
+def expected_time(studio: Studio, clip, movement, file, max_frames, people: int = 1) -> tuple[str, bool]:
+    """How long it will take for so many people, in words (none where nothing drives, or nothing was measured yet), and
+    whether that is long for what could be cut."""
     try:
         length, rate, followed = driving_length(driver_of(clip, movement, file))
     except FsthError:
         return "", False
     frames = min(length, int(max_frames)) if max_frames else length
-    wait = studio.pace.estimate(frames, followed)
+    wait = studio.pace.estimate(people * frames, followed)
     if not frames or wait is None:
         return "", False
     words = f"{wait:.0f} s" if wait < 90 else f"{wait / 60:.0f} min"

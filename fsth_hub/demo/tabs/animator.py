@@ -27,6 +27,7 @@ from ..jobs import Countdown, Job, JobStopped, progress_bar
 from ..people import Kept
 from ..shipped import PAIRS, clip_of, portrait_path
 from ..studio import BUNDLED, Studio
+from .groups import ALL, CLICKED, check_group, group_of, is_group, named_faces
 
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the visitor chose under Options, in the order of the page's fields."""
+    """What the visitor chose under Options, in the order of the page's fields; and who moves, and who drives them."""
 
     motion: str = "relative"
     max_frames: float | None = None
@@ -75,9 +76,16 @@ class Settings:
     watermark: bool = True
     size: int = DEFAULT_SIZE
     regions: tuple[str, ...] = REGIONS
+    faces: str = CLICKED
+    driving_faces: str = ALL
+
+    @property
+    def is_group(self) -> bool:
+        """Whether several faces of one picture move."""
+        return is_group(self.faces)
 
     def pipeline_arguments(self) -> dict:
-        names = ["motion", "smoothing", "paste_back", "watermark"]
+        names = ["motion", "smoothing", "watermark"] + ["paste_back"] * (not self.is_group)
         # the pipeline has none of these for absolute motion
         names += ["motion_strength", "regions"] * (self.motion == "relative")
         # the default is the pipeline's to fill in: it is another one for what is pasted back, and there are models
@@ -114,29 +122,36 @@ class Animator:
         regions: list[str] = REGIONS,
         movement: str | None = None,
         motion_file: str | None = None,
+        faces: str = CLICKED,
+        driving_faces: str = ALL,
         request: gr.Request = None,
     ) -> Iterator[Shown]:
         """Generate the clip: what is shown meanwhile, and at last the clip."""
         model = model or self.studio.model_names[0]
         settings = (motion, max_frames, model, motion_strength, smoothing, paste_back, watermark, size, tuple(regions))
-        settings = Settings(*settings)
+        settings = Settings(*settings, faces, driving_faces)
         with told_to_visitor(), tempfile.TemporaryDirectory(prefix="fsth-") as folder:
             own = self.studio.people.get(request) if person == FINE_TUNED else None
-            paths = [] if own else checked_portraits(portraits)
+            paths = [] if own and not settings.is_group else checked_portraits(portraits)
             driver = driver_of(driving, movement, motion_file)
-            faces = chosen_faces(paths, portraits_seen), chosen_faces([driver], driving_seen)[0]
-            kept = None if own else self.kept(paths, driver, faces, settings)
+            chosen = chosen_faces(paths, portraits_seen), chosen_faces([driver], driving_seen)[0]
+            if settings.is_group:
+                check_group(paths)
+            else:
+                chosen = named_faces(faces, driving_faces, *chosen)
+            kept = None if own else self.kept(paths, driver, chosen, settings)
             if kept and is_whole(kept):
                 yield finished(kept)
                 return
             yield Shown(progress=progress_bar("Getting ready"))
-            work = partial(self._generate, own or paths, driver, faces, settings, Path(folder))
+            work = partial(self._generate, paths, driver, chosen, settings, own, Path(folder))
             try:
                 report, said = yield from self.studio.worker.stream(request and request.session_hash, work)
             except JobStopped:
                 yield Shown(notes="Cancelled.")
                 return
-            self.studio.pace.learn(report)
+            if not settings.is_group:  # a frame of several people takes several times as long
+                self.studio.pace.learn(report)
             Path(folder, DETAILS_NAME).write_text(describe(settings, report, own))
             if kept:
                 try:
@@ -170,15 +185,15 @@ class Animator:
 
     def _generate(
         self,
-        portraits: list[str] | Kept,
+        portraits: list[str],
         driver: str,
         faces: tuple[list[int], int],
         settings: Settings,
+        own: Kept | None,
         folder: Path,
         job: Job,
     ) -> tuple["FsthReport", str]:
         """The work itself, on the worker's thread: writes the clips and the motion, returns report and warnings."""
-        own = portraits if isinstance(portraits, Kept) else None
         pipe = self.studio.pipeline(own.model if own else settings.model)
         count = int(settings.max_frames) if settings.max_frames else None
         drawing, shown = None, 0.0
@@ -202,19 +217,19 @@ class Animator:
         clip, source, limit = driving_pictures(driver, count, job)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", FsthWarning)
-            output = pipe(
-                own.identity if own else portraits,
-                source,
-                face_index=0 if own else faces[0],
-                driving_face_index=faces[1],
-                num_frames=limit,
-                output_path=folder / CLIP_NAME,
-                callback_on_frame_end=show,
-                **settings.pipeline_arguments(),
-            )
+            options = {"num_frames": limit, "output_path": folder / CLIP_NAME, "callback_on_frame_end": show}
+            options |= settings.pipeline_arguments()
+            if settings.is_group:
+                drivers = ALL if is_made(driver) else settings.driving_faces
+                chosen = group_of(pipe, portraits[0], settings.faces, drivers, *faces, own and own.identity)
+                output = pipe.animate_group(portraits[0], source, **chosen, **options)
+            else:
+                chosen = {"face_index": 0 if own else faces[0], "driving_face_index": faces[1]}
+                output = pipe(own.identity if own else portraits, source, **chosen, **options)
         said = [str(warning.message) for warning in caught if warning.category is FsthWarning]
         beside, frames = folder / SIDE_BY_SIDE_NAME, drawn_frames(output)
-        portrait, whole = (own.identity.crops[0], True) if own else (portraits[0], settings.paste_back)
+        whole = settings.paste_back or settings.is_group or not portraits
+        portrait = portraits[0] if portraits else own.identity.crops[0]
         write_side_by_side(beside, portrait, clip, output, frames, pipe.size, whole=whole)
         if is_made(driver):
             shutil.copy(file_of(driver), folder)
@@ -291,7 +306,8 @@ def describe(settings: Settings, report: "FsthReport", own: Kept | None = None) 
     """Settings and figures of a clip, shown beside it: the same inputs and settings give the same clip."""
     seconds, missing = sum(report.seconds.values()), len(report.frames_without_face)
     parts = [f"{report.num_frames} frames at {report.fps:.4g} per second, generated in {seconds:.0f} s"]
-    size = f"{'the head ' if settings.paste_back else ''}{report.size} x {report.size} pixels"
+    head = f"{len(report.portrait_boxes)} people, the largest head " if settings.is_group else ""
+    size = f"{head or 'the head ' * settings.paste_back}{report.size} x {report.size} pixels"
     # it may be smaller for other reasons: the model's only size, or a photograph that was reduced
     parts += [f"{size} (the portrait has no more)" if report.size == report.max_size < settings.size else size]
     parts += ["fine-tuned person"] if own else []
@@ -299,7 +315,8 @@ def describe(settings: Settings, report: "FsthReport", own: Kept | None = None) 
     if settings.motion == "relative":
         parts[-1] += f" of strength {settings.motion_strength:g}"
         parts[-1] += f" of {', '.join(settings.regions)} alone" if settings.regions != REGIONS else ""
-    parts += [f"smoothing {settings.smoothing:g} s"] + ["pasted back into the photograph"] * settings.paste_back
+    pasted = settings.paste_back or settings.is_group
+    parts += [f"smoothing {settings.smoothing:g} s"] + ["pasted back into the photograph"] * pasted
     parts += [f"model {own.model if own and own.model else settings.model}"]
     parts += ["with" if settings.watermark else "without"]
     parts[-1] += " a visible mark, " + ("signed" if report.credentials else "not signed")

@@ -19,6 +19,8 @@ import numpy as np
 from PIL import Image
 
 from ...landmarks import Face, LandmarkSmoother, MotionAdapter
+from ...landmarks.motion import MAX_STRENGTH
+from ...landmarks.regions import REGIONS, keep_regions
 from ...media.reading import Clip
 from ...media.writing import write_clip
 from ...models.cropping import CropBox, crop_box, to_crop
@@ -51,7 +53,8 @@ class LiveSession:
         person, generator: What generates; None before the first frame.
         origin: What a recording's Content Credentials tell.
         smooth: Quietens the detector's jitter; it knows the camera's last landmarks.
-        adapter: Turns the camera's landmarks into the portrait's; None before a face was seen.
+        reference: The camera's landmarks that count as the portrait's own; None before a face was seen.
+        adapter, motion: Turns the camera's landmarks into the portrait's; and the motion and strength it does so by.
         box: The crop, pixels of the camera's picture, fixed since the first face.
         face: The face of the last frame; None where it was lost.
         looked: When the last picture of the camera was looked at, s.
@@ -64,7 +67,9 @@ class LiveSession:
     generator: object = None
     origin: Origin | None = None
     smooth: LandmarkSmoother = field(default_factory=LandmarkSmoother)
+    reference: np.ndarray | None = None
     adapter: MotionAdapter | None = None
+    motion: tuple[str, float] | None = None
     box: CropBox | None = None
     face: Face | None = None
     looked: float = 0.0
@@ -73,8 +78,19 @@ class LiveSession:
 
     def reset_pose(self) -> None:
         """Take the next frame's pose as the portrait's own."""
-        self.adapter = self.box = self.face = None
+        self.reference = self.adapter = self.motion = self.box = self.face = None
         self.smooth = LandmarkSmoother()  # the crop, in which it counts, will be another
+
+    def adapt(self, points: np.ndarray | None, motion: str, strength: float, regions: tuple[str, ...]) -> np.ndarray:
+        """The portrait's landmarks for the camera's, of which some regions alone may move; these may change at any
+        time."""
+        if self.motion != (motion, strength):
+            held = self.adapter and self.adapter.last
+            self.adapter = MotionAdapter(self.person.landmarks, self.reference, motion, strength)
+            self.adapter.last, self.motion = self.adapter.last if held is None else held, (motion, strength)
+        if points is not None and motion == "relative":
+            points = keep_regions(points, self.reference, regions)
+        return self.adapter(points)
 
     @property
     def frame_rate(self) -> float:
@@ -109,6 +125,9 @@ class Live:
         portraits: Portraits,
         seen: list[Seen],
         record: bool,
+        motion: str = "relative",
+        strength: float = 1.0,
+        regions: list[str] = REGIONS,
         request: gr.Request = None,
     ) -> tuple[np.ndarray | None, str]:
         """One picture of the camera (H x W x 3 uint8) in, one frame and a line about it out."""
@@ -117,22 +136,28 @@ class Live:
             if picture is None:
                 return None, ""
             paths = checked_portraits(portraits)
-            faces = chosen_faces(paths, seen)
-            frame = self.studio.worker.submit(self._generate, picture, session, paths, faces).result()
+            regions = tuple(name for name in REGIONS if name in regions)  # of a running camera also none
+            how = motion, strength, regions
+            work = self._generate, picture, session, paths, chosen_faces(paths, seen), how
+            frame = self.studio.worker.submit(*work).result()
         now = time.monotonic()
         if session.times and now - session.times[-1] > 2:  # the camera was off meanwhile
             session.times.clear()
         session.times.append(now)
-        if record and session.adapter and len(session.recording) < FPS * TIME_LIMIT:
+        if record and session.reference is not None and len(session.recording) < FPS * TIME_LIMIT:
             session.recording.append((now, to_jpeg(frame)))
         words = [f"{session.frame_rate:.1f} frames per second"] if len(session.times) > 2 else []
         if session.face is None:
             words.append("no face is seen: look into the camera")
+        if motion == "relative" and not regions:
+            words.append("nothing moves: tick what should")
         if session.recording:
             words.append(f"recorded: {session.recording[-1][0] - session.recording[0][0]:.0f} s")
         return frame, ", ".join(words)
 
-    def _generate(self, picture: np.ndarray, session: LiveSession, paths: list[str], faces: list[int]) -> np.ndarray:
+    def _generate(
+        self, picture: np.ndarray, session: LiveSession, paths: list[str], faces: list[int], how: tuple
+    ) -> np.ndarray:
         """On the worker's thread."""
         pipe = self.studio.pipeline()
         if session.key != (key := (*paths, *faces)):
@@ -148,10 +173,10 @@ class Live:
         if session.face:
             session.box = session.box or crop_box(session.face.points)
             points = to_crop(session.face.points, session.box, pipe.size)
-            session.adapter = session.adapter or MotionAdapter(session.person.landmarks, points)
+            session.reference = points if session.reference is None else session.reference
         now = time.monotonic()
         points, session.looked = session.smooth(points, now - session.looked), now
-        moved = session.adapter(points) if session.adapter else session.person.landmarks
+        moved = session.person.landmarks if session.reference is None else session.adapt(points, *how)
         # at the default size: the networks take nearly all of the time, and see 256 pixels whatever the size
         return add_watermark(pipe.generate_frame(session.generator, session.person, moved))
 
@@ -210,10 +235,11 @@ def live_tab(page: Page) -> None:
                 f"It runs for {TIME_LIMIT // 60} minutes at most, and one visitor at a time.",
                 elem_id="live-help",
             )
+            how = _options()
             record = gr.Checkbox(False, label="Keep a recording", elem_id="record")
             with gr.Row():
-                reset = gr.Button("Reset pose", min_width=120, elem_id="reset-pose")
-                save = gr.Button("Save recording", min_width=120, elem_id="save-recording")
+                reset = gr.Button("Reset pose", size="md", min_width=120, elem_id="reset-pose")
+                save = gr.Button("Save recording", size="md", min_width=120, elem_id="save-recording")
         with gr.Column(min_width=300):
             result = gr.Image(
                 label="3. The portrait, live", format="jpeg", height=360, buttons=[], interactive=False,
@@ -225,7 +251,7 @@ def live_tab(page: Page) -> None:
     private = {"api_visibility": "private", "show_progress": "hidden"}
     stream = camera.stream(
         live.step,
-        inputs=[camera, portraits.gallery, portraits.seen, record],
+        inputs=[camera, portraits.gallery, portraits.seen, record, *how],
         outputs=[result, rate],
         stream_every=STREAM_EVERY,
         time_limit=TIME_LIMIT,
@@ -238,3 +264,33 @@ def live_tab(page: Page) -> None:
         if name != LIVE:
             tab.select(None, None, None, js=STOP_CAMERA, cancels=stream, api_visibility="private")
     page.blocks.unload(live.forget)
+
+
+def _options() -> list[gr.components.Component]:
+    """How the portrait follows, closed at first; all can be changed while the camera runs."""
+    with gr.Accordion("Options", open=False, elem_id="live-options"):
+        motion = gr.Radio(
+            [("Relative", "relative"), ("Absolute", "absolute")],
+            value="relative",
+            label="Motion",
+            info="Relative: the portrait changes as you do. Absolute: it takes your pose as it is, and with it the "
+            "shape of your face.",
+            elem_id="live-motion",
+        )
+        strength = gr.Slider(
+            0,
+            MAX_STRENGTH,
+            1,
+            step=0.05,
+            label="Motion strength",
+            info="1 moves as far as you do, 0 not at all. For relative motion.",
+            elem_id="live-strength",
+        )
+        regions = gr.CheckboxGroup(
+            [(name.capitalize(), name) for name in REGIONS],
+            value=list(REGIONS),
+            label="What moves",
+            info="What is not ticked stays as in the portrait. For relative motion.",
+            elem_id="live-regions",
+        )
+    return [motion, strength, regions]
