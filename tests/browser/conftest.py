@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fsth_hub.media.reading import open_clip
+from fsth_hub.pipelines.driving import DrivingMotion
 from testing_utils.browser import ARGUMENTS, CHROMIUM, Visitor, running_app
 from testing_utils.paths import DRIVER
 
@@ -59,3 +60,11 @@ def visit(browser, url):
     yield visit
     for visitor in visitors:
         visitor.close()
+
+
+@pytest.fixture(scope="package")
+def long_motion(tmp_path_factory) -> Path:
+    """A minute of it, 1,500 frames: no machine is done with them before a visitor cancels."""
+    path = tmp_path_factory.mktemp("motion") / "minute.motion.safetensors"
+    DrivingMotion.load("motion:nod").looped(60).save(path)
+    return path

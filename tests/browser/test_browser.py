@@ -77,19 +77,20 @@ def test_a_file_that_is_no_picture(visit, files):
     visitor.page.locator("#portrait-notes").get_by_text("letter.png is not a picture that can be read").wait_for()
 
 
-def test_cancel(visit):
+def test_cancel(visit, long_motion):
     """And Animate again as soon as the page offers it."""
     visitor = visit()
+    page = visitor.page
     visitor.add_portraits(PORTRAIT)
-    visitor.add_clip(DRIVER)
-    visitor.page.locator("#animate").click()
-    visitor.page.locator("#preview img").wait_for(timeout=60_000)
-    assert visitor.page.locator("#progress progress").get_attribute("value")
+    visitor.add_motion(long_motion)
+    page.locator("#animate").click()
+    page.locator("#preview img").wait_for(timeout=60_000)
+    assert page.locator("#progress progress").get_attribute("value")
     visitor.limit_frames(2)
-    visitor.page.locator("#cancel").click()
-    visitor.page.locator("#animate:enabled").click()
+    page.locator("#cancel").click()
+    page.locator("#animate:enabled").click()
     assert visitor.result()
-    assert visitor.page.locator("#progress progress").count() == 0
+    assert page.locator("#progress progress").count() == 0
 
 
 def test_closing_the_tab_stops_the_work(visit, app_folder):

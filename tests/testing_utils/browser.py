@@ -88,6 +88,11 @@ class Visitor:
         if wait:
             self.page.locator("#driving-faces img").first.wait_for()
 
+    def add_motion(self, file: Path) -> None:
+        self.page.locator("#motion-from-file").get_by_role("button", name="A motion from a file").click()
+        self.page.locator("#motion-file input[type=file]").set_input_files(file)
+        self.page.locator("#motion-file").get_by_text(file.name.partition(".")[0]).first.wait_for()
+
     def limit_frames(self, count: int) -> None:
         self.page.get_by_role("button", name="Options").click()
         self.page.locator("#max-frames input").fill(str(count))

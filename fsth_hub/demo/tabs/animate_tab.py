@@ -1,5 +1,6 @@
 """The Animate tab: what drives, the options, the button, and the result beside them or, on a phone, below."""
 
+from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,6 +33,7 @@ from .groups import group_choice, how_many
 
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 LONG, SHORT = 20, 5  # seconds: from how long a wait on, how much of a clip is offered instead
+READY_SECONDS = 60  # how long to wait until it is known how quick this machine is
 # On a phone the button comes to the top, and under it lies what is generated.
 SHOW_RESULT = """() => {
     if (innerWidth < 700) document.querySelector('#animate').scrollIntoView({block: 'start', behavior: 'smooth'})
@@ -150,13 +152,10 @@ def animate_tab(page: Page) -> None:
     animation.success(partial(stages, "done"), None, stages.outputs, **PRIVATE)
     animation.success(_beside_if_any, results.beside, results.beside, **PRIVATE)
     cancelled = cancel.click(studio.stop, cancels=animation, queue=False, api_name="cancel")
-    for ended_early in (animation.failure, cancelled.then):
-        ended_early(
-            lambda: stages("idle") | {results.progress: "", results.beside: gr.update(visible=False)},
-            None,
-            [*stages.outputs, results.progress, results.beside],
-            **PRIVATE,
-        )
+    # said here, since Gradio's page may no longer hear what a cancelled event says at its end
+    for ended_early, said in ((animation.failure, gr.skip()), (cancelled.then, "Cancelled.")):
+        ended = {results.progress: "", results.beside: gr.update(visible=False), results.notes: said}
+        ended_early(lambda ended=ended: stages("idle") | ended, None, [*stages.outputs, *ended], **PRIVATE)
     portraits.gallery.change(lambda: AS_THEY_ARE, None, person, **PRIVATE)  # new portraits are meant to be used
     results.own_portrait.click(None, None, None, js=OWN_PORTRAIT, api_visibility="private")
     results.own_portrait.click(lambda: None, None, portraits.gallery, **PRIVATE)
@@ -265,6 +264,7 @@ def _wire_time(
     """Say before the start how long it will take; where that is long, offer the beginning alone."""
 
     def expect(clip, movement, file, max_frames, is_short, faces, seen) -> tuple[str, dict]:
+        wait([studio.ready], READY_SECONDS)  # or those who choose at once would never be told
         words, can_be_cut = expected_time(studio, clip, movement, file, max_frames, how_many(faces, seen))
         return words, gr.update(visible=is_short or can_be_cut)
 
@@ -296,11 +296,11 @@ def expected_time(studio: Studio, clip, movement, file, max_frames, people: int 
     except FsthError:
         return "", False
     frames = min(length, int(max_frames)) if max_frames else length
-    wait = studio.pace.estimate(people * frames, followed)
-    if not frames or wait is None:
+    seconds = studio.pace.estimate(people * frames, followed)
+    if not frames or seconds is None:
         return "", False
-    words = f"{wait:.0f} s" if wait < 90 else f"{wait / 60:.0f} min"
-    return f"{frames} frames: about {words} on this machine.", wait > LONG and frames > SHORT * rate
+    words = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return f"{frames} frames: about {words} on this machine.", seconds > LONG and frames > SHORT * rate
 
 
 def _wire_pairs(
