@@ -1,5 +1,6 @@
 """Picture and sound in step, whatever a file's time stamps do: clicks and white frames in the same moments."""
 
+import av
 import numpy as np
 import pytest
 
@@ -99,3 +100,29 @@ def test_pictures_that_are_missing_change_no_rate(tmp_path):
     path = make_part(tmp_path / "a.mp4", 8.0, times=times)
     _, off = written(tmp_path, path)
     assert len(off) == 7 and off.max() <= STEP and open_clip(path).fps == pytest.approx(25, abs=0.01)
+
+
+@pytest.mark.parametrize("piece", [(0.68, 4.0), (0.6, 3.0), (2.68, 3.4), (1.96, 4.0)])
+def test_an_edit_list_between_key_frames_shows_its_own_pictures_alone(tmp_path, piece):
+    """With B-frames, of which some are decoded before the cut and shown after it, or the other way round."""
+    path = tmp_path / "a.mp4"
+    numbers = np.arange(100)
+    with av.open(str(path), "w") as out:
+        options = {"bf": "3", "b_strategy": "0", "g": "50", "sc_threshold": "0", "crf": "5"}
+        video = out.add_stream("libx264", rate=25, options=options)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for number in numbers:
+            bits = np.repeat(number >> np.arange(8) & 1, 8) * 255
+            picture = np.broadcast_to(bits[None, :, None], (48, 64, 3)).astype(np.uint8)
+            out.mux(video.encode(av.VideoFrame.from_ndarray(picture)))
+        out.mux(video.encode())
+    clip = open_clip(cut(path, piece))
+    shown = [int(((picture[24, 4::8, 0] > 128) << np.arange(8)).sum()) for picture in clip]
+    assert shown == [number for number in numbers if piece[0] <= number / 25 + 1e-6 < piece[1]]
+    assert clip.frame_count == len(shown)
+
+
+@pytest.mark.parametrize("piece", [(0.68, 4.0), (1.2, 6.0)])
+def test_what_such_a_cut_leaves_stays_in_step(tmp_path, piece):
+    _, off = written(tmp_path, cut(make_part(tmp_path / "a.mp4", 6.0), piece))
+    assert len(off) >= 3 and off.max() <= STEP
