@@ -19,6 +19,10 @@ except ImportError:  # Windows, which keeps a file that is open from being remov
     fcntl = None
 
 PREFIX, LOCK = ".fsth-", "lock"
+IS_WINDOWS = os.name == "nt"
+# There these are devices, whatever ending they have; and what follows on a colon is a hidden part of another file.
+DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
+NOT_IN_NAMES = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]$')
 NAME = re.compile(re.escape(PREFIX) + "[a-z0-9_]{8}")  # as `tempfile` makes them
 
 
@@ -79,6 +83,8 @@ def write_json(path: str | os.PathLike, value: object) -> None:
 def written_target(path: str | os.PathLike, kind: type[FsthError] = FsthError) -> Path:
     """The file that writing to `path` writes, links followed; a sentence for what is no file and no place for one."""
     path = Path(path)
+    if IS_WINDOWS and (DEVICES.fullmatch(path.name) or NOT_IN_NAMES.search(path.name)):
+        raise kind(f"{path.name} cannot be written: it is no name for a file on Windows; give another one.")
     target = Path(os.path.realpath(path))
     if target.is_symlink():
         raise kind(f"{path.name} cannot be written: it is a link that leads back to itself.")

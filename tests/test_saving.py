@@ -6,22 +6,26 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from fsth_hub import FsthError, FsthPipeline
+from fsth_hub import FsthError, FsthPipeline, saving
 from fsth_hub.media.writing import check_output_path, write_clip
 from fsth_hub.models.errors import FsthWarning
+from fsth_hub.pipelines import openvino_models
 from fsth_hub.pipelines.identity import check_folder
 from fsth_hub.provenance.credentials import Origin, sign
 from fsth_hub.provenance.inspection import inspect
 from fsth_hub.saving import LOCK, whole_file, workplace, write_json
 from testing_utils.command_line import assert_one_line_error, read, run
+from testing_utils.hub_server import ANN
 from testing_utils.paths import DRIVER, PORTRAIT
 from testing_utils.pipelines import clip, make_pipeline, picture, tuned_once
 
@@ -175,12 +179,41 @@ def test_the_exit_code_tells_the_signal(tmp_path, number):
     assert names(tmp_path) == []
 
 
-def assert_ends(process: subprocess.Popen, number: int) -> None:
+def assert_ends(process: subprocess.Popen, number: int) -> str:
     process.send_signal(number)
     process.send_signal(number)
-    _, words = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    said, words = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, words
     assert words.startswith("fsth: stopped") and words.count("\n") == 1
+    return said + words
+
+
+PUBLISH = """
+import sys
+from fsth_hub.cli import main
+print("READY", flush=True)
+sys.argv = ["fsth", "publish", *sys.argv[1:]]
+main.main()
+"""
+
+
+@needs_locks
+@pytest.mark.parametrize("number, asked", [(signal.SIGTERM, "PUT /objects/"), (signal.SIGINT, "/commit/main")])
+def test_a_signal_during_an_upload_publishes_nothing(tmp_path, model, hub, number, asked):
+    """What is on the hub was there before, however much of it was sent, and the token is said nowhere."""
+    (tmp_path / "work").mkdir()
+    tuned_once(make_pipeline(), "lora").save_pretrained(tmp_path / "anna")
+    with hub.holding(asked), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path / "work"))
+        process = start(PUBLISH, tmp_path / "anna", "ann/portrait", "--i-have-consent", "--model", model)
+        end = time.monotonic() + 60
+        while not any(asked in request for request in hub.requests):
+            assert process.poll() is None and time.monotonic() < end, process.communicate()
+            time.sleep(0.05)
+        words = assert_ends(process, number)
+        assert set(hub.repositories["ann/portrait"].files()) == {".gitattributes"}
+    assert ANN not in words and "/commit/" not in words
+    assert not list((tmp_path / "work").glob(".fsth-*"))
 
 
 SIGN = """
@@ -446,3 +479,74 @@ def test_an_error_that_is_not_ours_keeps_its_number(tmp_path):
         with whole_file(tmp_path / "out.json"):
             raise OSError(errno.EDQUOT, "whatever")
     assert names(tmp_path) == []
+
+
+# Windows, of which there is none here.
+
+
+@pytest.mark.parametrize(
+    "name", ["CON.mp4", "con", "Nul.tar.mp4", "com1.mp4", "LPT¹.mp4", "a:b.mp4", "a?.mp4", "a. ", "a.mp4."]
+)
+def test_names_that_windows_gives_another_meaning(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(saving, "IS_WINDOWS", True)
+    with pytest.raises(FsthError, match="no name for a file on Windows"), whole_file(tmp_path / name):
+        pass
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["console.mp4", "com.mp4", "com10.mp4", "a.con.mp4", "結果 (1).mp4", ".a"])
+def test_other_names_are_names_on_windows(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(saving, "IS_WINDOWS", True)
+    with whole_file(tmp_path / name) as unfinished:
+        unfinished.write_text("whole")
+    assert names(tmp_path) == [name]
+
+
+def test_a_file_that_another_program_has_open_stays_as_it_was(tmp_path, monkeypatch):
+    """Windows replaces no such file."""
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "in use", "secret path")
+
+    (tmp_path / "a.json").write_text("before")
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(FsthError, match="^a.json cannot be written: Permission denied.$"):
+        write_json(tmp_path / "a.json", {})
+    assert names(tmp_path) == ["a.json"] and (tmp_path / "a.json").read_text() == "before"
+
+
+def test_without_locks_what_is_open_is_not_swept(tmp_path, monkeypatch):
+    """Windows removes no file that is open."""
+    monkeypatch.setattr(saving, "fcntl", None)
+    unlink = Path.unlink
+    with workplace(tmp_path) as living:
+
+        def refuse(path, **options):
+            if path.parent == living and path.name == LOCK:
+                raise PermissionError(errno.EACCES, "in use")
+            unlink(path, **options)
+
+        (abandoned := tmp_path / ".fsth-abcdefgh").mkdir()
+        (abandoned / LOCK).touch()
+        (abandoned / "half").touch()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", refuse)
+            with workplace(tmp_path):
+                assert living.is_dir() and not abandoned.exists()
+    assert names(tmp_path) == []
+
+
+# A cache that can be read, and not written.
+
+
+def test_a_kept_model_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    inputs = (torch.zeros(1, 3, 8, 8),)
+    openvino_models.keep_model(openvino_models.trace(torch.nn.Conv2d(3, 4, 3), inputs), tmp_path / "kept" / "model")
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert openvino_models.read_model(tmp_path / "kept" / "model") is not None
+    assert (tmp_path / "kept" / "model").is_dir()

@@ -1,73 +1,12 @@
 """Picture and sound in step, whatever a file's time stamps do: clicks and white frames in the same moments."""
 
-from fractions import Fraction
-
 import av
 import numpy as np
 import pytest
 
 from fsth_hub.media.reading import open_clip
 from fsth_hub.media.writing import write_clip
-
-
-RATE = 48_000
-STEP = 0.02  # s that picture and sound may be apart
-
-
-def make_part(path, seconds, start=0.0, leap=(1e9, 0.0), sound="aac", sound_leap=None, sound_from=0.0, times=None):
-    """
-    A grey clip with a white frame and a click at each second; its stamps begin at `start` s, and after `leap[0]` s
-    are later by `leap[1]` s.
-    """
-    times = np.arange(round(seconds * 25)) / 25 if times is None else times
-    with av.open(str(path), "w") as out:
-        video = out.add_stream(
-            "libx264", rate=25, options={"preset": "ultrafast", "bf": "0" if leap[1] else "2", "b_strategy": "0"}
-        )
-        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        video.codec_context.time_base = Fraction(1, 1000)
-        audio = out.add_stream(sound, rate=RATE, layout="mono")
-        packets = []
-        for time in times:
-            value = 255 if time % 1 < 0.039 else 60
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), value, np.uint8))
-            frame.pts = round(1000 * (start + time + (leap[1] if time >= leap[0] else 0)))
-            frame.time_base = Fraction(1, 1000)
-            packets += video.encode(frame)
-        packets += video.encode()
-        clock = np.arange(round(sound_from * RATE), round(seconds * RATE)) / RATE
-        tone = (np.sin(2 * np.pi * 1000 * clock) * (clock % 1 < 0.02)).astype(np.float32)
-        size = audio.codec_context.frame_size or 1024
-        at, later = sound_leap or leap
-        heard = []
-        for index in range(0, len(tone) - size + 1, size):
-            chunk = av.AudioFrame.from_ndarray(tone[None, index : index + size], format="fltp", layout="mono")
-            chunk.sample_rate, chunk.pts = RATE, index
-            heard += audio.encode(chunk)
-        for packet in heard + audio.encode():  # moved here, for PyAV encodes no stamps that leap
-            time = float(packet.pts * packet.time_base) + sound_from
-            moved = round((sound_from + start + (later if time >= at else 0)) / packet.time_base)
-            packet.pts, packet.dts = packet.pts + moved, packet.dts + moved
-            packets.append(packet)
-        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
-            out.mux(packet)
-    return path
-
-
-def onsets(path):
-    """When white begins and when clicks do, in s."""
-    with av.open(str(path)) as container:
-        pictures = [(frame.time, frame.to_ndarray(format="gray").mean() > 150) for frame in container.decode(video=0)]
-    with av.open(str(path)) as container:
-        resampler, loud = av.AudioResampler(format="flt", layout="mono"), []
-        for frame in container.decode(audio=0):
-            for piece in resampler.resample(frame):
-                loud.append(piece.time + np.flatnonzero(np.abs(piece.to_ndarray()[0]) > 0.3) / piece.sample_rate)
-    loud = np.concatenate(loud)
-    flashes = [
-        time for (time, white), (_, before) in zip(pictures[1:], pictures, strict=False) if white and not before
-    ]
-    return np.array(flashes), loud[np.diff(loud, prepend=-1) > 0.1]
+from testing_utils.stepping import STEP, apart, cut, make_part, onsets
 
 
 def written(folder, source):
@@ -76,15 +15,15 @@ def written(folder, source):
     count = write_clip(folder / "out.mp4", clip, clip.fps, clip.audio_from)
     assert clip.frame_count == count == len(list(clip))  # a total is right, or None
     flashes, clicks = onsets(folder / "out.mp4")
-    return count, np.array([np.abs(clicks - flash).min() for flash in flashes if flash > clicks.min() - 0.3])
+    return count, np.abs(apart(flashes[flashes > clicks.min() - 0.3], clicks))
 
 
 def test_clips_pasted_together_are_whole_and_in_step(tmp_path):
     """Stamps start anew in the second part, leap by ten hours in the third, and start anew again."""
     parts = [make_part(tmp_path / f"{start}.ts", 2.0, start) for start in (5.0, 0.0, 36_000.0, 1.4)]
     (tmp_path / "all.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
-    count, apart = written(tmp_path, tmp_path / "all.ts")
-    assert count == 200 and len(apart) == 7 and apart.max() <= STEP
+    count, off = written(tmp_path, tmp_path / "all.ts")
+    assert count == 200 and len(off) == 7 and off.max() <= STEP
     flashes, clicks = onsets(tmp_path / "out.mp4")
     assert np.allclose(np.diff(flashes), 1, atol=1e-3) and np.allclose(np.diff(clicks), 1, atol=0.01)
 
@@ -95,15 +34,15 @@ def test_parts_whose_sound_ends_early_or_late_stay_in_step(tmp_path):
     for name, seconds, count in (("short", 1.6, 150), ("long", 2.3, 157)):
         other = make_part(tmp_path / f"{name}.ts", seconds, times=np.arange(50) / 25)
         (tmp_path / "all.ts").write_bytes(b"".join(p.read_bytes() for p in (parts[0], other, parts[2])))
-        pictures, apart = written(tmp_path, tmp_path / "all.ts")
+        pictures, off = written(tmp_path, tmp_path / "all.ts")
         assert pictures == count
-        assert np.sort(apart)[:4].max() <= STEP
+        assert np.sort(off)[:4].max() <= STEP
 
 
 @pytest.mark.parametrize("name", ["a.ts", "a.mkv", "a.mp4"])
 def test_a_leap_that_frames_cannot_explain_is_closed(tmp_path, name):
-    count, apart = written(tmp_path, make_part(tmp_path / name, 3.0, leap=(1.52, 60.0)))
-    assert count == 75 and len(apart) == 2 and apart.max() <= STEP
+    count, off = written(tmp_path, make_part(tmp_path / name, 3.0, leap=(1.52, 60.0)))
+    assert count == 75 and len(off) == 2 and off.max() <= STEP
     assert np.allclose(np.diff(onsets(tmp_path / "out.mp4")[0]), 1, atol=2e-3)
     assert abs(open_clip(tmp_path / name).fps - 25) < 0.1
 
@@ -120,8 +59,8 @@ def test_a_picture_stays_as_long_as_the_sound_goes_on(tmp_path, name):
 
 @pytest.mark.parametrize("name, sound", [("a.mp4", "aac"), ("a.mkv", "aac"), ("a.mkv", "libopus")])
 def test_sound_that_starts_late_keeps_its_offset(tmp_path, name, sound):
-    count, apart = written(tmp_path, make_part(tmp_path / name, 3.0, sound=sound, sound_from=0.7))
-    assert count == 75 and len(apart) == 2 and apart.max() <= STEP
+    count, off = written(tmp_path, make_part(tmp_path / name, 3.0, sound=sound, sound_from=0.7))
+    assert count == 75 and len(off) == 2 and off.max() <= STEP
 
 
 def test_a_hole_in_the_sound_is_silence(tmp_path):
@@ -132,46 +71,58 @@ def test_a_hole_in_the_sound_is_silence(tmp_path):
     assert count == 175 and np.allclose(clicks[:3], [0, 1, 5], atol=STEP)
 
 
-def cut(path, *pieces):
-    """Have an mp4's edit lists play pieces of its media alone, each from one time to another, s."""
-    data = bytearray(path.read_bytes())
-
-    def atoms(start, end):
-        while start < end:
-            size = int.from_bytes(data[start : start + 4], "big")
-            yield bytes(data[start + 4 : start + 8]), start, start + size
-            start += size
-
-    def find(name, start, end):
-        return next((at, stop) for found, at, stop in atoms(start, end) if found == name)
-
-    moov, end = find(b"moov", 0, len(data))
-    assert end == len(data)  # nothing lies behind that would be moved
-    movie_scale = int.from_bytes(data[find(b"mvhd", moov + 8, end)[0] + 20 :][:4], "big")
-    for trak in reversed([at for name, at, _ in atoms(moov + 8, end) if name == b"trak"]):
-        trak_end = trak + int.from_bytes(data[trak : trak + 4], "big")
-        mdia, mdia_end = find(b"mdia", trak + 8, trak_end)
-        scale = int.from_bytes(data[find(b"mdhd", mdia + 8, mdia_end)[0] + 20 :][:4], "big")
-        edts, edts_end = find(b"edts", trak + 8, trak_end)
-        first = int.from_bytes(data[edts_end - 8 : edts_end - 4], "big")
-        entries = [(round((b - a) * movie_scale), first + round(a * scale), 1 << 16) for a, b in pieces]
-        content = bytes(4) + len(entries).to_bytes(4, "big")
-        content += b"".join(number.to_bytes(4, "big") for entry in entries for number in entry)
-        elst = (len(content) + 8).to_bytes(4, "big") + b"elst" + content
-        new = (len(elst) + 8).to_bytes(4, "big") + b"edts" + elst
-        more = len(new) - (edts_end - edts)
-        for place in (trak, moov):
-            data[place : place + 4] = (int.from_bytes(data[place : place + 4], "big") + more).to_bytes(4, "big")
-        data[edts:edts_end] = new
-    path.write_bytes(data)
-    return path
-
-
 @pytest.mark.parametrize("pieces", [[(0, 1.4), (3.6, 6)], [(1.2, 6)], [(0.6, 2), (3, 4), (5, 6)]])
 def test_what_an_edit_list_cuts_out_is_not_there(tmp_path, pieces):
     # without B-frames, after which FFmpeg's reader shows all but the first piece as late as they delay decoding
     path = cut(make_part(tmp_path / "a.mp4", 6.0, leap=(1e9, 1.0)), *pieces)
-    count, apart = written(tmp_path, path)
+    count, off = written(tmp_path, path)
     assert count == round(25 * sum(end - start for start, end in pieces))
     whole = [second for start, end in pieces for second in range(6) if start < second <= end - 0.1]
-    assert len(apart) >= len(whole) and apart.max() <= STEP
+    assert len(off) >= len(whole) and off.max() <= STEP
+
+
+@pytest.mark.parametrize(
+    "slowest, fastest, fps", [(25, 25, 25), (12, 12, 12), (10, 40, 30), (4, 30, 30), (60, 60, 30)]
+)
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_rate_that_varies_stays_in_step(tmp_path, name, slowest, fastest, fps):
+    """A constant rate is kept, or a whole part of it; where none would do it is 30."""
+    steps = 1 / np.random.default_rng(0).uniform(slowest, fastest, 9 * fastest)
+    times = np.r_[0, np.cumsum(steps)]
+    path = make_part(tmp_path / name, 8.0, times=times[times < 8])
+    _, off = written(tmp_path, path)
+    assert len(off) == 7 and off.max() <= STEP
+    assert abs(open_clip(path).fps - fps) < 0.05
+
+
+def test_pictures_that_are_missing_change_no_rate(tmp_path):
+    times = np.delete(np.arange(200) / 25, np.arange(5, 200, 9))
+    path = make_part(tmp_path / "a.mp4", 8.0, times=times)
+    _, off = written(tmp_path, path)
+    assert len(off) == 7 and off.max() <= STEP and open_clip(path).fps == pytest.approx(25, abs=0.01)
+
+
+@pytest.mark.parametrize("piece", [(0.68, 4.0), (0.6, 3.0), (2.68, 3.4), (1.96, 4.0)])
+def test_an_edit_list_between_key_frames_shows_its_own_pictures_alone(tmp_path, piece):
+    """With B-frames, of which some are decoded before the cut and shown after it, or the other way round."""
+    path = tmp_path / "a.mp4"
+    numbers = np.arange(100)
+    with av.open(str(path), "w") as out:
+        options = {"bf": "3", "b_strategy": "0", "g": "50", "sc_threshold": "0", "crf": "5"}
+        video = out.add_stream("libx264", rate=25, options=options)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for number in numbers:
+            bits = np.repeat(number >> np.arange(8) & 1, 8) * 255
+            picture = np.broadcast_to(bits[None, :, None], (48, 64, 3)).astype(np.uint8)
+            out.mux(video.encode(av.VideoFrame.from_ndarray(picture)))
+        out.mux(video.encode())
+    clip = open_clip(cut(path, piece))
+    shown = [int(((picture[24, 4::8, 0] > 128) << np.arange(8)).sum()) for picture in clip]
+    assert shown == [number for number in numbers if piece[0] <= number / 25 + 1e-6 < piece[1]]
+    assert clip.frame_count == len(shown)
+
+
+@pytest.mark.parametrize("piece", [(0.68, 4.0), (1.2, 6.0)])
+def test_what_such_a_cut_leaves_stays_in_step(tmp_path, piece):
+    _, off = written(tmp_path, cut(make_part(tmp_path / "a.mp4", 6.0), piece))
+    assert len(off) >= 3 and off.max() <= STEP

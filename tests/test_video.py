@@ -491,6 +491,7 @@ def test_raw_clips(tmp_path, name):
     assert abs(sound_of(tmp_path / "out.mp4")[2] - count / clip.fps) < 0.07
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_an_animation_that_says_it_is_huge_is_refused(tmp_path):
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "green")]
     frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])

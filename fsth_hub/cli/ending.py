@@ -49,6 +49,8 @@ def _warnings_as_sentences() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", FsthWarning)
+        # Pillow's, of pictures for which there is a sentence
+        warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")
         warnings.showwarning = show
         yield
 

@@ -1,5 +1,6 @@
 """Publishing on the Hugging Face hub; errors and tokens are treated as in `models/downloading.py`."""
 
+import threading
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -69,9 +70,11 @@ def publish(
         if revision is not None and not revision.startswith("refs/pr/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         # `upload_folder` may split what it uploads into several commits
+        additions = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+        _send_large_files(api, repo_id, additions, revision)
         commit = api.create_commit(
             repo_id,
-            [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files],
+            additions,
             commit_message=commit_message or "Upload with fsth_hub",
             revision=revision,
         )
@@ -82,3 +85,30 @@ def publish(
         f"The upload to '{repo_id}' broke off and changed nothing there: {reason}; nothing is lost here, so do the "
         "same again, and what has arrived will not be sent twice."
     )
+
+
+def _send_large_files(api: HfApi, repo_id: str, additions: list[CommitOperationAdd], revision: str | None) -> None:
+    """
+    Upload what the commit will only refer to. An interrupt ends it at once: the file that is on its way is sent by a
+    thread for which nobody waits, and the client's own threads, which a process would wait for, have nothing to do
+    where it gets one file at a time.
+    """
+    stopped, errors = threading.Event(), []
+
+    def send() -> None:
+        try:
+            for addition in additions:
+                if stopped.is_set():
+                    return
+                api.preupload_lfs_files(repo_id, [addition], revision=revision, free_memory=False)
+        except BaseException as error:  # whose thread it is raises it
+            errors.append(error)
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    try:
+        sender.join()
+    finally:
+        stopped.set()
+    if errors:
+        raise errors[0]

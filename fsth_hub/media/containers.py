@@ -1,6 +1,7 @@
 """Files that hold clips, opened: whatever they were given as, as often as wanted, and nothing that they point to."""
 
 import io
+import math
 import os
 import shutil
 import tempfile
@@ -112,10 +113,16 @@ def start_time(file: ClipFile, containers: str = CONTAINERS) -> float:
     """Time stamp of the first picture in s: the clip's zero, from which the sound is counted too."""
     with open_container(file, containers) as container:
         stream = video_stream(container)
+        first, before = math.inf, -math.inf
         for packet in () if stream is None else container.demux(stream):
-            if packet.pts is not None and not packet.is_discard:
-                return float(packet.pts * packet.time_base)
-    return 0.0
+            if packet.pts is None or packet.is_discard:
+                continue
+            stamp = packet.pts if packet.dts is None else packet.dts
+            # After an edit list's cut the first packet may be shown after others, but none before it is decoded.
+            if not before <= stamp < first:  # and where stamps start anew, what follows is another part
+                break
+            first, before = min(first, packet.pts), stamp
+        return 0.0 if first == math.inf else float(first * stream.time_base)
 
 
 def decode(packets: Iterable[av.Packet]) -> Iterator[av.frame.Frame]:

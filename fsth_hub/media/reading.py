@@ -30,13 +30,11 @@ from .containers import (
 )
 from .frames import FPS_RANGE, Frames, to_array, to_arrays
 from .high_dynamic_range import ToneMapper, needs_mapping
+from .rates import average_rate, constant_rate, ticks
 from .timeline import Timeline
 
 
 DEFAULT_FPS = 25.0
-MAX_FPS = 32.0  # phones say 30 and mean a little more; what is faster only costs time in a face
-
-GRACE = 0.25  # of a frame: rounded time stamps (mkv has milliseconds) must not double one
 
 # HEIC and AVIF: FFmpeg opens these pictures too.
 STILL_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
@@ -85,10 +83,10 @@ class Clip:
         return islice(self._resampled(), self.max_frames)
 
     def _resampled(self) -> Iterator[np.ndarray]:
-        """For each tick of the constant rate the last picture that had begun by then, so sound stays in step."""
+        """For each tick of the constant rate the last picture that has begun, or is about to: sound stays in step."""
         count, end, held = 0, 0.0, None
         for start, length, picture in self.read():
-            while held is not None and (count + GRACE) / self.fps < start:
+            while held is not None and count < ticks(start, self.fps):
                 yield held
                 count += 1
             held, end = picture, start + length
@@ -99,7 +97,7 @@ class Clip:
 
 def _ticks(seconds: float, fps: float) -> int:
     """How many frames of a constant rate begin within so many seconds."""
-    return max(1, math.ceil(seconds * fps - GRACE))
+    return max(1, int(ticks(seconds, fps)))
 
 
 def open_clip(
@@ -114,8 +112,9 @@ def open_clip(
         source: A video (mp4, mov, webm, mkv, avi, mpg, gif, moving webp or png) as a path, bytes or a file object
             opened in binary mode; or frames of one size: an array N x H x W x 3, a tensor N x C x H x W, or any
             iterable of pictures as `load_image` takes them (of an iterator one is held at a time); or a clip.
-        fps: Frames per second to give; defaults to the clip's average rate, or a whole part of it that is not above
-            32. For frames, the rate at which they were taken, 25 by default.
+        fps: Frames per second to give; defaults to the clip's own rate, or a whole part of it that is not above 32,
+            and to 30 where the rate varies and sound would be out of step. For frames, the rate at which they were
+            taken, 25 by default.
         max_frames: Read no more than so many frames.
         allow_still: Take a file of a single picture too.
 
@@ -174,9 +173,9 @@ def _open_file(file: ClipFile, fps: float | None, max_frames: int | None, allow_
         read = partial(_read_animation, file)
         lengths = [length for _, length, _ in read()]
         duration = sum(lengths)
-        rate = len(lengths) / duration if lengths else DEFAULT_FPS
+        usual = constant_rate(np.zeros(1), len(lengths) / duration if lengths else DEFAULT_FPS)
     else:
-        rate, duration, has_sound = _measure(file)
+        rate, usual, duration, has_sound = _measure(file)
         read = partial(_read_video, file, rate)
         audio_from = file if has_sound else None
     first = [picture for _, _, picture in islice(read(), 2)]
@@ -185,8 +184,7 @@ def _open_file(file: ClipFile, fps: float | None, max_frames: int | None, allow_
     if len(first) == 1 and not allow_still:
         raise VideoError(f"{name_of(file)} holds a single picture: give a video, in which the face moves.")
     height, width = first[0].shape[:2]
-    fps = fps or rate / math.ceil(rate / MAX_FPS)
-    return Clip(fps, width, height, duration, audio_from, max_frames, read, file)
+    return Clip(fps or usual, width, height, duration, audio_from, max_frames, read, file)
 
 
 def holds_clip(file: ClipFile) -> bool:
@@ -223,8 +221,9 @@ def _check_pixels(file: ClipFile, width: int, height: int) -> None:
         raise VideoError(f"{name_of(file)} is too large: give a clip below {MAX_PIXELS // 10**6} megapixels.")
 
 
-def _measure(file: ClipFile) -> tuple[float, float | None, bool]:
-    """Frames per second, the length in s or None if it cannot be told, and whether there is sound.
+def _measure(file: ClipFile) -> tuple[float, float, float | None, bool]:
+    """Frames per second on average and to be given at, the length in s or None if it cannot be told, and whether there
+    is sound.
 
     Packets are looked at, and not what the header says: recordings that broke off or begin anew say anything.
     """
@@ -243,11 +242,12 @@ def _measure(file: ClipFile) -> tuple[float, float | None, bool]:
             starts.append(start)
             if start >= last:
                 last, length = start, float(packet.duration * packet.time_base) if packet.duration else None
-    steps = np.diff(np.sort(starts))
-    if timeline.was_mended and (steps > 0).any():  # the average is over the leap, too
-        rate = round(float(1 / np.median(steps[steps > 0])), 3)
+    starts = np.sort(starts)
+    if timeline.was_mended:  # the average is over the leap, too
+        rate = average_rate(starts) or rate
     rate = float(np.clip(rate, *FPS_RANGE))
-    return rate, last + (length or 1 / rate) if known and starts else None, sound is not None
+    duration = last + (length or 1 / rate) if known and len(starts) else None
+    return rate, constant_rate(starts if known and len(starts) else np.zeros(1), rate), duration, sound is not None
 
 
 def _read_video(file: ClipFile, rate: float) -> Iterator[tuple[float, float, np.ndarray]]:

@@ -15,6 +15,7 @@ import av
 LEAP = 2.0  # s without a packet that are looked into: does the other stream go on meanwhile?
 LONGEST_STILL = 10.0  # s that a picture may stay where no sound tells that it did: FFmpeg's own limit
 BACKWARDS = 0.05  # s that stamps may go back, since some are rounded
+LATEST_REFERENCE = 0.2  # s between the pieces of an edit list
 SLACK = 1.5  # s by which picture and sound of one moment may lie apart in a file
 MOST_HELD = 300  # packets: what is behind a break waits for the other stream's
 # s of a part's sound that may give way to the next part: encoders begin and end with silence, so that a part's sound
@@ -115,9 +116,14 @@ class Timeline:
     def _goes_on(self, packet: av.Packet) -> bool:
         """Whether a packet comes where its stream is, by the shift of the last one or by that of the other stream."""
         track, now, stamp = self.tracks[packet.stream_index], len(self.shifts) - 1, _decoded(packet)
-        # What was behind when the other stream began anew has still the old stamps.
-        if track.last is not None and self._follows(track, stamp + self.shifts[track.era]):
-            return True
+        if track.last is not None:
+            # What was behind when the other stream began anew has still the old stamps.
+            shift = self.shifts[track.era]
+            if self._follows(track, stamp + shift):
+                return True
+            # After an edit list's cut a picture that others refer to is decoded as much before it is shown.
+            if stamp + shift < track.last and abs(_shown(packet) + shift - track.end) < LATEST_REFERENCE:
+                return True
         if track.last is None or track.era < now and abs(stamp + self.shifts[now] - track.next) < SLACK:
             track.era = now
             return True

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def trace(module: nn.Module, inputs: tuple[torch.Tensor, ...]):
 
 
 def cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~"), ".cache")  # of a user without a home, too
     return Path(root, "fsth_hub", "openvino")
 
 
@@ -166,7 +167,8 @@ def read_model(folder: Path):
         return None
     try:
         model = core().read_model(folder / MODEL_NAME)
-        os.utime(folder)  # used last
+        with suppress(OSError):  # where nothing can be written, it may still be read
+            os.utime(folder)  # used last
         return model
     except (RuntimeError, OSError):
         logger.debug("%s is damaged and made anew.", folder)

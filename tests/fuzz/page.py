@@ -8,12 +8,13 @@ is not the visitor's fault), answers with what is another's, or no longer answer
 
 import argparse
 import os
+import resource
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -24,6 +25,7 @@ if __name__ == "__main__":
     sys.path[0] = str(TESTS)  # and not this folder
 
 import httpx  # noqa: E402
+import numpy as np  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -189,15 +191,16 @@ def slow_uploads(site: HostilePage, count: int) -> Iterator[None]:
 
 
 def soak(site: HostilePage, jobs: int, report: Callable[[int, float], None] | None = None) -> float:
-    """Animate so often; by how many MB this process has grown since the first fifth of them."""
-    client, first = site.client(), 0.0
-    for number in range(jobs):
+    """Animate so often; by how many MB this process grows from the first fifth of them to the end, by a straight line
+    through what it holds after each."""
+    client, sizes = site.client(), []
+    for number in range(1, jobs + 1):
         site.animate(client)
-        if number == jobs // 5:
-            first = resident()
+        sizes.append(resident())
         if report is not None and number % 20 == 0:
-            report(number, resident())
-    return resident() - first
+            report(number, sizes[-1])
+    later = sizes[jobs // 5 :]
+    return float(np.polyfit(np.arange(len(later)), later, 1)[0]) * len(later) if len(later) > 1 else 0.0
 
 
 def resident() -> float:
@@ -213,7 +216,8 @@ def files_left(site: HostilePage, seconds: float = 60) -> list[Path]:
     while left and time.monotonic() < end:
         time.sleep(0.2)
         left = [path for path in site.cache.rglob("*") if path.is_file() and path.name not in examples]
-        left = [path for path in left if path.stat().st_size > 0]
+        with suppress(FileNotFoundError):  # deleted at this moment
+            left = [path for path in left if path.stat().st_size > 0]
         left += [path for path in (site.folder / "work").glob("fsth-*") if not path.name.startswith("fsth-examples")]
     return left
 
@@ -232,9 +236,14 @@ def main() -> int:
             many_sessions(site, 200)
             print(f"{count} requests, {failed} failed; alive: {is_alive(site)}", flush=True)
     with hostile_page(keep_seconds=20) as site:
+        started = time.monotonic()
         grown = soak(site, jobs, lambda number, size: print(f"job {number}: {size:.0f} MB", flush=True))
+        seconds, peak = time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         left = files_left(site)
-        print(f"{jobs} jobs: {grown:+.0f} MB, {len(left)} files left {left[:3]}")
+        print(
+            f"{jobs} jobs in {seconds:.0f} s: {grown:+.0f} MB after the first fifth, {peak:.0f} MB at the most, "
+            f"{len(left)} files left {left[:3]}"
+        )
     return failed or bool(left)
 
 

@@ -90,6 +90,7 @@ class Hub:
         repositories (`dict[str, Repository]`): by id, those of Spaces with "spaces/" before it.
         requests (`list[str]`): method and path of all that was asked.
         drop (`str`, *optional*): the method of the large files' requests whose connection is lost midway.
+        held (`str`, *optional*): requests with this in their method and path get no answer.
     """
 
     def __init__(self):
@@ -97,6 +98,7 @@ class Hub:
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.drop: str | None = None
+        self.held: str | None = None
         api = "/api/{kind}/{owner}/{name}"
         routes = [
             ("POST", "/api/repos/create", self.create),
@@ -120,7 +122,10 @@ class Hub:
 
     def log(self, handle):
         async def endpoint(request: Request):
-            self.requests.append(f"{request.method} {request.url.path}")
+            asked = f"{request.method} {request.url.path}"
+            self.requests.append(asked)
+            while self.held is not None and self.held in asked:
+                await asyncio.sleep(0.02)
             return await handle(request)
 
         return endpoint
@@ -138,6 +143,15 @@ class Hub:
             yield
         finally:
             self.drop = None
+
+    @contextmanager
+    def holding(self, asked: str):
+        """While this lasts, requests with this in their method and path wait."""
+        self.held = asked
+        try:
+            yield
+        finally:
+            self.held = None
 
     # Who may do what.
 
