@@ -228,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         fuzzer = Fuzzer(Path(folder), args.seed)
         if args.replay:
-            outcome = replay(fuzzer, args.replay)
+            outcome = replay(fuzzer, args.replay.resolve())
             print(f"{args.replay}: {outcome.kind} in {outcome.seconds:.1f} s\n{outcome.says}")
             return outcome.kind not in ALLOWED
         counts, failures, most = {kind: Counter() for kind in args.formats}, {}, 0.0

@@ -29,6 +29,7 @@ import numpy as np  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 from PIL import Image  # noqa: E402
 
+import fsth_hub  # noqa: E402
 from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, page  # noqa: E402
 from testing_utils.clips import make_clip  # noqa: E402
 from testing_utils.pipelines import make_pipeline, picture  # noqa: E402
@@ -210,8 +211,9 @@ def resident() -> float:
 
 def files_left(site: HostilePage, seconds: float = 60) -> list[Path]:
     """What lies in the folders of the page after so many seconds, or sooner if there is nothing left, but for the
-    page's own example, and an empty file that Gradio (6.31) leaves of each file that is checked."""
-    examples = ("astronaut.jpg", "driver.mp4")
+    page's own examples, and an empty file that Gradio (6.31) leaves of each file that is checked."""
+    package = Path(fsth_hub.__file__).parent
+    examples = {path.name for folder in ("examples", "motions") for path in (package / folder).rglob("*")}
     end, left = time.monotonic() + seconds, [site.cache]
     while left and time.monotonic() < end:
         time.sleep(0.2)
