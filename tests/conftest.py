@@ -2,6 +2,7 @@ from testing_utils.hub_server import ANN, run_hub  # before huggingface_hub is i
 
 
 # isort: split
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,31 @@ from testing_utils.pipelines import picture
 from testing_utils.shards import NUM_FRAMES, grey, write_shards
 from testing_utils.stills import write_face_clips, write_stills
 from training import networks
+
+
+# What takes longest, first: with `--dist loadfile` no process is then left alone with one of these at the end.
+LONG = """
+browser/test_browser_at_hand.py browser/test_browser.py browser/test_browser_person.py test_identity.py
+test_finetuning.py test_saving.py test_meta_train_equivalence.py test_component_tuning.py test_contracts.py
+test_engines.py test_auto.py test_person_tab.py test_hub.py test_pipeline.py test_demo.py test_batch.py
+test_benchmark.py test_train_flow.py test_prepare_dataset.py test_meta_train.py test_space.py
+browser/test_browser_check.py
+""".split()
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist's own order, which counts tests
+
+
+def pytest_collection_modifyitems(items):
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
+
+
+def pytest_collection_finish():
+    """Libraries stay until the end: fine-tuning collects garbage each time, and need not look through them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -24,7 +24,17 @@ from fsth_hub.pipelines import identity
 from fsth_hub.pipelines.identity import CONFIG_NAME, WEIGHTS_NAME, fingerprint
 from testing_utils.command_line import assert_one_line_error, read, run
 from testing_utils.paths import DRIVER, PORTRAIT, ROOT
-from testing_utils.pipelines import ScaledDetector, arrays, clip, frames_of, make_pipeline, negative, picture, tuned
+from testing_utils.pipelines import (
+    ScaledDetector,
+    arrays,
+    clip,
+    frames_of,
+    make_pipeline,
+    negative,
+    picture,
+    tuned,
+    tuned_once,
+)
 
 
 pytestmark = [pytest.mark.filterwarnings("ignore:Portrait"), pytest.mark.usefixtures("steps_that_show")]
@@ -35,16 +45,23 @@ def pipe():
     return make_pipeline()
 
 
-@pytest.fixture
-def saved(pipe, tmp_path) -> Path:
-    tuned(pipe, picture(), negative(picture(9))).save_pretrained(tmp_path / "ada")
-    return tmp_path / "ada"
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Path:
+    """An identity of each method, who shows; copy them."""
+    folder = tmp_path_factory.mktemp("identities")
+    for method in METHODS:
+        tuned_once(make_pipeline(), method).save_pretrained(folder / method)
+    return folder
 
 
 @pytest.fixture
-def saved_lora(pipe, tmp_path) -> Path:
-    tuned(pipe, method="lora").save_pretrained(tmp_path / "ada")
-    return tmp_path / "ada"
+def saved(folders, tmp_path) -> Path:
+    return Path(shutil.copytree(folders / "full", tmp_path / "ada"))
+
+
+@pytest.fixture
+def saved_lora(folders, tmp_path) -> Path:
+    return Path(shutil.copytree(folders / "lora", tmp_path / "ada"))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -79,14 +96,14 @@ def test_two_identities_share_a_pipeline(pipe, method):
 
 
 def test_loras_draw_at_the_same_time(pipe):
-    persons = [tuned(pipe, method="lora"), tuned(pipe, negative(picture()), method="lora")]
+    persons = [tuned_once(pipe, "lora"), tuned(pipe, negative(picture()), method="lora")]
     alone = [frames_of(pipe, person) for person in persons]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda person: frames_of(pipe, person), persons * 3))
     assert all(np.array_equal(drawn, alone[index % 2]) for index, drawn in enumerate(together))
 
 
-def test_lora_is_small_in_memory_and_on_disk(pipe, saved, tmp_path):
+def test_lora_is_small_in_memory_and_on_disk(pipe, tmp_path):
     made = tuned(pipe, method="lora")
     made.save_pretrained(tmp_path / "lora")
     assert made.generator is None  # the pipeline's weights are shared
@@ -376,7 +393,7 @@ def test_saving_again_replaces_and_saves_whole_or_not_at_all(pipe, saved, monkey
 
 
 def test_other_files_are_not_replaced(pipe, tmp_path):
-    made = tuned(pipe)
+    made = tuned_once(pipe, "lora")
     (tmp_path / "diary.txt").write_text("dear diary")
     for folder in (tmp_path, tmp_path / "diary.txt"):
         with pytest.raises(FsthError, match="something else"):
