@@ -107,8 +107,8 @@ def smooth_flow(driving, source, image_size: int, grid, fade_width=FADE_WIDTH) -
     driving, source = (torch.where(known[..., None], points, 0.0) for points in (driving, source))
     # |g - d|^2 by its expansion: the pairwise differences would be 78 times the memory
     flat = grid.reshape(1, -1, 2)  # 1 x hw x 2
-    squared = (flat**2).sum(-1, keepdim=True) - 2 * flat @ driving.mT + (driving**2).sum(-1)[:, None]  # B x hw x n
-    squared = squared.clamp(min=0).masked_fill(~known[:, None], torch.inf)
+    lengths = (driving**2).sum(-1).masked_fill(~known, torch.inf)  # B x n; what is unknown is infinitely far away
+    squared = ((flat**2).sum(-1, keepdim=True) - 2 * flat @ driving.mT + lengths[:, None]).clamp(min=0)  # B x hw x n
     weights = torch.softmax(-squared / (2 * SOFTMAX_WIDTH**2), dim=-1)
     # A head that moves further takes more of its surroundings along: a fade narrower than the movement would fold the
     # flow over itself and show the face twice, where it is and where it was.
@@ -307,23 +307,25 @@ def face_flow(driving, source, size: int) -> PortraitFlow:
     corners, corners_source = (points[:, triangles].flatten(0, 1) for points in add_vertices(driving, source))
     exactness = EXACTNESS.to(driving.device)[triangles].repeat(len(driving), 1)[..., None]  # Bt x 3 x 1
     owners, pixels = list_pixels(corners, size)
-    a = corners[:, :1]  # Bt x 1 x 2
-    edges = corners[:, 1:] - a  # Bt x 2 x 2
+    edges = corners[:, 1:] - corners[:, :1]  # Bt x 2 x 2
     inverse = torch.linalg.inv_ex(edges).inverse  # Bt x 2 x 2; what is degenerate holds no pixel
-    shares = ((pixels + 0.5)[:, None] - a[owners]) @ inverse[owners]  # m x 1 x 2
-    shares = shares[:, 0]
-    inside = (shares.amin(dim=-1) >= 0) & (shares.sum(dim=-1) <= 1)  # m
-    owners, pixels, shares = owners[inside], pixels[inside], shares[inside]
+    # column by column, for a product of so many small matrices takes several times as long
+    table = torch.cat([corners[:, 0] - 0.5, inverse.flatten(1)], dim=1)  # Bt x 6
+    left, top, x_to_s, x_to_t, y_to_s, y_to_t = table.T.contiguous()[:, owners]  # m each
+    x, y = pixels[:, 0] - left, pixels[:, 1] - top
+    s, t = x * x_to_s + y * y_to_s, x * x_to_t + y * y_to_t
+    inside = ((s >= 0) & (t >= 0) & (s + t <= 1)).nonzero()[:, 0]
+    owners, pixels, s, t = owners[inside], pixels[inside], s[inside], t[inside]
     # where triangles share an edge or fold over each other, the first of them counts, on any number of threads
     order = torch.arange(len(owners), device=driving.device)
     cells = (owners // len(TRIANGLES) * size + pixels[:, 1]) * size + pixels[:, 0]
     first = order.new_full((len(driving) * size * size,), len(owners)).scatter_reduce(0, cells, order, "amin")
-    alone = first[cells] == order
-    owners, pixels, shares = owners[alone], pixels[alone], shares[alone]
+    alone = (first[cells] == order).nonzero()[:, 0]
+    owners, pixels, s, t = owners[alone], pixels[alone], s[alone], t[alone]
     table = torch.cat([corners_source, exactness], dim=-1)  # Bt x 3 x 3
     table = torch.cat([table[:, :1], table[:, 1:] - table[:, :1]], dim=1)[owners]  # m x 3 x 3
-    values = table[:, 0] + shares[:, :1] * table[:, 1] + shares[:, 1:] * table[:, 2]
-    put(owners // len(TRIANGLES), pixels, values[:, :2], values[:, 2:], torch.ones_like(shares[:, :1]))
+    values = table[:, 0] + s[:, None] * table[:, 1] + t[:, None] * table[:, 2]
+    put(owners // len(TRIANGLES), pixels, values[:, :2], values[:, 2:], torch.ones_like(values[:, 2:]))
 
     def find_within(opening, local, faces, pixels):
         # what a rim cuts through is the opening's where no triangle has it: no pixel may be left over in between
