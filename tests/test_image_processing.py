@@ -11,7 +11,8 @@ from PIL import Image
 
 from fsth_hub.models.cropping import CropBox
 from fsth_hub.models.errors import FsthError
-from fsth_hub.models.image_processing_fsth import FsthImageProcessor, denormalize, load_image, normalize
+from fsth_hub.models.image_loading import load_image
+from fsth_hub.models.image_processing_fsth import FsthImageProcessor, denormalize, normalize
 from fsth_hub.models.landmark_drawing import rasterize_landmarks
 from fsth_hub.models.modeling_fsth import FsthEmbedder, FsthGenerator
 from testing_utils.networks import SIZE, tiny
