@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from fsth_hub.models import image_processing_fsth as image_processing
+from fsth_hub.models import image_loading
 from fsth_hub.models.errors import FsthError
-from fsth_hub.models.image_processing_fsth import load_image
+from fsth_hub.models.image_loading import load_image
 from testing_utils.profiles import SRGB_PRIMARIES, cmyk_profile, grey_profile, rgb_profile
 
 
@@ -119,7 +119,7 @@ def test_large_profiles_and_texts_are_read_within_a_bound(tmp_path, monkeypatch)
     np.testing.assert_allclose(colour_of(tmp_path / "text.png"), RED)
     assert load_image(tmp_path / "profile.png").shape == (16, 24, 3)
     monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 2**20)
-    monkeypatch.setattr(image_processing, "MAX_PNG_TEXT", 2 * 2**20)
+    monkeypatch.setattr(image_loading, "MAX_PNG_TEXT", 2 * 2**20)
     for name in ("text.png", "profile.png"):
         with pytest.raises(FsthError, match=f"{name} carries a text or colour profile of more than 2 MB"):
             load_image(tmp_path / name)

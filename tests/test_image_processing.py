@@ -1,6 +1,8 @@
 import io
 import json
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -11,10 +13,12 @@ from PIL import Image
 
 from fsth_hub.models.cropping import CropBox
 from fsth_hub.models.errors import FsthError
-from fsth_hub.models.image_processing_fsth import FsthImageProcessor, denormalize, load_image, normalize
+from fsth_hub.models.image_loading import load_image
+from fsth_hub.models.image_processing_fsth import FsthImageProcessor, denormalize, normalize
 from fsth_hub.models.landmark_drawing import rasterize_landmarks
 from fsth_hub.models.modeling_fsth import FsthEmbedder, FsthGenerator
 from testing_utils.networks import SIZE, tiny
+from testing_utils.paths import PORTRAIT
 
 
 RED, BLUE, GREY = (230, 20, 20), (20, 20, 230), (120, 120, 120)
@@ -328,3 +332,11 @@ def test_saves_and_loads(tmp_path, picture):
 def test_only_squares(size):
     with pytest.raises(FsthError, match="square"):
         FsthImageProcessor(size=size)
+
+
+def test_files_are_looked_at_without_pytorch():
+    code = (
+        "import sys; import fsth_hub.media.reading; from fsth_hub.models.image_loading import load_image; "
+        f"load_image({str(PORTRAIT)!r}); sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -41,7 +41,7 @@ from fsth_hub.device import default_device, default_dtype
 from fsth_hub.media.reading import open_clip
 from fsth_hub.media.writing import write_clip
 from fsth_hub.models.errors import FsthError, NoFaceError
-from fsth_hub.models.image_processing_fsth import load_image
+from fsth_hub.models.image_loading import load_image
 from fsth_hub.models.landmark_flow import portrait_flow
 from fsth_hub.pipelines import engines
 from fsth_hub.pipelines.person import DEFAULT_SIZE

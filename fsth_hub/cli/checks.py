@@ -85,7 +85,7 @@ def check_consent(given: bool) -> None:
 
 def check_photographs(paths: list[Path]) -> None:
     """Refuse files that are no pictures."""
-    from ..models.image_processing_fsth import load_image
+    from ..models.image_loading import load_image
 
     for path in paths:
         load_image(path)

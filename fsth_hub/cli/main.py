@@ -294,7 +294,7 @@ def landmarks(
     from ..media.landmark_overlay import overlaid, overlaid_clip
     from ..media.reading import open_clip
     from ..media.writing import write_clip
-    from ..models.image_processing_fsth import load_image
+    from ..models.image_loading import load_image
 
     found_detector = get_detector(detector)
     if output.suffix.lower() in CLIPS:

@@ -13,7 +13,7 @@ import numpy as np
 from ..media.reading import Clip, open_clip
 from ..models.cropping import crop_box, crop_image, to_crop
 from ..models.errors import FsthError
-from ..models.image_processing_fsth import load_image
+from ..models.image_loading import load_image
 from ..models.landmark_drawing import rasterize_landmarks
 from .studio import Studio
 

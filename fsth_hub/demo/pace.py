@@ -4,7 +4,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ..landmarks.expression import Expression
-from ..models.image_processing_fsth import load_image
+from ..models.image_loading import load_image
 from ..pipelines.driving import DrivingMotion
 
 

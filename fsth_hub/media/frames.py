@@ -9,7 +9,7 @@ from ..models.errors import FsthError, VideoError
 
 
 if TYPE_CHECKING:
-    from ..models.image_processing_fsth import Picture
+    from ..models.image_loading import Picture
 
 Frames = Iterable["Picture"]  # also an array N x H x W x 3 or a tensor N x C x H x W
 
@@ -20,7 +20,7 @@ def to_array(frame: "Picture") -> np.ndarray:
     """A frame as H x W x 3 uint8 RGB; `VideoError` for what is no picture."""
     if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3:
         return frame
-    from ..models.image_processing_fsth import load_image  # here, so that files are read and written without PyTorch
+    from ..models.image_loading import load_image  # here, so that files are read and written without PyTorch
 
     try:
         return load_image(frame, "A frame")

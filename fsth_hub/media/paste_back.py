@@ -7,7 +7,7 @@ from PIL import Image
 
 from ..models.cropping import FACE_HEIGHT, CropBox, crop_image
 from ..models.errors import FsthError
-from ..models.image_processing_fsth import Picture, load_image
+from ..models.image_loading import Picture, load_image
 
 
 MAX_SIZE = (1920, 1080)  # pixels, the longer and the shorter side: what every player and H.264 encoder takes

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..checks import check_number
 from ..models.errors import VideoError
-from ..models.image_processing_fsth import MAX_PIXELS
+from ..models.image_loading import MAX_PIXELS
 from .containers import (
     ClipFile,
     audio_stream,

@@ -12,7 +12,7 @@ from ..landmarks.expression import Expression
 from ..media.pictures import SUFFIX, write_picture
 from ..media.texts import check_suffix
 from ..models.errors import FsthError
-from ..models.image_processing_fsth import list_pictures
+from ..models.image_loading import list_pictures
 from ..provenance.credentials import PICTURE_METADATA, Origin, check_credentials, sign
 from ..provenance.watermark import add_watermark
 from ..saving import check_file

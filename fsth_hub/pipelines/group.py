@@ -20,7 +20,7 @@ from ..media.reading import Clip, open_clip
 from ..media.sound import read_sound
 from ..models.cropping import CropBox, crop_box, crop_image, to_crop
 from ..models.errors import FsthError, NoFaceError
-from ..models.image_processing_fsth import Picture, list_pictures, load_image
+from ..models.image_loading import Picture, list_pictures, load_image
 from ..models.source_skips import FsthSources
 from ..provenance.credentials import Origin, check_credentials, printable
 from .delivery import deliver

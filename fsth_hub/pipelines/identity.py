@@ -22,7 +22,7 @@ from ..models.cropping import CropBox
 from ..models.downloading import fetch
 from ..models.errors import FsthError, FsthNotFoundError
 from ..models.facial_components import FsthFacialComponents
-from ..models.image_processing_fsth import load_image
+from ..models.image_loading import load_image
 from ..models.landmark_layout import FACE, NUM_POINTS
 from ..models.modeling_fsth import FsthGenerator, FsthPreTrainedModel, is_hooked
 from ..saving import put_folder, reason, workplace

@@ -35,7 +35,8 @@ from ..models.downloading import fetch
 from ..models.errors import FsthError
 from ..models.facial_components import FsthComponentsOutput, FsthFacialComponents
 from ..models.folding import fold
-from ..models.image_processing_fsth import FsthImageProcessor, Picture, normalize
+from ..models.image_loading import Picture
+from ..models.image_processing_fsth import FsthImageProcessor, normalize
 from ..models.modeling_fsth import (
     FsthDiscriminator,
     FsthEmbedder,

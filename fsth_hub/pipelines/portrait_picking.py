@@ -18,7 +18,7 @@ from ..media.containers import ClipFile, is_file, rereadable
 from ..media.reading import Clip, holds_clip, open_clip
 from ..models.cropping import CropBox, crop_box, whole_frame
 from ..models.errors import FsthError, FsthWarning, NoFaceError
-from ..models.image_processing_fsth import Picture, list_pictures
+from ..models.image_loading import Picture, list_pictures
 from ..models.landmark_layout import FACE
 
 

@@ -17,7 +17,7 @@ from ..media.matting import cut_out
 from ..media.paste_back import PasteBack
 from ..models.cropping import CropBox, crop_box, crop_image, reaches_outside, share_outside, to_crop, whole_frame
 from ..models.errors import FsthError, FsthWarning, NoFaceError
-from ..models.image_processing_fsth import Picture, list_pictures, load_image
+from ..models.image_loading import Picture, list_pictures, load_image
 from ..models.modeling_fsth import FsthPreTrainedModel, is_hooked
 from .person import DEFAULT_SIZE, MAX_SIZE, FsthPerson
 from .portrait_picking import PickedPortrait, check_indices, photograph_of

@@ -14,7 +14,7 @@ from ..media.landmark_overlay import overlaid
 from ..media.reading import Clip, open_clip
 from ..media.writing import write_clip
 from ..models.cropping import crop_image
-from ..models.image_processing_fsth import Picture, load_image
+from ..models.image_loading import Picture, load_image
 from ..provenance.credentials import OUTPUT_METADATA, sign
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from fsth_hub.landmarks import MotionAdapter, close_blinks, pick_reference, set_upright, smooth_clip
 from fsth_hub.models.errors import FsthError
-from fsth_hub.models.image_processing_fsth import load_image
+from fsth_hub.models.image_loading import load_image
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 from training.evaluation.expression import delivered, extreme_frames, eye_openings, mouth_openings
 from training.evaluation.reenactment import Instruments, count_faces, spread

@@ -9,7 +9,7 @@ from ...checks import read_faces
 from ...landmarks import set_upright
 from ...landmarks.group_tracking import large_faces
 from ...models.errors import FsthError
-from ...models.image_processing_fsth import load_image
+from ...models.image_loading import load_image
 from ..inputs import Seen, show_faces
 from ..portrait_panel import PortraitPanel
 
