@@ -17,6 +17,7 @@ from fsth_hub.models.landmark_flow import (
     with_crown,
 )
 from fsth_hub.models.landmark_layout import INNER_LIPS, IRISES, LEFT_EYE, OUTER_LIPS, RIGHT_EYE, RIGHT_IRIS
+from fsth_hub.models.lids import SHUT, eye_opening, shut_lids
 
 
 SIZE = 256
@@ -147,11 +148,12 @@ def test_equal_landmarks_give_no_flow(points):
 
 def test_lids_and_lips_lie_where_the_landmarks_have_them():
     faces = expressions()
-    for driving in faces.split(1):
-        within = np.any([mask(driving, opening, margin=0.5) for opening in OPENINGS], axis=0)
-        rows, columns = np.nonzero(~within)
+    for asked in faces.split(1):
         for source in faces.split(1):
-            led = targets(portrait_flow(driving, source, SIZE).flow)
+            driving = shut_lids(asked, source)
+            within = np.any([mask(driving, opening, margin=0.5) for opening in OPENINGS], axis=0)
+            rows, columns = np.nonzero(~within)
+            led = targets(portrait_flow(asked, source, SIZE).flow)
             for vertex in np.r_[RIGHT_EYE, LEFT_EYE, OUTER_LIPS, INNER_LIPS]:
                 point = driving[0, vertex].numpy()
                 distances = np.hypot(columns + 0.5 - point[0], rows + 0.5 - point[1])
@@ -177,14 +179,14 @@ def test_a_face_that_moves_as_a_whole_is_led_as_a_whole():
 
 def test_an_iris_stays_round_behind_closing_lids():
     source = face()
-    driving = blink(source, 0.5)
+    driving = blink(source, 0.4)
     driving[:, RIGHT_IRIS, 0] += 3
     flow = portrait_flow(driving, source, SIZE).flow[0].numpy() * SIZE / 2
     rows, columns = np.mgrid[:SIZE, :SIZE] + 0.5
     x, y = driving[0, RIGHT_IRIS[0]].numpy()
     iris = np.hypot(columns - x, rows - y) < 4
     # of what is seen of it, without the rim
-    seen = cv2.erode((iris & mask(driving, RIGHT_EYE)).astype(np.uint8), np.ones((3, 3))) > 0
+    seen = cv2.erode((iris & mask(shut_lids(driving, source), RIGHT_EYE)).astype(np.uint8), np.ones((3, 3))) > 0
     assert seen.sum() > 5
     assert np.abs(flow[seen] - [-3, 0]).max() < 0.05
 
@@ -198,9 +200,24 @@ def test_nothing_is_taken_from_beyond_the_lids():
             lids = source[0, eye].numpy()
             places = led[mask(driving, eye)]
             assert len(places) > 50
-            assert (
-                min(cv2.pointPolygonTest(lids, tuple(map(float, place)), True) for place in places) > -0.3
-            )  # curves go beyond the polygon
+            beyond = min(cv2.pointPolygonTest(lids, tuple(map(float, place)), True) for place in places)
+            assert beyond > -0.3  # curves go beyond the polygon
+
+
+@pytest.mark.parametrize("turn", [0, 20])
+def test_eyes_that_the_detector_leaves_a_slit_of_are_shut(turn):
+    """All of the slit below what shut eyes have; what has hardly closed stays, and so does a portrait's own slit."""
+    source = face(turn=turn)
+    opened = {eye[0]: eye_opening(source, eye).item() for eye in (RIGHT_EYE, LEFT_EYE)}
+    for eye in (RIGHT_EYE, LEFT_EYE):
+        slit = blink(source, 1 - 0.1 / opened[eye[0]])
+        assert 0.05 < eye_opening(slit, eye).item() < SHUT
+        assert eye_opening(shut_lids(slit, source), eye).item() < 0.02
+        hardly = blink(source, 0.1)
+        assert eye_opening(shut_lids(hardly, source), eye) > 0.95 * eye_opening(hardly, eye)
+        assert torch.equal(shut_lids(source, source), source) and torch.equal(shut_lids(slit, slit), slit)
+    others = np.setdiff1d(np.arange(78), UPPER_LIDS)
+    assert torch.equal(shut_lids(slit, source)[:, others], slit[:, others])
 
 
 def test_lids_that_meet_do_so_in_a_line():
@@ -213,7 +230,7 @@ def test_lids_that_meet_do_so_in_a_line():
         assert 1 <= len(line) <= 5 and abs(line.mean() + 0.5 - lower[1]) < 1.5
         assert 0.3 <= column.min() < 0.7
     assert portrait_flow(blink(face(), 1), blink(face(), 1), SIZE).shade.min() > 0.999
-    assert portrait_flow(blink(face(), 0.5), face(), SIZE).shade[0, 100:130, 100:110].min() > 0.8
+    assert portrait_flow(blink(face(), 0.3), face(), SIZE).shade[0, 100:130, 100:110].min() > 0.8
 
 
 def test_a_mouth_that_was_closed_is_dark_within():

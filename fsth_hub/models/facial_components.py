@@ -19,6 +19,8 @@ from transformers.utils import ModelOutput
 
 from .aligned_crops import PARTS, align, blend_mask, part_masks, sample_crops, similarity, to_aligned
 from .blocks import spectral_norm
+from .landmark_layout import RIGHT_EYE
+from .lids import eye_opening
 from .modeling_fsth import FsthPreTrainedModel
 from .source_skips import ConvBlock, ZeroConv2d
 
@@ -27,6 +29,9 @@ NUM_MASKS = 2
 # Of the pixels between lids and iris those that count as the white of the eye, the brightest; how many there must be;
 # and how much bluer and greener than it teeth may be.
 WHITEST, MIN_WHITES, WHITER = 0.3, 20, 1.02
+# In widths of the eye, from which opening on its component takes part, and from which on wholly: it draws open eyes
+# sharper than the generator does, but shuts them less.
+NEARLY_SHUT, OPEN = 0.1, 0.22
 
 
 @strict
@@ -87,10 +92,13 @@ class FsthComponentsOutput(ModelOutput):
             By part, of those that there is a network for, what to add to the crop, [-1, 1] being the range of a
             picture, blended out towards the border.
         alignments (`dict` of `torch.Tensor` of shape `(batch, 2, 3)`): where the crops lie, see [`align`].
+        shares (`dict` of `torch.Tensor` of shape `(batch,)`): by how much they take the generator's place there, 0 to
+            1: wholly but in eyes that are nearly shut.
     """
 
     residuals: dict[str, torch.Tensor] | None = None
     alignments: dict[str, torch.Tensor] | None = None
+    shares: dict[str, torch.Tensor] | None = None
 
 
 class ComponentGenerator(nn.Module):
@@ -176,7 +184,7 @@ class FsthFacialComponents(FsthPreTrainedModel):
             landmarks (`torch.Tensor` of shape `(batch, 78, 2)`): pixels of the frames.
             sources ([`ComponentSources`]): of [`~FsthFacialComponents.encode_portraits`].
         """
-        residuals, alignments = {}, {}
+        residuals, alignments, shares = {}, {}, {}
         for network in self.config.networks:
             size = self.config.size_of(network)
             inputs = []
@@ -185,6 +193,9 @@ class FsthFacialComponents(FsthPreTrainedModel):
                 part = PARTS[name]
                 alignments[name] = align(landmarks, part, frames.shape[-1])
                 points = to_aligned(landmarks, alignments[name], part, frames.shape[-1])
+                shares[name] = torch.ones(len(points), device=points.device)
+                if network == "eye":
+                    shares[name] = ((eye_opening(points, RIGHT_EYE) - NEARLY_SHUT) / (OPEN - NEARLY_SHUT)).clamp(0, 1)
                 own = sources.points[name].to(points.device)
                 chosen = similarity(points[:, None], own[None], part).argmax(dim=1)  # B
                 masks = part_masks(torch.cat([points, own[chosen]]), part, size)
@@ -196,7 +207,7 @@ class FsthFacialComponents(FsthPreTrainedModel):
                 inner = others[1][:, :1]  # B x 1 x 96 x 96
                 generated = limit_blue(generated, crops, sources.whites.to(crops), inner)
             residuals |= dict(zip(names, generated.chunk(len(names)), strict=True))
-        return FsthComponentsOutput(residuals=residuals, alignments=alignments)
+        return FsthComponentsOutput(residuals=residuals, alignments=alignments, shares=shares)
 
 
 def eye_whites(crops: dict[str, torch.Tensor], points: dict[str, torch.Tensor]) -> torch.Tensor:

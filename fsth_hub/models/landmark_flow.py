@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .landmark_layout import JAW, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS, RIGID
+from .lids import shut_lids
 from .rims import EDGES, INNER_MOUTH, LEFT_LIDS, RIGHT_LIDS, along, rim_points, split, with_rim_points
 
 
@@ -65,7 +66,6 @@ PARTED = 0.05  # in widths of the mouth: how far apart lips are that do not touc
 # Lids that meet do so in a line of lashes, which a portrait with open eyes does not show: how dark, half how wide and
 # from which opening on, in widths of the eye.
 LASH_SHADE, LASH_WIDTH, LASH_OPENING = 0.7, 0.03, 0.12
-SHUT = 0.12  # in widths of the eye: what detectors leave open of a shut one
 
 
 def pixel_grid(height: int, width: int, device) -> torch.Tensor:
@@ -391,31 +391,6 @@ def lash_line(eye: Opening, own: Opening, local) -> torch.Tensor:
     width = eye.width[..., 0].reciprocal().clamp(min=LASH_WIDTH)  # a pixel at least
     line = torch.exp(-(((y - (upper + lower) / 2) / width) ** 2))
     return 1 - LASH_SHADE * shut.clamp(min=0) * line * ((x > 0) & (x < 1))
-
-
-def shut_lids(driving, source) -> torch.Tensor:
-    """
-    The frame's landmarks with eyes that are shut where the detector saw hardly any opening, and others in proportion
-    to how far they have closed since the portrait: a slit between the lids would show the eye behind them.
-
-    Args:
-        driving, source (`torch.Tensor` of shape `(batch, 78, 2)`): pixels.
-    """
-
-    def opening(points, eye):  # B
-        corner, *upper, end, _, _ = (points[:, index] for index in eye)
-        lower = points[:, eye[5]], points[:, eye[4]]
-        heights = [(a - b).norm(dim=-1) for a, b in zip(upper, lower, strict=True)]
-        return (heights[0] + heights[1]) / 2 / (end - corner).norm(dim=-1).clamp(min=1)
-
-    moved = driving.clone()
-    for eye in (RIGHT_EYE, LEFT_EYE):
-        seen, own = opening(driving, eye), opening(source, eye)
-        way = ((own - seen) / (own - SHUT).clamp(min=1e-3)).clamp(0, 1) * (own > 1.5 * SHUT)
-        share = (SHUT * way**2 / seen.clamp(min=1e-3)).clamp(max=1)[:, None]  # B x 1, from the upper to the lower lid
-        for upper, lower in ((eye[1], eye[5]), (eye[2], eye[4])):
-            moved[:, upper] = torch.lerp(driving[:, upper], driving[:, lower], share)
-    return moved
 
 
 @torch.no_grad()

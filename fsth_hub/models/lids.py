@@ -1,0 +1,42 @@
+"""Lids that shut: detectors leave a slit between them, and what lies behind it would be seen."""
+
+import torch
+
+from .landmark_layout import LEFT_EYE, RIGHT_EYE
+
+
+SHUT = 0.12  # in widths of the eye: what detectors leave open of a shut one
+
+
+def eye_opening(points, eye) -> torch.Tensor:
+    """
+    How far an eye is open, in widths of the eye.
+
+    Args:
+        points (`torch.Tensor` of shape `(batch, 78, 2)`): in any units.
+        eye (`np.ndarray` of shape `(6,)`): the indices of its points.
+
+    Returns:
+        `torch.Tensor` of shape `(batch,)`.
+    """
+    corner, upper, upper_2, end, lower_2, lower = points[:, eye].unbind(dim=1)
+    heights = (upper - lower).norm(dim=-1) + (upper_2 - lower_2).norm(dim=-1)
+    return heights / 2 / (end - corner).norm(dim=-1).clamp(min=1e-6)
+
+
+def shut_lids(driving, source) -> torch.Tensor:
+    """
+    The frame's landmarks with eyes that are shut where the detector saw hardly any opening, and others in proportion
+    to how far they have closed since the portrait: a slit between the lids would show the eye behind them.
+
+    Args:
+        driving, source (`torch.Tensor` of shape `(batch, 78, 2)`): pixels.
+    """
+    moved = driving.clone()
+    for eye in (RIGHT_EYE, LEFT_EYE):
+        seen, own = eye_opening(driving, eye), eye_opening(source, eye)
+        way = ((own - seen) / (own - SHUT).clamp(min=1e-3)).clamp(0, 1) * (own > 1.5 * SHUT)
+        share = (SHUT * way**2 / seen.clamp(min=1e-3)).clamp(max=1)[:, None]  # B x 1, from the upper to the lower lid
+        for upper, lower in ((eye[1], eye[5]), (eye[2], eye[4])):
+            moved[:, upper] = torch.lerp(driving[:, upper], driving[:, lower], share)
+    return moved
