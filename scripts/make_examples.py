@@ -49,7 +49,7 @@ def make_portraits(folder: Path) -> None:
         picture = Image.open(folder / f"{portrait.name}.jpg").convert("RGB")
         picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
         portrait_path(portrait.name).parent.mkdir(exist_ok=True)
-        picture.save(portrait_path(portrait.name), quality=90)
+        picture.save(portrait_path(portrait.name), quality=85)
 
 
 def make_thumbnails() -> None:
