@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsth_hub.models.blocks import NORM_EPS, instance_norm
 from fsth_hub.models.configuration_fsth import FsthConfig
@@ -176,3 +177,30 @@ def test_similarity_is_the_mean_distance_of_known_points():
     distance = 0.04 * 2 / SIZE
     assert landmark_similarity(source, source, SIZE) == 0
     assert landmark_similarity(driving, source, SIZE).item() == pytest.approx(-distance / SIMILARITY_WIDTH, rel=1e-3)
+
+
+class Operations(TorchDispatchMode):
+    """Notes what is computed, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names.add(operation._schema.name.removeprefix("aten::"))
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("network", NETWORKS.values())
+def test_on_the_meta_device_nothing_is_computed_and_all_buffers_have_their_shapes(network):
+    config = tiny_config()
+    with Operations() as seen, torch.device("meta"):
+        model = network(config)
+    assert not seen.names & {"mv", "dot", "linalg_vector_norm"}  # of which spectral norm is made
+    real = network(config)
+    tensors = real.state_dict()
+    assert {name: (t.shape, t.dtype) for name, t in model.state_dict().items()} == {
+        name: (t.shape, t.dtype) for name, t in tensors.items()
+    }
+    model.load_state_dict(tensors, assign=True)
+    assert torch.equal(run_network(model.eval()).to_tuple()[0], run_network(real.eval()).to_tuple()[0])

@@ -13,12 +13,20 @@ NORM_EPS = 1e-4
 
 
 class SpectralNorm(parametrizations._SpectralNorm):
-    """PyTorch's; but `from_pretrained` builds networks on the meta device, where it would iterate for seconds over
-    nothing."""
+    """PyTorch's; but `from_pretrained` builds networks on the meta device, where it would draw and iterate for seconds
+    over nothing."""
 
-    def _power_method(self, weight_mat, n_power_iterations):
-        if not weight_mat.is_meta:
-            super()._power_method(weight_mat, n_power_iterations)
+    def __init__(self, weight: torch.Tensor, eps: float):
+        if not weight.is_meta:
+            super().__init__(weight, eps=eps)
+            return
+        nn.Module.__init__(self)
+        self.dim, self.eps, self.n_power_iterations = 0, eps, 1
+        self.register_buffer("_u", weight.new_empty(weight.shape[0]))
+        self.register_buffer("_v", weight.new_empty(weight[0].numel()))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight if weight.is_meta else super().forward(weight)
 
 
 def spectral_norm(layer: nn.Module) -> nn.Module:
