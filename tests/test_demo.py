@@ -1,6 +1,7 @@
 """The page's handlers and limits, in this process and over Gradio's own client."""
 
 import itertools
+import re
 import tempfile
 import threading
 import time
@@ -12,6 +13,7 @@ import gradio as gr
 import httpx
 import numpy as np
 import pytest
+import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -20,11 +22,12 @@ from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, inputs, page
 from fsth_hub.demo.clip_portraits import take_frames
 from fsth_hub.demo.inputs import Seen, choose_face, look_at_picture, open_limited, show_faces
 from fsth_hub.demo.jobs import Countdown, JobStopped, Worker
+from fsth_hub.demo.people import Kept
 from fsth_hub.demo.shipped import OPENING, PAIRS, PORTRAITS, clip_of, portrait_path
 from fsth_hub.demo.studio import BUNDLED, Studio
 from fsth_hub.demo.tabs import Page, live_tab
 from fsth_hub.demo.tabs.animate_tab import expected_time, motion_pictures
-from fsth_hub.demo.tabs.animator import CLIP_NAME, SIDE_BY_SIDE_NAME, Animator, Settings, describe
+from fsth_hub.demo.tabs.animator import CLIP_NAME, FINE_TUNED, SIDE_BY_SIDE_NAME, Animator, Settings, describe
 from fsth_hub.demo.tabs.inspect_tab import card
 from fsth_hub.demo.tabs.live_tab import Live, from_jpeg, to_jpeg, write_recording
 from fsth_hub.demo.uploads import FileSet
@@ -42,7 +45,7 @@ from testing_utils.clips import make_clip
 from testing_utils.demo import animate_arguments, left_over
 from testing_utils.networks import SIZE
 from testing_utils.paths import DRIVER, PORTRAIT, ROOT
-from testing_utils.pipelines import NO_FACE, make_pipeline, picture
+from testing_utils.pipelines import NO_FACE, make_pipeline, picture, tuned_once
 
 
 # What the pipeline says of a clip, as far as the page shows it.
@@ -609,7 +612,8 @@ def test_live(studio, files, monkeypatch):
     assert np.array_equal(moved, add_watermark(drawn[-1])) and not np.array_equal(moved, drawn[-1])
     live.reset_pose(None)
     again, words = live.step(picture(20), gallery, [], False)
-    assert np.array_equal(again, rest) and "frames per second, recorded" in words
+    assert np.array_equal(again, rest)
+    assert re.search(r"\d frames per second, \d+ ms from the camera's picture, recorded", words)
     kept = live.session(None).recording[1][1]  # as JPEG: plain pixels would fill the memory
     assert isinstance(kept, bytes) and np.abs(from_jpeg(kept).astype(int) - moved).mean() < 3
     with pytest.raises(gr.Error, match="Add at least one portrait"):
@@ -641,6 +645,46 @@ def test_live_regions_and_motion_can_change_while_it_runs(studio, files, monkeyp
     assert np.array_equal(held, drawn[-2])  # while no face is seen, whatever is chosen
     assert np.allclose(step(40, "relative", 1, []), rest, atol=0.05)
     assert "nothing moves" in live.step(picture(40), gallery, [], False, "relative", 1, [])[1]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_live_moves_who_was_fine_tuned(studio, files, method, monkeypatch):
+    """By their own generator, without portraits; one visitor's person is nobody else's."""
+    live, pipe = Live(studio), studio.ready.result()
+    anna, bob = (SimpleNamespace(session_hash=name) for name in ("anna", "bob"))
+    person = tuned_once(pipe, method)
+    person.name = "anna"
+    studio.people.keep(anna, Kept(person, None))
+    drawn, generate_frame = [], pipe.generate_frame
+    monkeypatch.setattr(pipe, "generate_frame", lambda *args: drawn.append(args) or generate_frame(*args))
+
+    def step(shift, who, request, portraits=None):
+        how = "relative", 1.0, list(REGIONS), who
+        return live.step(picture(shift), portraits, [], True, *how, request=request)[0]
+
+    step(0, FINE_TUNED, anna), step(20, FINE_TUNED, anna)
+    assert all(args[0] is pipe.generator_for(person) and args[1] is person for args in drawn)
+    assert live.session(anna).origin.identity == "anna" and len(live.session(anna).recording) == 2
+    step(0, "portraits", anna, [(files[0], None)])
+    assert drawn[-1][0] is pipe.generator_for() and len(live.session(anna).recording) == 1
+    with pytest.raises(gr.Error, match="no fine-tuned person of yours"):
+        step(0, FINE_TUNED, bob)
+
+
+def test_live_leaves_threads_to_the_browser(studio, files, monkeypatch):
+    """A frame by itself has as many as one of two; whatever else runs has all of them again."""
+    live, pipe, counts = Live(studio), studio.ready.result(), []
+    generate_frame = pipe.generate_frame
+    monkeypatch.setattr(
+        pipe, "generate_frame", lambda *args: counts.append(torch.get_num_threads()) or generate_frame(*args)
+    )
+    before = torch.get_num_threads()
+    try:
+        studio.worker.submit(torch.set_num_threads, 4).result()
+        live.step(picture(0), [(files[0], None)], [], False)
+        assert counts == [2] and studio.worker.submit(torch.get_num_threads).result() == 4
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_live_frames_are_as_large_as_the_portrait_has(studio, files, tmp_path):
@@ -680,7 +724,7 @@ def test_live_is_smoothed(studio, files, monkeypatch):
     live, gallery, pipe = Live(studio), [(files[0], None)], studio.ready.result()
     drawn, generate_frame = [], pipe.generate_frame
     monkeypatch.setattr(pipe, "generate_frame", lambda *args: drawn.append(args[2]) or generate_frame(*args))
-    clock = SimpleNamespace(monotonic=itertools.count(step=0.01).__next__)  # asked twice a frame
+    clock = SimpleNamespace(monotonic=itertools.count(step=0.007).__next__)  # asked three times a frame
     monkeypatch.setattr(live_tab, "time", clock)
     for shift in (0, *(0, 1) * 5, NO_FACE, 20):
         live.step(picture(shift), gallery, [], False)

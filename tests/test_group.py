@@ -13,6 +13,8 @@ from fsth_hub.landmarks import Face, GroupTracker
 from fsth_hub.media.paste_back import GroupPasteBack, PasteBack
 from fsth_hub.models.cropping import CropBox
 from fsth_hub.models.errors import FsthError, NoFaceError
+from fsth_hub.models.folding import fold
+from fsth_hub.pipelines import pipeline_fsth
 from fsth_hub.pipelines.identity import FsthIdentity
 from fsth_hub.provenance.inspection import inspect
 from testing_utils.clips import make_clip
@@ -182,6 +184,25 @@ def test_who_was_fine_tuned_takes_the_place_of_a_face(pipe, method):
     assert np.array_equal(person.crops[1], anna.crops[0])
     assert torch.equal(person.sources.images[:, 1:], anna.sources.images)
     assert np.allclose(person.landmarks, person.sources.landmarks[0, 0])
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_who_was_fine_tuned_is_made_ready_once(pipe, method, monkeypatch):
+    """For all photographs, as long as their weights are what they were."""
+    photograph, anna, folded = row(0, 0), tuned_once(pipe, method), []
+    monkeypatch.setattr(pipeline_fsth, "fold", lambda generator: folded.append(generator) or fold(generator))
+
+    def frame(person):
+        return arrays(pipe.animate_group(photograph, [picture(20)], people=[person]).frames[0])
+
+    first, again = frame(anna), frame(anna)
+    pipe.generator_for(anna)
+    assert len(folded) == 2 and np.array_equal(first, again)  # the person's and the pipeline's
+    other = tuned_once(pipe, method)
+    assert np.array_equal(frame(other), first) and len(folded) == 3
+    for weights in (other.generator.state_dict() if method == "full" else other.weights).values():
+        weights.mul_(1.1)
+    assert not np.array_equal(frame(other), first) and len(folded) == 4
 
 
 def test_who_was_embedded_from_other_portraits_keeps_them(pipe):

@@ -51,6 +51,18 @@ def weights_state(*items) -> tuple:
     )
 
 
+def owner_of(weights: tuple) -> nn.Module | torch.Tensor:
+    """
+    Whose a network that was made of weights is in a cache: theirs, and not that of the person who has them, for there
+    may be several such, as where a photograph shows somebody who is known.
+
+    Args:
+        weights: A network alone, or one and what was learned on top of it by name.
+    """
+    last = weights[-1]
+    return last if isinstance(last, nn.Module) else next(iter(last.values()))
+
+
 def _tensors(item) -> Iterator[torch.Tensor]:
     if isinstance(item, torch.Tensor):
         yield item

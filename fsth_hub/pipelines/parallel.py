@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 
@@ -16,6 +17,20 @@ def num_workers(network: FsthPreTrainedModel, engine: str) -> int:
     """How many frames to generate at once with this network; OpenVINO uses all of a processor for one."""
     alone = engine != "torch" or network.device.type != "cpu" or is_hooked(network)
     return 1 if alone else min(NUM_AT_ONCE, torch.get_num_threads())
+
+
+@contextmanager
+def one_share(workers: int) -> Iterator[None]:
+    """
+    Within it this thread has as many of PyTorch's threads as one of so many workers. For a frame by itself: the others
+    gain it nothing in bfloat16, and it waits for them wherever they have to share a core.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def generate_ahead(generate: Callable, items: Iterable, workers: int) -> Iterator:

@@ -48,7 +48,7 @@ from ..models.modeling_fsth import (
 from ..models.source_skips import FsthSources
 from ..provenance.credentials import Origin, check_credentials
 from . import parallel
-from .caching import Cache, weights_state
+from .caching import Cache, owner_of, weights_state
 from .delivery import deliver
 from .driving import DrivingMotion, adapt_motion, read_motion
 from .engines import Engine, check_engine, compiled_components, compiled_generator, pick_engine
@@ -496,8 +496,8 @@ class FsthPipeline(DiffusionPipeline):
                 generator = copy.deepcopy(generator).to(**place)
             return fold(generator)
 
-        owner, weights = (person, person.own_weights) if own else (self.generator, (self.generator,))
-        return self._generators.get(owner, (*place.values(), weights_state(*weights)), make)
+        weights = person.own_weights if own else (self.generator,)
+        return self._generators.get(owner_of(weights), (*place.values(), weights_state(*weights)), make)
 
     def _device_of(self, network: FsthPreTrainedModel) -> torch.device:
         """Where a network computes, which is not where it lies if it is offloaded."""
@@ -806,8 +806,8 @@ class FsthPipeline(DiffusionPipeline):
             components = copy.deepcopy(person.tuned_components(self.facial_components)).eval().requires_grad_(False)
             return components.to(**place, memory_format=torch.channels_last)
 
-        state = (*place.values(), weights_state(*person.own_component_weights))
-        return self._components.get(person, state, make)
+        weights = person.own_component_weights
+        return self._components.get(owner_of(weights), (*place.values(), weights_state(*weights)), make)
 
     def __call__(
         self,

@@ -1,7 +1,8 @@
 """The Live tab: the camera moves the portrait, frame by frame.
 
 Only what has been seen can be used: the reference pose is the first frame with a face, and the crop stays where it
-was then. Nothing of the camera is kept but the clip that the visitor asks to record, and that without the camera's
+was then. Of the pictures that come while a frame is generated Gradio keeps the last, so the newest is always next.
+Nothing of the camera is kept but the clip that the visitor asks to record, and that without the camera's
 own pictures.
 """
 
@@ -25,18 +26,23 @@ from ...media.reading import Clip
 from ...media.writing import write_clip
 from ...models.cropping import CropBox, crop_box, to_crop
 from ...models.errors import FsthError
+from ...pipelines.engines import pick_engine
+from ...pipelines.parallel import num_workers, one_share
 from ...provenance.credentials import OUTPUT_METADATA, Origin, sign
 from ...provenance.watermark import add_watermark
 from ..errors import told_to_visitor
 from ..inputs import Portraits, Seen, checked_portraits, chosen_faces
+from ..people import Kept
 from ..studio import HEAVY, Studio
 from . import Page
+from .animator import FINE_TUNED
+from .animator import PORTRAITS as AS_THEY_ARE
 
 
 LIVE = "live"  # the tab's id
 TIME_LIMIT = 120  # seconds for one visitor; then the next one's turn comes
 # Seconds between two pictures of the camera: as many as two cores generate, for each costs the browser time of the
-# same cores. What comes while a frame is generated is dropped, but for the last.
+# same cores.
 STREAM_EVERY = 0.1
 # Gradio would ask for 1920 x 1440, of which the landmarks alone are used.
 CAMERA = gr.WebcamOptions(constraints={"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}})
@@ -49,7 +55,7 @@ class LiveSession:
     """One visitor's camera: the portrait it moves, the pose it started from, what was recorded.
 
     Args:
-        key: The portraits' files and chosen faces that `person` was made of.
+        key: The portraits' files and chosen faces that `person` was made of, or which fine-tuned person it is.
         person, generator: What generates; None before the first frame.
         origin: What a recording's Content Credentials tell.
         smooth: Quietens the detector's jitter; it knows the camera's last landmarks.
@@ -59,6 +65,7 @@ class LiveSession:
         face: The face of the last frame; None where it was lost.
         looked: When the last picture of the camera was looked at, s.
         times: When the last frames were generated, for the frame rate, s.
+        delays: How long each of them took from the camera's picture, s.
         recording: When each frame was generated, and the frame as JPEG.
     """
 
@@ -74,6 +81,7 @@ class LiveSession:
     face: Face | None = None
     looked: float = 0.0
     times: deque = field(default_factory=lambda: deque(maxlen=20))
+    delays: deque = field(default_factory=lambda: deque(maxlen=20))
     recording: list[tuple[float, bytes]] = field(default_factory=list)
 
     def reset_pose(self) -> None:
@@ -128,25 +136,32 @@ class Live:
         motion: str = "relative",
         strength: float = 1.0,
         regions: list[str] = REGIONS,
+        person: str = AS_THEY_ARE,
         request: gr.Request = None,
     ) -> tuple[np.ndarray | None, str]:
         """One picture of the camera (H x W x 3 uint8) in, one frame and a line about it out."""
-        session = self.session(request)
+        session, begun = self.session(request), time.monotonic()
         with told_to_visitor():
             if picture is None:
                 return None, ""
-            paths = checked_portraits(portraits)
+            own = self.studio.people.get(request) if person == FINE_TUNED else None
+            paths = None if own else checked_portraits(portraits)
             regions = tuple(name for name in REGIONS if name in regions)  # of a running camera also none
             how = motion, strength, regions
-            work = self._generate, picture, session, paths, chosen_faces(paths, seen), how
-            frame = self.studio.worker.submit(*work).result()
+            who = own or (paths, chosen_faces(paths, seen))
+            frame = self.studio.worker.submit(self._generate, picture, session, who, how).result()
         now = time.monotonic()
         if session.times and now - session.times[-1] > 2:  # the camera was off meanwhile
             session.times.clear()
+            session.delays.clear()
         session.times.append(now)
+        session.delays.append(now - begun)
         if record and session.reference is not None and len(session.recording) < FPS * TIME_LIMIT:
             session.recording.append((now, to_jpeg(frame)))
-        words = [f"{session.frame_rate:.1f} frames per second"] if len(session.times) > 2 else []
+        words = []
+        if len(session.times) > 2:
+            delay = 1000 * np.median(session.delays)
+            words += [f"{session.frame_rate:.1f} frames per second", f"{delay:.0f} ms from the camera's picture"]
         if session.face is None:
             words.append("no face is seen: look into the camera")
         if motion == "relative" and not regions:
@@ -156,14 +171,17 @@ class Live:
         return frame, ", ".join(words)
 
     def _generate(
-        self, picture: np.ndarray, session: LiveSession, paths: list[str], faces: list[int], how: tuple
+        self, picture: np.ndarray, session: LiveSession, who: Kept | tuple[list[str], list[int]], how: tuple
     ) -> np.ndarray:
-        """On the worker's thread."""
-        pipe = self.studio.pipeline()
-        if session.key != (key := (*paths, *faces)):
-            session.person = pipe.embed(paths, faces)
-            session.origin = Origin.of(pipe.model_name, session.person, paths, ("driving clip", None))
-            session.generator, session.key = pipe.generator_for(), key
+        """On the worker's thread; `who` is a fine-tuned person, or portraits' files and their chosen faces."""
+        own = isinstance(who, Kept)
+        pipe = self.studio.pipeline(who.model if own else None)
+        # by its place: the session keeps the person, so that no other one can come to lie there
+        if session.key != (key := (id(who.identity),) if own else (*who[0], *who[1])):
+            session.person = who.identity if own else pipe.embed(*who)
+            portraits = None if own else who[0]
+            session.origin = Origin.of(pipe.model_name, session.person, portraits, ("driving clip", None))
+            session.generator, session.key = pipe.generator_for(session.person), key
             session.recording = []  # a clip shows one person
             session.reset_pose()
         session.face = pipe.detector.track(picture, session.face) if session.face else None
@@ -178,7 +196,8 @@ class Live:
         points, session.looked = session.smooth(points, now - session.looked), now
         moved = session.person.landmarks if session.reference is None else session.adapt(points, *how)
         # at the default size: the networks take nearly all of the time, and see 256 pixels whatever the size
-        return add_watermark(pipe.generate_frame(session.generator, session.person, moved))
+        with one_share(num_workers(session.generator, pick_engine(pipe.engine, pipe.generator))):
+            return add_watermark(pipe.generate_frame(session.generator, session.person, moved))
 
     def save(self, request: gr.Request = None) -> Iterator[dict]:
         """Write what was recorded, with the timing it had, signed, and forget it."""
@@ -232,7 +251,8 @@ def live_tab(page: Page) -> None:
             gr.Markdown(
                 "Look straight ahead with a calm face and press the button in the picture: your pose of that moment "
                 "becomes the portrait's own. "
-                f"It runs for {TIME_LIMIT // 60} minutes at most, and one visitor at a time.",
+                f"It runs for {TIME_LIMIT // 60} minutes at most, and one visitor at a time. "
+                "The time below the result is this server's, without the way to it and back.",
                 elem_id="live-help",
             )
             how = _options()
@@ -269,6 +289,12 @@ def live_tab(page: Page) -> None:
 def _options() -> list[gr.components.Component]:
     """How the portrait follows, closed at first; all can be changed while the camera runs."""
     with gr.Accordion("Options", open=False, elem_id="live-options"):
+        person = gr.Radio(
+            [("The portraits, as they are", AS_THEY_ARE), ("Your fine-tuned person", FINE_TUNED)],
+            value=AS_THEY_ARE,
+            label="Who moves",
+            elem_id="live-person",
+        )
         motion = gr.Radio(
             [("Relative", "relative"), ("Absolute", "absolute")],
             value="relative",
@@ -293,4 +319,4 @@ def _options() -> list[gr.components.Component]:
             info="What is not ticked stays as in the portrait. For relative motion.",
             elem_id="live-regions",
         )
-    return [motion, strength, regions]
+    return [motion, strength, regions, person]
