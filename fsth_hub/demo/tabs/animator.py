@@ -27,7 +27,7 @@ from ..jobs import Countdown, Job, JobStopped, progress_bar
 from ..people import Kept
 from ..shipped import PAIRS, clip_of, portrait_path
 from ..studio import BUNDLED, Studio
-from .groups import ALL, CLICKED, check_group, group_of, is_group, named_faces
+from .groups import ALL, CLICKED, check_group, group_of, how_many, is_group, named_faces
 
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ CLIP_NAME, SIDE_BY_SIDE_NAME, DETAILS_NAME = "talking_head.mp4", "side_by_side.m
 PORTRAITS, FINE_TUNED = "portraits", "fine-tuned"  # who is animated
 SIZES = (256, DEFAULT_SIZE, 1024)  # of frames, pixels
 SCHEME = "motion:"
+SHORT = 5  # seconds, how much of a long clip is offered
 
 
 class Shown(NamedTuple):
@@ -143,10 +144,14 @@ class Animator:
             if kept and is_whole(kept):
                 yield finished(kept)
                 return
+            people = how_many(settings.faces, portraits_seen)
+            expected = expected_seconds(self.studio, driver, settings.max_frames, people)[1]
             yield Shown(progress=progress_bar("Getting ready"))
             work = partial(self._generate, paths, driver, chosen, settings, own, Path(folder))
             try:
-                report, said = yield from self.studio.worker.stream(request and request.session_hash, work)
+                report, said = yield from self.studio.worker.stream(
+                    request and request.session_hash, work, expected, lambda bar: Shown(progress=bar)
+                )
             except JobStopped:
                 yield Shown(notes="Cancelled.")
                 return
@@ -202,6 +207,7 @@ class Animator:
             nonlocal drawing, shown
             drawing = drawing or Countdown("Drawing", count)
             last = index + 1 == count
+            job.expect(drawing.left(index + 1) or job.left)
             if last or time.monotonic() - shown > PREVIEW_SECONDS:
                 shown = time.monotonic()
                 job.report(Shown(preview=frame, progress=drawing(index + 1)))
@@ -261,6 +267,16 @@ def driving_length(driver: str) -> tuple[int, float, bool]:
     clip = open_limited(driver)
     count = clip.frame_count or (round(clip.duration * clip.fps) if clip.duration else 0)
     return min(count, round(MAX_SECONDS * clip.fps)), clip.fps, True
+
+
+def expected_seconds(
+    studio: Studio, driver: str, max_frames: float | None, people: int = 1
+) -> tuple[int, float | None, bool]:
+    """How many frames it drives (0 where nobody knows), how long so many people's will take, s (None where nothing was
+    measured yet), and whether they are more than `SHORT` seconds."""
+    length, rate, followed = driving_length(driver)
+    frames = min(length, int(max_frames)) if max_frames else length
+    return frames, studio.pace.estimate(people * frames, followed) if frames else None, frames > SHORT * rate
 
 
 def driving_pictures(driver: str, count: int | None, job: Job) -> tuple[object, object, int | None]:
