@@ -426,6 +426,7 @@ def test_handler_needs_no_page(studio, files):
     assert [bool(output[0]) and bool(output[1]) for output in outputs] == [False] * (len(outputs) - 1) + [True]
     assert isinstance(outputs[-3].preview, np.ndarray) and "Drawing: frame 4" in outputs[-3].progress
     assert "side by side: frame 1" in outputs[-2].progress
+    assert outputs[-2].preview is outputs[-3].preview  # it stays; an update would be a component more of the session's
     assert "relative motion" in outputs[-1].details and "4 frames" in outputs[-1].details
 
 

@@ -201,23 +201,23 @@ class Animator:
         """The work itself, on the worker's thread: writes the clips and the motion, returns report and warnings."""
         pipe = self.studio.pipeline(own.model if own else settings.model)
         count = int(settings.max_frames) if settings.max_frames else None
-        drawing, shown = None, 0.0
+        drawing, shown, preview = None, 0.0, None
 
         def show(pipe: "FsthPipeline", index: int, count: int, frame: np.ndarray) -> None:
-            nonlocal drawing, shown
+            nonlocal drawing, shown, preview
             drawing = drawing or Countdown("Drawing", count)
             last = index + 1 == count
             job.expect(drawing.left(index + 1) or job.left)
             if last or time.monotonic() - shown > PREVIEW_SECONDS:
-                shown = time.monotonic()
+                shown, preview = time.monotonic(), frame
                 job.report(Shown(preview=frame, progress=drawing(index + 1)))
 
         def drawn_frames(output):
             laying_out = Countdown("Putting side by side", output.report.num_frames)
             result = open_clip(folder / CLIP_NAME, fps=output.fps, allow_still=True)
             for index, frame in enumerate(result, start=1):
-                if index % 10 == 1:
-                    job.report(Shown(preview=gr.skip(), progress=laying_out(index)))
+                if index % 10 == 1:  # once more: `gr.skip` makes a component anew, which Gradio keeps with the session
+                    job.report(Shown(preview=preview, progress=laying_out(index)))
                 yield frame
 
         clip, source, limit = driving_pictures(driver, count, job)
