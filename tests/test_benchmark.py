@@ -43,6 +43,11 @@ def test_benchmark_measures_every_stage(tiny_pipeline, tmp_path, capsys):
     assert sizes[0] == 64 and [
         (entry["engine"], entry["dtype"], entry["portraits"], entry["size"]) for entry in result["generation"]
     ] == [("torch", dtype, number, size) for dtype in dtypes() for number in (1, 2) for size in sizes]
+    engines = [f"torch, {dtype}, {number} at once" for dtype in dtypes() for number in (1, 2)]
+    assert list(result["whole_path"]) == engines
+    for times in result["whole_path"].values():
+        assert times["embed"] + times["landmarks"] + times["frames"] <= times["all"] * 1.01
+        assert times["frames_per_second"] == pytest.approx(1000 / times["all"])
     first, *_, last = result["generation"]
     same = result["generation"][2 * len(sizes) - 1]  # by the first engine, from as many portraits, of that size
     assert first["speedup"] == 1 and last["speedup"] == pytest.approx(same["milliseconds"] / last["milliseconds"])
@@ -59,15 +64,43 @@ def dtypes() -> list[str]:
     return ["float32"] if fastest == "float32" else ["float32", fastest]
 
 
-def test_the_table_is_written_between_its_marks(tmp_path):
-    page = tmp_path / "README.md"
+def result_of(engine: str, milliseconds: float) -> dict:
+    """What was measured, as far as the table of settings shows it."""
+    entry = {"portraits": 1, "size": 512, "engine": engine, "dtype": "float32", "milliseconds": milliseconds}
+    machine = {"gpu": None, "processor": "Some CPU", "threads": 2, "cores": 2, "load_average": None}
+    versions = {"python": "3.11", "torch": "2.13", "openvino": "2026", "opencv": "4.13"}
+    stages = {"landmarks": 12.0, "frames": 34.0, "frames_per_second": 21.5}
+    return (
+        machine
+        | versions
+        | {
+            "instructions": "AVX2",
+            "openmp": "passive",
+            "milliseconds_for_landmarks": {"1280 x 720": {"follow": 9.0}},
+            "milliseconds_to_compose": {"1": {"flow": 3.0, "512": 5.0}},
+            "milliseconds_to_encode": 2.0,
+            "generation": [entry, entry | {"portraits": 8}],
+            "whole_path": {engine: stages},
+        }
+    )
+
+
+def test_all_settings_are_written_between_the_marks(tmp_path):
+    page = tmp_path / "page.md"
     page.write_text(f"before\n{benchmark.BEGIN}\nold\n{benchmark.END}\nafter\n")
-    entry = {"portraits": 1, "size": 512, "engine": "openvino", "dtype": "float32", "milliseconds": 40.4}
-    table = benchmark.generation_table([entry | {"processor_milliseconds": 80.2, "speedup": 3.456}])
-    benchmark.write_table(page, "\n".join(table))
+    results = {"default": result_of("torch", 100.4), "avx2": result_of("openvino", 40.4)}
+    benchmark.write_table(page, "\n".join(benchmark.settings_table(results)))
     text = page.read_text()
-    assert text.startswith(f"before\n{benchmark.BEGIN}\n| a frame") and text.endswith(f"{benchmark.END}\nafter\n")
-    assert "| 1 | 512 | openvino | 40 | 80 | 3.46 |" in text and "old" not in text
+    assert text.startswith(f"before\n{benchmark.BEGIN}\nSome CPU, 2 threads") and text.endswith("-->\nafter\n")
+    for line in (
+        "| | default | avx2 |",
+        "| instructions | AVX2 | AVX2 |",
+        "| generate a frame of 512 pixels, torch, float32, ms | 100 | – |",
+        "| generate a frame of 512 pixels, openvino, ms | – | 40 |",
+        "| whole path, openvino: frames a second (ms: landmarks + frames) | – | 21.5 (12 + 34) |",
+    ):
+        assert line in text.splitlines()
+    assert "old" not in text
 
 
 def test_settings_are_measured_in_processes_of_their_own(monkeypatch, tmp_path):
@@ -75,11 +108,12 @@ def test_settings_are_measured_in_processes_of_their_own(monkeypatch, tmp_path):
 
     def run(command, env, **options):
         seen.append(env.get("OMP_WAIT_POLICY"))
+        assert benchmark.parse_args(command[2:]).write is None  # they would write beside each other
         Path(command[command.index("--output") + 1]).write_text("{}")
 
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setattr(benchmark.subprocess, "run", run)
-    arguments = ["--settings", "default", "passive"]
+    arguments = ["--settings", "default", "passive", "--write", "README.md"]
     assert benchmark.measure_settings(benchmark.parse_args(arguments), arguments) == {"default": {}, "passive": {}}
     assert seen == [None, "PASSIVE"]
 

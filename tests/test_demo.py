@@ -1,6 +1,7 @@
 """The page's handlers and limits, in this process and over Gradio's own client."""
 
 import itertools
+import queue
 import re
 import tempfile
 import threading
@@ -126,15 +127,15 @@ def test_a_new_tab_is_one_function(monkeypatch):
     assert given[0].tabs["new"].children[0].elem_id == "new" and given[0].animation is not None
 
 
-def test_heavy_events_share_one_place():
-    """Whatever runs a network waits for one another, also in the queue that visitors see."""
-    demo = create_demo(make_pipeline())
-    heavy = [
-        fn
-        for fn in demo.fns.values()
-        if getattr(fn.fn, "__name__", "") in ("animate", "preview", "make_clip", "step", "fine_tune", "try_out")
-    ]
-    assert len(heavy) > 5 and all((fn.concurrency_id, fn.concurrency_limit) == ("heavy", 1) for fn in heavy)
+def test_heavy_events_share_one_place_and_jobs_wait_in_the_workers_line():
+    """All jobs come to the line, which alone knows how long each takes."""
+    fns = create_demo(make_pipeline()).fns.values()
+    heavy, jobs = ("preview", "step"), ("animate", "make_clip", "fine_tune", "try_out", "load_file", "load_from_hub")
+    named = [(getattr(fn.fn, "__name__", ""), fn) for fn in fns]
+    heavy = [(fn.concurrency_id, fn.concurrency_limit) for name, fn in named if name in heavy]
+    assert len(heavy) > 2 and set(heavy) == {("heavy", 1)}
+    in_line = [(name, fn.concurrency_limit) for name, fn in named if name in jobs]
+    assert {*in_line} == {(name, None) for name in jobs}
 
 
 def test_animates_for_programs(client, folders):
@@ -251,7 +252,7 @@ def test_stop_returns_when_the_work_has_ended():
     next(streams[0])
     waiting = threading.Thread(target=lambda: pytest.raises(JobStopped, _drain, streams[1]))
     waiting.start()
-    while len(worker._jobs) < 2:
+    while len(worker._line) < 2:
         time.sleep(0.01)
     worker.stop("anna")
     assert ended.is_set()
@@ -260,6 +261,68 @@ def test_stop_returns_when_the_work_has_ended():
     waiting.join(5)
     assert not waiting.is_alive() and begun == []
     assert _drain(worker.stream("anna", lambda job: 7)) == ([], 7)
+
+
+def test_the_line_says_how_long_the_others_take(monkeypatch):
+    """Those before, as far as they are known, and what is left of the one that runs; by the clock, and as it moves."""
+    now, steps = [0.0], queue.SimpleQueue()
+    monkeypatch.setattr("fsth_hub.demo.jobs.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("fsth_hub.demo.jobs.LINE_SECONDS", 0)
+    worker = Worker()
+
+    def work(job):
+        job.report("at work")
+        while (seconds := steps.get(timeout=60)) is not None:
+            job.expect(seconds)
+            job.report("at work")
+
+    def in_line(name, expected):
+        return worker.stream(name, work, expected, lambda bar: re.search('status">(.*)</p>', bar)[1])
+
+    anna, bob, carl, dora = in_line("anna", 40), in_line("bob", 150), in_line("carl", None), in_line("dora", 5)
+    assert next(anna) == "at work"
+    assert next(bob) == "One before you: about 40 s"
+    assert next(carl) == "Two before you: about 3 min"
+    assert next(dora) == "Three before you"  # how long carl's takes nobody knows
+    now[0] = 10.0
+    assert next(bob) == "One before you: about 30 s"
+    steps.put(90.0)
+    assert next(anna) == "at work"
+    assert next(carl) == "Two before you: about 4 min"
+    now[0] = 200.0  # longer than it should
+    assert next(bob) == "One before you"
+    steps.put(None)
+    assert _drain(anna) == ([], None)
+    assert next(bob) == "at work"
+    assert next(carl) == "One before you: about 2 min"
+    carl.close()
+    assert next(dora) == "One before you: about 2 min"
+    for stream in (bob, dora):
+        steps.put(None)
+        assert _drain(stream)[1] is None
+
+
+def test_the_line_has_an_end(monkeypatch):
+    monkeypatch.setattr("fsth_hub.demo.jobs.MAX_WAITING", 1)
+    worker, go_on = Worker(), threading.Event()
+    streams = [worker.stream(None, lambda job: job.report(1) or go_on.wait(60), None, str) for _ in range(3)]
+    assert next(streams[0]) == 1 and "One before you" in next(streams[1])
+    with pytest.raises(FsthError, match="1 requests wait in line already"):
+        next(streams[2])
+    go_on.set()
+    assert [_drain(stream)[1] for stream in streams[:2]] == [True, True]
+
+
+def test_something_short_waits_for_the_job_that_runs_alone():
+    worker, go_on, order = Worker(), threading.Event(), []
+    anna = worker.stream("anna", lambda job: job.report("at work") or go_on.wait(60))
+    bob = worker.stream("bob", lambda job: order.append("bob"), None, str)
+    assert next(anna) == "at work" and "One before you" in next(bob)
+    short = worker.submit(order.append, "picture")
+    go_on.set()
+    _drain(anna)
+    _drain(bob)
+    assert short.done() and order == ["picture", "bob"]
 
 
 def test_uploads_are_deleted(folders, files, monkeypatch):
@@ -365,6 +428,7 @@ def test_handler_needs_no_page(studio, files):
     assert [bool(output[0]) and bool(output[1]) for output in outputs] == [False] * (len(outputs) - 1) + [True]
     assert isinstance(outputs[-3].preview, np.ndarray) and "Drawing: frame 4" in outputs[-3].progress
     assert "side by side: frame 1" in outputs[-2].progress
+    assert outputs[-2].preview is outputs[-3].preview  # it stays; an update would be a component more of the session's
     assert "relative motion" in outputs[-1].details and "4 frames" in outputs[-1].details
 
 
@@ -508,7 +572,7 @@ def test_shipped_pictures_can_be_taken_wherever_the_package_is(studio):
     assert [title for _, title in pictures if "✓" in title] == ["✓ Nod"] and len(pictures) == 8
 
 
-def test_expected_time(studio, tmp_path):
+def test_expected_time(studio, tmp_path, monkeypatch):
     """Of what was measured on this machine; nothing is guessed."""
     studio.ready.result()
     assert studio.pace.generating > 0
@@ -524,6 +588,17 @@ def test_expected_time(studio, tmp_path):
     make_clip(tmp_path / "long.mp4", [picture()] * 130)
     assert expect(str(tmp_path / "long.mp4")) == ("130 frames: about 80 s on this machine.", True)
     assert expect(str(DRIVER), max_frames=10) == ("10 frames: about 8 s on this machine.", False)
+    expected = []  # by those who wait, too
+
+    def stream(session, work, seconds, waiting):
+        expected.append(seconds)
+        yield waiting("<p>Two before you</p>")
+        raise FsthError("enough")
+
+    monkeypatch.setattr(studio.worker, "stream", stream)
+    animation = Animator(studio).animate([(str(PORTRAIT), None)], str(DRIVER), [], [], max_frames=10)
+    assert "Getting ready" in next(animation).progress and "Two before you" in next(animation).progress
+    assert expected == [pytest.approx(8)]
     report = replace(REPORT, num_frames=10, seconds={"embed": 1, "landmarks": 0, "frames": 10})
     studio.pace.learn(report)
     assert expect(movement="nod")[0] == "70 frames: about 71 s on this machine." and studio.pace.following == 0.1

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from fsth_hub.models.errors import FsthError
-from fsth_hub.pipelines.workers import Crashed, ProcessWorker, run_parts
+from fsth_hub.pipelines.workers import Crashed, ProcessWorker, run_parts, share_out
 from testing_utils import tasks
 from testing_utils.paths import ROOT
 
@@ -64,6 +64,22 @@ def test_whoever_stops_to_listen_stops_the_work(tmp_path):
     running.close()
     assert not mark.exists()
     assert not [child for child in set(psutil.Process().children()) - before if "spawn_main" in str(child.cmdline())]
+
+
+@pytest.mark.parametrize(
+    "cores, wanted, expected",
+    [
+        ([4], None, (2, 2)),
+        ([1, 1], None, (2, 1)),
+        ([3, 3], None, (6, 1)),  # three of two cores would leave one without a place
+        ([0, 4, 1], None, (2, 2)),
+        ([8], 3, (3, 2)),
+        ([3, 3], 3, (3, 1)),
+        ([1, 1], 64, (2, 1)),
+    ],
+)
+def test_every_worker_of_a_cluster_finds_a_place(cores, wanted, expected):
+    assert share_out(cores, wanted, most=2) == expected
 
 
 SCRIPT = """

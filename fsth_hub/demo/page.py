@@ -3,6 +3,7 @@
 import gradio as gr
 
 from .inputs import MAX_SECONDS
+from .jobs import MAX_WAITING
 from .opening import opening, stand_still
 from .portrait_panel import portrait_panel
 from .studio import Studio
@@ -23,7 +24,7 @@ TABS = {
     LIVE: ("Live", live_tab),
     "check": ("Check a file", inspect_tab),
 }
-QUEUE_SIZE = 16
+QUEUE_SIZE = 16  # of Gradio's own queue
 DELETE_CACHE = (600, 2400)  # every ten minutes, what is older than forty: all uploads are gone within the hour
 INTRODUCTION = """
 # Few-shot talking heads
@@ -33,7 +34,7 @@ RESPONSIBLE_USE = f"""
 Use portraits only of people who agreed to it, or who lived long ago. Every clip says in its file that it is
 AI-generated; say so too where you show it. What you upload stays on the machine that runs this page, unless you
 publish it, and is deleted within the hour. One clip is generated at a time, of {MAX_SECONDS} s at most; up to
-{QUEUE_SIZE} requests wait in line.
+{MAX_WAITING} requests wait in line.
 """
 
 

@@ -18,8 +18,10 @@ from .people import People
 from .shipped import FIRST_PORTRAIT, PORTRAITS, portrait_path
 
 
-# All heavy events of the page share one place in Gradio's queue.
+# Pictures that are drawn at once share one place in Gradio's queue. Jobs wait in the worker's line instead, which
+# knows how long each of them takes.
 HEAVY = {"concurrency_limit": 1, "concurrency_id": "heavy"}
+IN_LINE = {"concurrency_limit": None}
 BUNDLED = "bundled"
 
 

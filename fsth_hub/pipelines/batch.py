@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
@@ -23,7 +24,7 @@ from .driving import DrivingMotion
 from .identity import FsthIdentity
 from .person import FsthPerson
 from .portrait_picking import list_portraits, pick_from_clips
-from .workers import Crashed, ProcessWorker, RayWorker, run_parts, start_ray
+from .workers import Crashed, ProcessWorker, RayWorker, run_parts, share_out, start_ray
 
 
 try:
@@ -232,15 +233,18 @@ def animate_batch(
         jobs = remaining_jobs(jobs, output_dir, model)
         if not jobs:
             return
-        cores, gpus = start_ray() if executor == "ray" else (_num_cores(), 0)
-        num_workers = min(num_workers or max(1, cores // CORES_PER_WORKER), len(jobs))
-        num_threads = max(1, cores // num_workers)
         if executor == "ray":
-            num_threads = min(num_threads, CORES_PER_WORKER)  # more than a machine has would never begin
+            cores, gpus = start_ray()
+            wanted = num_workers and min(num_workers, len(jobs))
+            num_workers, num_threads = share_out(cores, wanted, CORES_PER_WORKER)
+            num_workers = min(num_workers, len(jobs))
+        else:
+            num_workers = min(num_workers or max(1, _num_cores() // CORES_PER_WORKER), len(jobs))
+            num_threads = max(1, _num_cores() // num_workers)
         make = partial(RowAnimator, load, model, output_dir, num_threads)
         make_worker = partial(ProcessWorker, make)
         if executor == "ray":
-            make_worker = partial(RayWorker, make, num_threads, min(1, gpus / num_workers))
+            make_worker = partial(RayWorker, make, num_threads, gpus and 1 / ceil(num_workers / gpus))
         for job, result in run_parts(by_person(jobs, num_workers), make_worker, num_workers):
             if isinstance(result, Crashed):
                 result = failure("crash", result.cause)

@@ -149,8 +149,8 @@ class _Actor:
         return self._worker(task)
 
 
-def start_ray() -> tuple[int, float]:
-    """Join the cluster that RAY_ADDRESS names, or make one of this machine; its numbers of cores and of GPUs."""
+def start_ray() -> tuple[list[int], float]:
+    """Join the cluster that RAY_ADDRESS names, or make one of this machine; its machines' cores, and how many GPUs."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
     try:
         import ray
@@ -159,8 +159,24 @@ def start_ray() -> tuple[int, float]:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # a checkout need not be installed
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
     ray.init(runtime_env=environment, log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
-    resources = ray.cluster_resources()
-    return int(resources["CPU"]), resources.get("GPU", 0)
+    cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return cores, ray.cluster_resources().get("GPU", 0)
+
+
+def share_out(cores: list[int], num_workers: int | None, most: int) -> tuple[int, int]:
+    """
+    How many workers machines of so many cores take, and how many cores each of them: a worker that finds no place
+    would wait for ever, and its rows with it.
+
+    Args:
+        num_workers: As many as that, if they find a place; `None` for as many as there are places.
+        most: Cores of a worker, if there are as many.
+    """
+    for share in range(most, 0, -1):
+        places = sum(count // share for count in cores)
+        if places >= (num_workers or max(1, sum(cores) // most)):
+            break
+    return min(num_workers or places, max(1, places)), share
 
 
 def run_parts(parts: Iterable[list], make_worker: Callable[[], Worker], num_workers: int) -> Iterator[tuple]:

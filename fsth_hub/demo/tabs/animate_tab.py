@@ -23,16 +23,27 @@ from ..inputs import (
 from ..opening import opening
 from ..portrait_panel import PortraitPanel
 from ..shipped import FIRST_MOTION, FIRST_PORTRAIT, PORTRAITS, THUMBNAILS
-from ..studio import HEAVY, Studio
+from ..studio import IN_LINE, Studio
 from . import AnimatePanel, Page
 from .animate_options import options_panel
-from .animator import FINE_TUNED, SCHEME, Animator, Settings, driver_of, driving_length, finished, is_whole
+from .animator import (
+    FINE_TUNED,
+    SCHEME,
+    SHORT,
+    Animator,
+    Settings,
+    driver_of,
+    driving_length,
+    expected_seconds,
+    finished,
+    is_whole,
+)
 from .animator import PORTRAITS as AS_THEY_ARE
 from .groups import group_choice, how_many
 
 
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
-LONG, SHORT = 20, 5  # seconds: from how long a wait on, how much of a clip is offered instead
+LONG = 20  # seconds: from how long a wait on the beginning alone is offered
 READY_SECONDS = 60  # how long to wait until it is known how quick this machine is
 # On a phone the button comes to the top, and under it lies what is generated.
 SHOW_RESULT = """() => {
@@ -147,7 +158,7 @@ def animate_tab(page: Page) -> None:
         api_name="animate",
         show_progress="minimal",
         show_progress_on=results.progress,
-        **HEAVY,
+        **IN_LINE,
     )  # fmt: skip
     animation.success(partial(stages, "done"), None, stages.outputs, **PRIVATE)
     animation.success(_beside_if_any, results.beside, results.beside, **PRIVATE)
@@ -292,15 +303,14 @@ def expected_time(studio: Studio, clip, movement, file, max_frames, people: int 
     """How long it will take for so many people, in words (none where nothing drives, or nothing was measured yet), and
     whether that is long for what could be cut."""
     try:
-        length, rate, followed = driving_length(driver_of(clip, movement, file))
+        driver = driver_of(clip, movement, file)
+        frames, seconds, can_be_cut = expected_seconds(studio, driver, max_frames, people)
     except FsthError:
         return "", False
-    frames = min(length, int(max_frames)) if max_frames else length
-    seconds = studio.pace.estimate(people * frames, followed)
-    if not frames or seconds is None:
+    if seconds is None:
         return "", False
     words = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-    return f"{frames} frames: about {words} on this machine.", seconds > LONG and frames > SHORT * rate
+    return f"{frames} frames: about {words} on this machine.", seconds > LONG and can_be_cut
 
 
 def _wire_pairs(

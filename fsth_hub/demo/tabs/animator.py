@@ -27,7 +27,7 @@ from ..jobs import Countdown, Job, JobStopped, progress_bar
 from ..people import Kept
 from ..shipped import PAIRS, clip_of, portrait_path
 from ..studio import BUNDLED, Studio
-from .groups import ALL, CLICKED, check_group, group_of, is_group, named_faces
+from .groups import ALL, CLICKED, check_group, group_of, how_many, is_group, named_faces
 
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ CLIP_NAME, SIDE_BY_SIDE_NAME, DETAILS_NAME = "talking_head.mp4", "side_by_side.m
 PORTRAITS, FINE_TUNED = "portraits", "fine-tuned"  # who is animated
 SIZES = (256, DEFAULT_SIZE, 1024)  # of frames, pixels
 SCHEME = "motion:"
+SHORT = 5  # seconds, how much of a long clip is offered
 
 
 class Shown(NamedTuple):
@@ -143,10 +144,14 @@ class Animator:
             if kept and is_whole(kept):
                 yield finished(kept)
                 return
+            people = how_many(settings.faces, portraits_seen)
+            expected = expected_seconds(self.studio, driver, settings.max_frames, people)[1]
             yield Shown(progress=progress_bar("Getting ready"))
             work = partial(self._generate, paths, driver, chosen, settings, own, Path(folder))
             try:
-                report, said = yield from self.studio.worker.stream(request and request.session_hash, work)
+                report, said = yield from self.studio.worker.stream(
+                    request and request.session_hash, work, expected, lambda bar: Shown(progress=bar)
+                )
             except JobStopped:
                 yield Shown(notes="Cancelled.")
                 return
@@ -196,22 +201,23 @@ class Animator:
         """The work itself, on the worker's thread: writes the clips and the motion, returns report and warnings."""
         pipe = self.studio.pipeline(own.model if own else settings.model)
         count = int(settings.max_frames) if settings.max_frames else None
-        drawing, shown = None, 0.0
+        drawing, shown, preview = None, 0.0, None
 
         def show(pipe: "FsthPipeline", index: int, count: int, frame: np.ndarray) -> None:
-            nonlocal drawing, shown
+            nonlocal drawing, shown, preview
             drawing = drawing or Countdown("Drawing", count)
             last = index + 1 == count
+            job.expect(drawing.left(index + 1) or job.left)
             if last or time.monotonic() - shown > PREVIEW_SECONDS:
-                shown = time.monotonic()
+                shown, preview = time.monotonic(), frame
                 job.report(Shown(preview=frame, progress=drawing(index + 1)))
 
         def drawn_frames(output):
             laying_out = Countdown("Putting side by side", output.report.num_frames)
             result = open_clip(folder / CLIP_NAME, fps=output.fps, allow_still=True)
             for index, frame in enumerate(result, start=1):
-                if index % 10 == 1:
-                    job.report(Shown(preview=gr.skip(), progress=laying_out(index)))
+                if index % 10 == 1:  # once more: `gr.skip` makes a component anew, which Gradio keeps with the session
+                    job.report(Shown(preview=preview, progress=laying_out(index)))
                 yield frame
 
         clip, source, limit = driving_pictures(driver, count, job)
@@ -261,6 +267,16 @@ def driving_length(driver: str) -> tuple[int, float, bool]:
     clip = open_limited(driver)
     count = clip.frame_count or (round(clip.duration * clip.fps) if clip.duration else 0)
     return min(count, round(MAX_SECONDS * clip.fps)), clip.fps, True
+
+
+def expected_seconds(
+    studio: Studio, driver: str, max_frames: float | None, people: int = 1
+) -> tuple[int, float | None, bool]:
+    """How many frames it drives (0 where nobody knows), how long so many people's will take, s (None where nothing was
+    measured yet), and whether they are more than `SHORT` seconds."""
+    length, rate, followed = driving_length(driver)
+    frames = min(length, int(max_frames)) if max_frames else length
+    return frames, studio.pace.estimate(people * frames, followed) if frames else None, frames > SHORT * rate
 
 
 def driving_pictures(driver: str, count: int | None, job: Job) -> tuple[object, object, int | None]:

@@ -6,7 +6,7 @@ import gradio as gr
 
 from ...landmarks.expression import CONTROLS, Expression
 from ..shipped import FIRST_PORTRAIT
-from ..studio import HEAVY
+from ..studio import HEAVY, IN_LINE
 from . import Page
 from .expressions import PAIRED, PRESETS, Expressions, by_name
 
@@ -94,7 +94,7 @@ def expression_tab(page: Page) -> None:
         [clip, progress],
         show_progress_on=progress,
         api_visibility="private",
-        **HEAVY,
+        **IN_LINE,
     ).failure(lambda: "", None, progress, **PRIVATE)
     gr.on([strip.change, step.release, loop.change], expressions.save_motion, [strip, step, loop], keep, **PRIVATE)
     page.blocks.unload(expressions.forget)

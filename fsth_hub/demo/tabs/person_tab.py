@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import gradio as gr
 
 from ...finetuning.loop import METHODS
-from ..studio import HEAVY, Studio
+from ..studio import IN_LINE, Studio
 from . import AnimatePanel, Page
 from .animator import FINE_TUNED, PORTRAITS
 from .publish_form import Publisher, PublishForm, on_space, publish_form, token_field
@@ -85,10 +85,10 @@ def person_tab(page: Page) -> None:
     driving = [animation.driving, animation.driving_seen, animation.movement, animation.motion_file]
     load, account = (tuner.load_as_logged_in, []) if on_space() else (tuner.load_from_hub, [settings.hub_token])
     tasks = (
-        Task(settings.tune, tuner.fine_tune, "fine_tune", fine_tuning, shown, "tuned", HEAVY),
-        Task(results.try_out, tuner.try_out, "try_person", driving, tried, "tried", HEAVY),
-        Task(settings.load_file, tuner.load_file, "load_person_file", [settings.file], said, "loaded"),
-        Task(settings.load_hub, load, "load_person", [settings.repo_id, *account], said, "loaded"),
+        Task(settings.tune, tuner.fine_tune, "fine_tune", fine_tuning, shown, "tuned", IN_LINE),
+        Task(results.try_out, tuner.try_out, "try_person", driving, tried, "tried", IN_LINE),
+        Task(settings.load_file, tuner.load_file, "load_person_file", [settings.file], said, "loaded", IN_LINE),
+        Task(settings.load_hub, load, "load_person", [settings.repo_id, *account], said, "loaded", IN_LINE),
     )
     show = StageSwitch(page.studio, settings, results, animation)
     events = {}

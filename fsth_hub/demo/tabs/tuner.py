@@ -54,7 +54,9 @@ class Tuner:
             faces = chosen_faces(paths, portraits_seen)
             work = partial(self._fine_tune, paths, faces, int(steps) if steps else None, method, model, request)
             try:
-                notes, details = yield from self.studio.worker.stream(session_of(request), work)
+                notes, details = yield from self.studio.worker.stream(
+                    session_of(request), work, waiting=lambda bar: (None, bar, note(""), "")
+                )
             except JobStopped:
                 yield None, "", note(""), "Cancelled."
                 return
@@ -83,6 +85,7 @@ class Tuner:
             def show(step: int, count: int, preview, losses: dict[str, float]) -> None:
                 said = [str(warning.message) for warning in caught if warning.category is FsthWarning]
                 picture = gr.update() if preview is None else preview
+                job.expect(countdown.left(step))
                 job.report((picture, countdown(step), note(" ".join([*notes, *said])), ""))
 
             options = {"method": method, "steps": steps, "content": content, "face_index": faces}
@@ -124,9 +127,8 @@ class Tuner:
             self.studio.people.keep(request, Kept(self.studio.pipeline(model).bind(identity), model))
             return f"Loaded {name}. {describe(identity)}"
 
-        yield progress_bar("Waiting for its turn"), ""
         try:
-            details = yield from self.studio.worker.stream(session_of(request), work)
+            details = yield from self.studio.worker.stream(session_of(request), work, waiting=lambda bar: (bar, ""))
         except JobStopped:
             yield "", "Cancelled."
             return
