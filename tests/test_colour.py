@@ -140,6 +140,19 @@ def test_all_eight_orientations(tmp_path, orientation):
     np.testing.assert_array_equal(load_image(tmp_path / "a.png"), upright)
 
 
+def test_pictures_are_read_without_copies_and_those_given_stay_as_they_are(monkeypatch):
+    """A copy of 64 megapixels takes a quarter of a second."""
+    copies, copy = [], Image.Image.copy
+    monkeypatch.setattr(Image.Image, "copy", lambda image: copies.append(image) or copy(image))
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(file, "png")
+    assert load_image(file.getvalue())[0, 0].tolist() == [255, 0, 0] and not copies
+    given = Image.new("RGB", (8, 8), "red")
+    given.info["transparency"] = (255, 0, 0)  # what is red is transparent
+    assert load_image(given)[0, 0].tolist() == [255, 255, 255]
+    assert given.mode == "RGB" and given.getpixel((0, 0)) == (255, 0, 0)
+
+
 def test_damaged_exif_is_ignored(tmp_path):
     flat(RED).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01")
     np.testing.assert_array_equal(colour_of(tmp_path / "a.png"), RED)

@@ -9,6 +9,7 @@ from PIL import Image
 from fsth_hub.media import compositing
 from fsth_hub.media.compositing import MAX_LAYERS, Compositor
 from fsth_hub.models.aligned_crops import blend_mask
+from fsth_hub.models.errors import FsthError
 from fsth_hub.models.facial_components import FsthComponentsOutput
 from fsth_hub.models.source_skips import Composition
 
@@ -263,3 +264,12 @@ def test_frames_of_a_large_portrait_are_larger_and_the_same(pipe, astronaut, gen
     for size in (256, 320):
         reduced = np.asarray(Image.fromarray(frames[None]).resize((size, size), Image.Resampling.BICUBIC))
         assert apart(frames[size], reduced).mean() < 2
+
+
+@pytest.mark.parametrize("name", ["shares", "residual"])
+def test_what_is_not_finite_is_refused(name):
+    """Weights may be damaged, and half precision overflows."""
+    composition = still(2)
+    getattr(composition, name)[..., 0, 0] = float("nan")
+    with pytest.raises(FsthError, match="not finite"):
+        Compositor([picture(64), picture(64, 1)], [disc(), disc()], 64)(composition)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from fsth_hub.cli.checks import model_of
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthGenerator
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
@@ -256,3 +257,15 @@ def test_configurations_that_were_changed_are_one_sentence(tmp_path, file, key, 
     with pytest.raises(FsthError, match=words) as told:
         FsthPipeline.from_pretrained(tmp_path)
     assert "\n" not in str(told.value) and str(told.value).endswith(".")
+
+
+def test_an_index_that_is_nested_deeply_is_one_sentence(tmp_path):
+    (tmp_path / "model_index.json").write_text("[" * 100_000)
+    with pytest.raises(FsthError, match="its model_index.json is missing or names another"):
+        FsthPipeline.from_pretrained(tmp_path)
+
+
+def test_an_identity_that_is_nested_deeply_is_one_sentence(tmp_path):
+    (tmp_path / "identity.json").write_text("[" * 100_000)
+    with pytest.raises(FsthError, match="holds no identity that can be read"):
+        model_of(tmp_path)

@@ -498,8 +498,24 @@ def test_an_animation_that_says_it_is_huge_is_refused(tmp_path):
     data = bytearray((tmp_path / "a.webp").read_bytes())
     at = data.index(b"VP8X") + 12
     data[at : at + 6] = (16_383).to_bytes(3, "little") + (8_191).to_bytes(3, "little")
-    with pytest.raises(VideoError, match="too large: give a clip below 64 megapixels"):
+    with pytest.raises(VideoError, match="too large: give a clip of at most 35 megapixels"):
         open_clip(bytes(data))
+
+
+def test_an_animation_is_decoded_once_to_be_opened(tmp_path, monkeypatch):
+    """Large pictures take a second each."""
+    frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "green", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=40)
+    decoded, read = [], reading._read_animation
+
+    def counted(file):
+        for picture in read(file):
+            decoded.append(picture)
+            yield picture
+
+    monkeypatch.setattr(reading, "_read_animation", counted)
+    clip = open_clip(tmp_path / "a.gif")
+    assert (len(decoded), clip.frame_count, clip.width, clip.height) == (3, 3, 64, 48)
 
 
 @pytest.mark.parametrize("turn", [0, 90, 180, -90])

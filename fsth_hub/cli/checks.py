@@ -98,7 +98,7 @@ def model_of(identity: Path) -> tuple[str, str | None] | tuple[None, None]:
         name = config["base_model"]
         # a local model goes by its folder's name alone
         return (name, config.get("base_revision")) if "/" in name else (None, None)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FsthError(f"{identity} holds no identity that can be read: make one with fsth fine-tune.") from error
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ..models.aligned_crops import blend_mask
+from ..models.errors import FsthError
 from ..models.facial_components import FsthComponentsOutput
 from ..models.image_processing_fsth import denormalize, normalize
 from ..models.layers import background_plates
@@ -48,6 +49,9 @@ class Compositor:
 
         Returns:
             S x S x 3 uint8 RGB.
+
+        Raises:
+            FsthError: What the networks gave is not finite.
         """
         frame = self.compose(composition)
         return self.finish(frame, composition.residual, retouch and retouch(frame))
@@ -62,6 +66,7 @@ class Compositor:
         flows, shares, shades, cavities = (
             getattr(composition, name)[0].float().cpu().numpy() for name in ("flow", "shares", "shade", "cavities")
         )  # K x h x w x 2, K x 1 x h x w, K x 1 x h x w, K x 3 x 1 x 1
+        _check_finite(shares)
         used = [number for number in range(len(shares)) if shares[number].max() >= MIN_SHARE]
         shares = shares / shares[used].sum(axis=0)
         total = None
@@ -95,6 +100,7 @@ class Compositor:
         added = cv2.resize(added, (self.size, self.size), interpolation=cv2.INTER_CUBIC)
         for name in components.residuals if components is not None else ():
             self._paste(added, components.residuals[name], components.alignments[name], components.shares[name])
+        _check_finite(added)
         return cv2.add(frame, added * 127.5, dtype=cv2.CV_8U)  # 2 is the whole range of a picture
 
     def _paste(self, added: np.ndarray, residual: torch.Tensor, alignment: torch.Tensor, share: torch.Tensor) -> None:
@@ -160,3 +166,11 @@ class Compositor:
         if len(crop) == self.size:
             return crop
         return np.asarray(Image.fromarray(crop).resize((self.size, self.size), Image.Resampling.BICUBIC))
+
+
+def _check_finite(values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise FsthError(
+            "What the networks generate is not finite: fetch or make the model anew, for it is damaged, or load it in "
+            "float32."
+        )

@@ -15,7 +15,6 @@ from PIL import Image
 
 from ..checks import check_number
 from ..models.errors import VideoError
-from ..models.image_loading import MAX_PIXELS
 from .containers import (
     ClipFile,
     audio_stream,
@@ -35,6 +34,7 @@ from .timeline import Timeline
 
 
 DEFAULT_FPS = 25.0
+MAX_PIXELS = 8192 * 4320  # of a frame: the largest that cameras film, 8K; four of them in a gif take seconds
 
 # HEIC and AVIF: FFmpeg opens these pictures too.
 STILL_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
@@ -171,19 +171,23 @@ def _open_file(file: ClipFile, fps: float | None, max_frames: int | None, allow_
     file, audio_from = rereadable(file), None
     if _is_animation(file):
         read = partial(_read_animation, file)
-        lengths = [length for _, length, _ in read()]
-        duration = sum(lengths)
-        usual = constant_rate(np.zeros(1), len(lengths) / duration if lengths else DEFAULT_FPS)
+        lengths, shape = [], None
+        for _, length, picture in read():  # decoded once, for that takes seconds where pictures are large
+            lengths.append(length)
+            shape = shape or picture.shape
+        duration, count = sum(lengths), len(lengths)
+        usual = constant_rate(np.zeros(1), count / duration if lengths else DEFAULT_FPS)
     else:
         rate, usual, duration, has_sound = _measure(file)
         read = partial(_read_video, file, rate)
         audio_from = file if has_sound else None
-    first = [picture for _, _, picture in islice(read(), 2)]
-    if not first:
+        first = [picture.shape for _, _, picture in islice(read(), 2)]
+        count, shape = len(first), next(iter(first), None)
+    if not count:
         raise VideoError(f"No picture of {name_of(file)} can be decoded: the file is damaged or cut off.")
-    if len(first) == 1 and not allow_still:
+    if count == 1 and not allow_still:
         raise VideoError(f"{name_of(file)} holds a single picture: give a video, in which the face moves.")
-    height, width = first[0].shape[:2]
+    height, width = shape[:2]
     return Clip(fps or usual, width, height, duration, audio_from, max_frames, read, file)
 
 
@@ -218,7 +222,7 @@ def _is_animation(file: ClipFile) -> bool:
 def _check_pixels(file: ClipFile, width: int, height: int) -> None:
     """Refuse pictures that would fill the memory: a small file can say that they are of any size."""
     if width * height > MAX_PIXELS:
-        raise VideoError(f"{name_of(file)} is too large: give a clip below {MAX_PIXELS // 10**6} megapixels.")
+        raise VideoError(f"{name_of(file)} is too large: give a clip of at most {MAX_PIXELS // 10**6} megapixels.")
 
 
 def _measure(file: ClipFile) -> tuple[float, float, float | None, bool]:

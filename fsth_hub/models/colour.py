@@ -12,7 +12,8 @@ def to_srgb(image: Image.Image) -> Image.Image:
     profile it is taken for sRGB, and so it is with one that is damaged or of another kind than the picture.
     """
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    plain = image.convert("RGB")
+    # no copy where none is needed: a picture may have 64 megapixels
+    plain = image if image.mode == "RGB" and alpha is None else image.convert("RGB")
     if profile := image.info.get("icc_profile"):
         plain = _through(image, plain, profile) or plain
     if alpha is not None:

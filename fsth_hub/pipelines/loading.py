@@ -24,7 +24,7 @@ def class_names(folder: Path) -> list[str]:
     """What a folder says that its pipeline's class is: a name, and where the code was included its module's, too."""
     try:
         names = json.loads((folder / INDEX).read_text())["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # the last where it is nested deeply
         return []
     return names if isinstance(names, list) else [names]
 
