@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import shlex
@@ -33,7 +34,7 @@ from testing_utils.pipelines import make_pipeline
 def no_loading(monkeypatch):
     """The model must not be loaded: an error that can be known before has to come before."""
 
-    def load(*_):
+    def load(*_, **__):
         raise AssertionError("The model was loaded.")
 
     monkeypatch.setattr(cli_loading, "load_pipeline", load)
@@ -211,6 +212,22 @@ def test_unknown_device():
         cli_loading.load_pipeline(None, "abacus", "auto")
 
 
+def test_loading_leaves_out_the_discriminator_unless_asked_and_the_collector_as_it_was(monkeypatch):
+    given = []
+
+    def load(*_, **options):
+        given.append(options)
+        assert not gc.isenabled()
+        raise cli.FsthError("enough")
+
+    monkeypatch.setattr(FsthPipeline, "from_pretrained", load)
+    for options in ({}, {"discriminator": True}):
+        with pytest.raises(cli.FsthError, match="enough"):
+            cli_loading.load_pipeline(None, "cpu", "float32", **options)
+        assert gc.isenabled() and gc.get_freeze_count() == 0
+    assert given[0]["discriminator"] is None and "discriminator" not in given[1]
+
+
 def test_no_face(tmp_path):
     Image.new("RGB", (300, 300), "grey").save(tmp_path / "wall.png")
     result = run("animate", tmp_path / "wall.png", "--driving", DRIVER, "--output", tmp_path / "out.mp4")
@@ -342,7 +359,7 @@ def test_method_and_rate_are_what_the_pipeline_is_asked_for(tmp_path, vgg, monke
         raise cli.FsthError(f"asked for {kwargs['method']} at {kwargs['learning_rate']}")
 
     pipe = SimpleNamespace(fine_tune=fine_tune, set_progress_bar_config=lambda **_: None)
-    monkeypatch.setattr(cli_loading, "load_pipeline", lambda *_: pipe)
+    monkeypatch.setattr(cli_loading, "load_pipeline", lambda *_, **__: pipe)
     assert_one_line_error(tune(tmp_path / "ada", tmp_path, vgg, *arguments), f"asked for {method} at {rate}")
 
 
@@ -418,6 +435,7 @@ def test_info():
     rows = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
     assert rows["device"] == "cpu" and rows["dtype"] == "float32"
     assert 1 < float(rows["generator"].split()[0]) < 40
+    assert "M parameters" in rows["discriminator"]
     assert float(rows["checkpoint"].split()[0]) < 45
 
 

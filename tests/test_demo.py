@@ -3,6 +3,8 @@
 import itertools
 import queue
 import re
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -827,3 +829,9 @@ def test_cameras_are_kept_apart_and_forgotten(studio, files):
     assert len(live.session(anna).recording) == 1 and live.session(bob).recording == []
     live.forget(anna)
     assert list(live.sessions) == ["bob"]
+
+
+def test_the_page_is_imported_without_pytorch():
+    code = "import sys, fsth_hub.demo; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

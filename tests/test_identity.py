@@ -409,7 +409,7 @@ def test_other_files_are_not_replaced(pipe, tmp_path):
 
 @pytest.fixture
 def no_loading(monkeypatch):
-    def load(*_):
+    def load(*_, **__):
         raise AssertionError("The model was loaded.")
 
     monkeypatch.setattr(cli_loading, "load_pipeline", load)

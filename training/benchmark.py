@@ -44,7 +44,7 @@ from fsth_hub.models.errors import FsthError, NoFaceError
 from fsth_hub.models.image_loading import load_image
 from fsth_hub.models.landmark_flow import portrait_flow
 from fsth_hub.pipelines import engines, parallel
-from fsth_hub.pipelines.person import DEFAULT_SIZE
+from fsth_hub.pipelines.names import DEFAULT_SIZE
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 
 

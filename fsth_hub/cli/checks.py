@@ -69,7 +69,7 @@ def check_size(size: int | None) -> None:
     """Refuse a size of frames that no model generates; how small one may be is the model's to say."""
     if size is None:
         return
-    from ..pipelines.person import MAX_SIZE
+    from ..pipelines.names import MAX_SIZE
 
     if size % 2 or not 0 < size <= MAX_SIZE:
         raise FsthError(f"--size must be an even number of pixels, at most {MAX_SIZE}, not {size}.")

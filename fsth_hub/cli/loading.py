@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from ..garbage import no_collection
 from ..models.errors import FsthError
 
 
@@ -10,24 +11,33 @@ if TYPE_CHECKING:
 
 
 def load_pipeline(
-    model: str | None, device: str, dtype: str, revision: str | None = None, engine: str = "auto"
+    model: str | None,
+    device: str,
+    dtype: str,
+    revision: str | None = None,
+    engine: str = "auto",
+    discriminator: bool = False,
 ) -> "FsthPipeline":
-    """Load a model, and set its progress bars up for a terminal."""
-    import torch
+    """Load a model, without the discriminator unless it is asked for: only fine-tuning needs one. Its progress bars
+    are set up for a terminal."""
+    with no_collection():
+        import torch
 
-    silence_libraries()
-    from ..device import default_device, default_dtype
-    from ..pipelines.pipeline_fsth import FsthPipeline
+        silence_libraries()
+        from ..device import default_device, default_dtype
+        from ..pipelines.pipeline_fsth import FsthPipeline
 
-    if device == "auto":
-        device = default_device()
-    else:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:  # no such name; built without it; no such GPU
-            raise FsthError(f"The device '{device}' cannot be used here: try --device auto.") from error
-    precision = default_dtype(torch.device(device)) if dtype == "auto" else getattr(torch, dtype)
-    pipe = FsthPipeline.from_pretrained(model, dtype=precision, revision=revision, engine=engine).to(device)
+        if device == "auto":
+            device = default_device()
+        else:
+            try:
+                torch.empty(0, device=device)
+            except (RuntimeError, AssertionError) as error:  # no such name; built without it; no such GPU
+                raise FsthError(f"The device '{device}' cannot be used here: try --device auto.") from error
+        precision = default_dtype(torch.device(device)) if dtype == "auto" else getattr(torch, dtype)
+        left_out = {} if discriminator else {"discriminator": None}
+        options = {"dtype": precision, "revision": revision, "engine": engine}
+        pipe = FsthPipeline.from_pretrained(model, **options, **left_out).to(device)
     # None: no bar where stderr is not a terminal.
     pipe.set_progress_bar_config(disable=None, leave=False, unit=" frames")
     return pipe

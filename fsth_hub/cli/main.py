@@ -331,7 +331,7 @@ def inspect_file(
 @app.command()
 def info(model: ModelOption = None, device: DeviceOption = "auto", dtype: DtypeOption = "auto") -> None:
     """Show versions, device, the model's size and the detectors."""
-    pipe = cli_loading.load_pipeline(model, device, dtype)
+    pipe = cli_loading.load_pipeline(model, device, dtype, discriminator=True)
     from ..pipelines.engines import pick_engine
     from ..pipelines.loading import BUNDLED_MODEL
 

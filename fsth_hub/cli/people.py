@@ -86,7 +86,7 @@ def fine_tune(
         from ..hub.client import create_repository  # before minutes of tuning, what is refused is refused
 
         push_to_hub = create_repository(push_to_hub, private=private)
-    pipe = cli_loading.load_pipeline(model, device, dtype)
+    pipe = cli_loading.load_pipeline(model, device, dtype, discriminator=True)
     pipe.detector = found_detector
     pipe.set_progress_bar_config(disable=None, leave=False, unit=" steps")
     options = {"method": method, "steps": steps, "learning_rate": learning_rate, "content": content, "seed": seed}

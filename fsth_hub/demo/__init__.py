@@ -8,8 +8,12 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 # the visitor's own browser, hold a core, a frame then takes five times as much of the processor's time.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from .page import create_demo  # noqa: E402
-from .style import LAUNCH_OPTIONS  # noqa: E402
+from ..garbage import no_collection  # noqa: E402
+
+
+with no_collection():
+    from .page import create_demo
+    from .style import LAUNCH_OPTIONS
 
 
 __all__ = ["LAUNCH_OPTIONS", "create_demo"]

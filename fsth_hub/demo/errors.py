@@ -1,12 +1,12 @@
 """Every failure reaches the visitor as a sentence with what to do next."""
 
 import errno
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import gradio as gr
-import torch
 
 from ..models.errors import FsthError, FsthMemoryError
 
@@ -16,7 +16,7 @@ def told_to_visitor() -> Iterator[None]:
     """Turn what goes wrong inside into a message on the page (and for programs, the client's `AppError`)."""
     try:
         yield
-    except (FsthMemoryError, MemoryError, torch.OutOfMemoryError) as error:
+    except _memory_errors() as error:
         raise _message("The machine's memory is full: try again in a minute, or with fewer portraits.") from error
     except FsthError as error:
         raise _message(str(error)) from error
@@ -28,6 +28,12 @@ def told_to_visitor() -> Iterator[None]:
         raise
     except Exception as error:
         raise _unexpected() from error
+
+
+def _memory_errors() -> tuple[type[Exception], ...]:
+    """PyTorch's too, where it is loaded: the page does not wait for it."""
+    torch = getattr(sys.modules.get("torch"), "OutOfMemoryError", None)  # None also while it is being loaded
+    return (FsthMemoryError, MemoryError, *[torch] * (torch is not None))
 
 
 def _unexpected() -> gr.Error:

@@ -11,15 +11,20 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import gradio as gr
 from huggingface_hub import HfApi, snapshot_download
 
-from ..finetuning.lora import LORA_CONFIG_NAME, LORA_WEIGHTS_NAME
+from ..finetuning.names import LORA_CONFIG_NAME, LORA_WEIGHTS_NAME
 from ..hub.model_card import CARD_NAME, PREVIEW_NAME
 from ..models.downloading import LOG_IN, explain
 from ..models.errors import FsthError
-from ..pipelines.identity import COMPONENTS_FOLDER, CONFIG_NAME, WEIGHTS_NAME, FsthTunedPerson
+from ..pipelines.names import COMPONENTS_FOLDER, CONFIG_NAME, WEIGHTS_NAME
+
+
+if TYPE_CHECKING:
+    from ..pipelines.identity import FsthTunedPerson
 
 
 KEEP_SECONDS = 3600
@@ -35,7 +40,7 @@ ALLOWED = READ | {CARD_NAME, PREVIEW_NAME}
 class Kept:
     """A person, and the name of the page's model that generates them."""
 
-    identity: FsthTunedPerson
+    identity: "FsthTunedPerson"
     model: str | None
 
 
@@ -92,7 +97,7 @@ def session_of(request: gr.Request | None) -> str | None:
     return request.session_hash
 
 
-def write_file(identity: FsthTunedPerson, path: Path) -> None:
+def write_file(identity: "FsthTunedPerson", path: Path) -> None:
     """Write a person as a .zip of their folder, which takes the file's name: safetensors, JSON, card and preview."""
     with tempfile.TemporaryDirectory(prefix="fsth-") as temporary:
         folder = Path(temporary, path.stem)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from ..garbage import no_collection
 from ..landmarks import Face, get_detector, set_upright
 from ..landmarks.orientation import Upright
 from ..media.motion_files import SHIPPED, shipped_path
@@ -72,13 +73,14 @@ class Studio:
         if name not in self._models:
             raise FsthError(f"This page has no model '{name}'; choose one of {', '.join(self._models)}.")
         if self._loaded[0] != name:
-            from ..device import default_device, default_dtype
-            from ..pipelines.pipeline_fsth import FsthPipeline
-
             pipe = self._models[name]
-            if not isinstance(pipe, FsthPipeline):
-                device = default_device()
-                pipe = FsthPipeline.from_pretrained(pipe, dtype=default_dtype(device)).to(device)
+            with no_collection():
+                from ..device import default_device, default_dtype
+                from ..pipelines.pipeline_fsth import FsthPipeline
+
+                if not isinstance(pipe, FsthPipeline):
+                    device = default_device()
+                    pipe = FsthPipeline.from_pretrained(pipe, dtype=default_dtype(device)).to(device)
             pipe.set_progress_bar_config(disable=True)
             self._loaded = (name, pipe)
         return self._loaded[1]

@@ -27,7 +27,8 @@ from .episodes import Episodes, EpisodeSampler
 from .feature_networks import VGGFeatures, load_weights
 from .lora import Lora, get_lora, merge
 from .losses import ADVERSARIAL_TERMS, CONTENT_TERMS, ContentLoss, Judgement, discriminator_loss, weigh, with_weights
-from .trainable import BETAS, METHODS, autocast, trainable_copy, tunable_copy
+from .names import METHODS
+from .trainable import BETAS, autocast, trainable_copy, tunable_copy
 
 
 MAX_PORTRAITS = 64

@@ -19,14 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..models.modeling_fsth import FsthPreTrainedModel
+from .names import LORA_CONFIG_NAME, LORA_WEIGHTS_NAME
 
 
 Lora = dict[str, torch.Tensor]
 Network = TypeVar("Network", bound=FsthPreTrainedModel)
 
 RANK = 8  # 0.7 MB for the bundled generator, in proportion to the rank; other ranks were not compared
-# PEFT's own names for the files of a folder
-LORA_CONFIG_NAME, LORA_WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of a tensor's name in the file
 TENSOR_NAME = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 VARIANTS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")  # of LoRA, that PEFT knows

@@ -9,7 +9,6 @@ from ..device import default_dtype
 from .lora import Network, add_lora, start_lora
 
 
-METHODS = ("full", "lora")
 BETAS = (0.5, 0.999)  # of Adam
 
 

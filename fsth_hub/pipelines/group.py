@@ -27,7 +27,8 @@ from .delivery import deliver
 from .driving import DrivingMotion
 from .engines import pick_engine
 from .identity import FsthIdentity
-from .person import MAX_SIZE, FsthPerson
+from .names import MAX_SIZE
+from .person import FsthPerson
 from .pipeline_output import FsthPipelineOutput, FsthReport
 from .portraits import choose_face
 

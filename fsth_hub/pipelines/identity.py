@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..finetuning.loop import METHODS
 from ..finetuning.lora import load_lora, merge, save_lora
+from ..finetuning.names import METHODS
 from ..hub.client import create_repository, publish
 from ..hub.model_card import CONSENT, IdentityFigures, ModelCard, identity_card, licence_of, write_identity_card
 from ..models.cropping import CropBox
@@ -26,12 +26,11 @@ from ..models.image_loading import load_image
 from ..models.landmark_layout import FACE, NUM_POINTS
 from ..models.modeling_fsth import FsthGenerator, FsthPreTrainedModel, is_hooked
 from ..saving import put_folder, reason, workplace
+from .names import COMPONENTS_FOLDER, CONFIG_NAME, WEIGHTS_NAME
 from .person import FsthPerson
 
 
-WEIGHTS_NAME, CONFIG_NAME = "identity.safetensors", "identity.json"
 GENERATOR_PREFIX, COMPONENTS_PREFIX = "generator.", "facial_components."  # of the tensors of what is tuned in full
-COMPONENTS_FOLDER = "facial_components"  # of their low-rank updates
 FIGURES = {"base_model": str, "fingerprint": str, "num_portraits": int, "steps": int, "boxes": list, "history": list}
 TEXTS = ("base_revision", "components_fingerprint", "consent")  # if there are any
 # all that a file's content raises

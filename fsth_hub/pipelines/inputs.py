@@ -11,7 +11,8 @@ from ..media.writing import check_output_path
 from ..models.configuration_fsth import FsthConfig
 from ..models.errors import FsthError
 from .driving import DrivingMotion, check_drive
-from .person import MAX_SIZE, FsthPerson
+from .names import MAX_SIZE
+from .person import FsthPerson
 from .pipeline_output import OUTPUT_TYPES
 
 

@@ -18,7 +18,6 @@ from .caching import Cache, weights_state
 if TYPE_CHECKING:
     from ..media.compositing import Compositor
 
-DEFAULT_SIZE, MAX_SIZE = 512, 1024  # of frames, pixels
 MAX_COMPONENT_PORTRAITS = 64  # whose mouths and eyes the facial components choose from
 
 

@@ -66,7 +66,8 @@ from .loading import (
     merged_folder,
     source_of,
 )
-from .person import DEFAULT_SIZE, FsthPerson
+from .names import DEFAULT_SIZE
+from .person import FsthPerson
 from .pipeline_output import FsthPipelineOutput, FsthReport
 from .portrait_picking import (
     PickedPortrait,

@@ -19,7 +19,8 @@ from ..models.cropping import CropBox, crop_box, crop_image, reaches_outside, sh
 from ..models.errors import FsthError, FsthWarning, NoFaceError
 from ..models.image_loading import Picture, list_pictures, load_image
 from ..models.modeling_fsth import FsthPreTrainedModel, is_hooked
-from .person import DEFAULT_SIZE, MAX_SIZE, FsthPerson
+from .names import DEFAULT_SIZE, MAX_SIZE
+from .person import FsthPerson
 from .portrait_picking import PickedPortrait, check_indices, photograph_of
 
 

@@ -10,7 +10,8 @@ from ..landmarks.pose import Pose
 from ..models.image_processing_fsth import FsthImageProcessor
 from ..models.landmark_layout import INNER_LIPS, JAW, OUTER_LIPS
 from ..models.modeling_fsth import FsthGenerator
-from .person import DEFAULT_SIZE, FsthPerson
+from .names import DEFAULT_SIZE
+from .person import FsthPerson
 
 
 # The preview's poses: a turn in radians, as far as one portrait can well be followed, and the way of the lower lip in

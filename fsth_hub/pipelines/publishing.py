@@ -9,7 +9,7 @@ from ..hub.client import create_repository, publish
 from ..hub.model_card import PipelineFigures, write_pipeline_card
 from ..hub.remote_code import add_code
 from ..saving import workplace
-from .person import MAX_SIZE
+from .names import MAX_SIZE
 
 
 if TYPE_CHECKING:

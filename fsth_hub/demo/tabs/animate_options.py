@@ -5,7 +5,7 @@ import gradio as gr
 from ...landmarks.motion import MAX_STRENGTH
 from ...landmarks.regions import REGIONS
 from ...landmarks.smoothing import DEFAULT_SMOOTHING, MAX_SMOOTHING
-from ...pipelines.person import DEFAULT_SIZE
+from ...pipelines.names import DEFAULT_SIZE
 from ..inputs import MAX_SECONDS
 from ..studio import Studio
 from .animator import SIZES

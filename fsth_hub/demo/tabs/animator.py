@@ -19,7 +19,7 @@ from ...media.motion_files import SUFFIX
 from ...media.reading import open_clip
 from ...models.errors import FsthError, FsthWarning
 from ...pipelines.driving import DrivingMotion, file_of
-from ...pipelines.person import DEFAULT_SIZE
+from ...pipelines.names import DEFAULT_SIZE
 from ...pipelines.side_by_side import write_side_by_side
 from ..errors import told_to_visitor
 from ..inputs import MAX_SECONDS, Portraits, Seen, checked_portraits, chosen_faces, existing, open_limited

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import gradio as gr
 
-from ...finetuning.loop import METHODS
+from ...finetuning.names import METHODS
 from ..studio import IN_LINE, Studio
 from . import AnimatePanel, Page
 from .animator import FINE_TUNED, PORTRAITS

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from ...finetuning.loop import default_steps
 from ...models.errors import FsthError, FsthWarning
-from ...pipelines.identity import FsthIdentity
 from ..errors import told_to_visitor
 from ..inputs import Portraits, Seen, checked_portraits, chosen_faces, note
 from ..jobs import Countdown, Job, JobStopped, progress_bar
@@ -73,6 +71,8 @@ class Tuner:
         job: Job,
     ) -> tuple[str, str]:
         """The work itself, on the worker's thread; returns notes and details."""
+        from ...finetuning.loop import default_steps
+
         started, notes = time.monotonic(), []
         pipe = self.studio.pipeline(model)
         job.report((None, progress_bar("Loading what frames are compared by"), note(""), ""))
@@ -118,6 +118,8 @@ class Tuner:
 
     def _load(self, folder: Path, name: str, request: gr.Request | None) -> Iterator[tuple[str, str]]:
         def work(job: Job) -> str:
+            from ...pipelines.identity import FsthIdentity
+
             job.report((progress_bar(f"Loading {name}"), ""))
             try:
                 identity = replace(FsthIdentity.from_pretrained(folder), name=name)
