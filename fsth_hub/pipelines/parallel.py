@@ -23,7 +23,7 @@ def num_workers(network: FsthPreTrainedModel, engine: str) -> int:
 def one_share(workers: int) -> Iterator[None]:
     """
     Within it this thread has as many of PyTorch's threads as one of so many workers. For a frame by itself: the others
-    gain it nothing in bfloat16, and it waits for them wherever they have to share a core.
+    gain a network of 128 pixels nothing, and it waits for them wherever they have to share a core.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // workers))
