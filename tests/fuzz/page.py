@@ -32,6 +32,7 @@ from PIL import Image  # noqa: E402
 import fsth_hub  # noqa: E402
 from fsth_hub.demo import LAUNCH_OPTIONS, create_demo, page  # noqa: E402
 from testing_utils.clips import make_clip  # noqa: E402
+from testing_utils.memory import resident  # noqa: E402
 from testing_utils.pipelines import make_pipeline, picture  # noqa: E402
 
 
@@ -202,11 +203,6 @@ def soak(site: HostilePage, jobs: int, report: Callable[[int, float], None] | No
             report(number, sizes[-1])
     later = sizes[jobs // 5 :]
     return float(np.polyfit(np.arange(len(later)), later, 1)[0]) * len(later) if len(later) > 1 else 0.0
-
-
-def resident() -> float:
-    """Megabytes that this process holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def files_left(site: HostilePage, seconds: float = 60) -> list[Path]:
