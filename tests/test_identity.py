@@ -436,7 +436,7 @@ def test_fine_tune_and_animate(tmp_path, vgg):
 def test_animate_takes_portraits_or_an_identity(no_loading, tmp_path):
     arguments = ["--driving", DRIVER, "--output", tmp_path / "out.mp4"]
     assert_one_line_error(run("animate", *arguments), "portraits", "--identity")
-    assert_one_line_error(run("animate", PORTRAIT, "--identity", tmp_path, *arguments), "either")
+    assert_one_line_error(run("animate", PORTRAIT, "--identity", tmp_path, *arguments), "add --paste-back")
     assert_one_line_error(run("animate", "--identity", tmp_path / "nobody", *arguments), "nobody")
 
 
