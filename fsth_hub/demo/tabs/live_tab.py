@@ -26,8 +26,6 @@ from ...media.reading import Clip
 from ...media.writing import write_clip
 from ...models.cropping import CropBox, crop_box, to_crop
 from ...models.errors import FsthError
-from ...pipelines.engines import pick_engine
-from ...pipelines.parallel import num_workers, one_share
 from ...provenance.credentials import OUTPUT_METADATA, Origin, sign
 from ...provenance.watermark import add_watermark
 from ..errors import told_to_visitor
@@ -195,7 +193,11 @@ class Live:
         now = time.monotonic()
         points, session.looked = session.smooth(points, now - session.looked), now
         moved = session.person.landmarks if session.reference is None else session.adapt(points, *how)
-        # at the default size: the networks take nearly all of the time, and see 256 pixels whatever the size
+        # with PyTorch, which the page is imported without
+        from ...pipelines.engines import pick_engine
+        from ...pipelines.parallel import num_workers, one_share
+
+        # at the default size: the networks take most of the time, and see as many pixels whatever the size
         with one_share(num_workers(session.generator, pick_engine(pipe.engine, pipe.generator))):
             return add_watermark(pipe.generate_frame(session.generator, session.person, moved))
 
