@@ -39,6 +39,7 @@ from fsth_hub.landmarks.regions import REGIONS
 from fsth_hub.media.reading import open_clip
 from fsth_hub.models.cropping import CropBox
 from fsth_hub.models.errors import FsthError
+from fsth_hub.pipelines import parallel
 from fsth_hub.pipelines.driving import DrivingMotion
 from fsth_hub.pipelines.pipeline_output import FsthReport
 from fsth_hub.provenance.credentials import Origin
@@ -751,6 +752,7 @@ def test_live_moves_who_was_fine_tuned(studio, files, method, monkeypatch):
 def test_live_leaves_threads_to_the_browser(studio, files, monkeypatch):
     """A frame by itself has as many as one of two; whatever else runs has all of them again."""
     live, pipe, counts = Live(studio), studio.ready.result(), []
+    monkeypatch.setattr(parallel, "num_workers", lambda *_: 2)
     generate_frame = pipe.generate_frame
     monkeypatch.setattr(
         pipe, "generate_frame", lambda *args: counts.append(torch.get_num_threads()) or generate_frame(*args)
