@@ -53,7 +53,7 @@ def main():
                 before = picture.get_attribute("src")
                 page.locator(CHIP).click()
                 page.wait_for_function(
-                    "old => document.querySelector('#expression-picture img').src != old", arg=before
+                    "old => document.querySelector('#expression-picture img')?.src != old", arg=before
                 )
                 save(visitor, f"expression-{device}")
                 page.get_by_role("tab", name=TABS["person"]).click()

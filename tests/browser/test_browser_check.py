@@ -28,7 +28,7 @@ def downloads(visitor, tmp_path_factory) -> dict[str, Path]:
     visitor.add_portraits(PORTRAIT)
     visitor.add_clip(DRIVER)
     visitor.animate()
-    page.wait_for_function("document.querySelector('#side-by-side video').readyState >= 2")
+    page.wait_for_function("document.querySelector('#side-by-side video')?.readyState >= 2")
     paths = {}
     for name in ("result", "side-by-side"):
         with page.expect_download() as download:

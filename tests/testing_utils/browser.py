@@ -106,7 +106,7 @@ class Visitor:
     def result(self) -> str:
         video = self.page.locator("#result video")
         video.wait_for(timeout=60_000)
-        self.page.wait_for_function("document.querySelector('#result video').readyState >= 2")
+        self.page.wait_for_function("document.querySelector('#result video')?.readyState >= 2")
         return video.evaluate("video => video.currentSrc")
 
     def foreign_requests(self, url: str) -> list[str]:
