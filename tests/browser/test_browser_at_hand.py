@@ -67,7 +67,9 @@ def test_a_click_shows_a_pair_at_once(visit, device):
         button = page.locator("#shipped-portraits button").nth(number)
         started = time.monotonic()
         button.evaluate("button => button.click()")  # Playwright's own would wait until nothing scrolls any more
-        page.wait_for_function("before => (document.querySelector('#result video')?.currentSrc ?? before) != before", arg=source)
+        page.wait_for_function(
+            "before => (document.querySelector('#result video')?.currentSrc ?? before) != before", arg=source
+        )
         source = visitor.result()
         seconds.append(time.monotonic() - started)
     assert min(seconds) < 1
