@@ -19,6 +19,7 @@ except ImportError:  # Windows, which keeps a file that is open from being remov
     fcntl = None
 
 PREFIX, LOCK = ".fsth-", "lock"
+ATTEMPTS = 100
 IS_WINDOWS = os.name == "nt"
 # There these are devices, whatever ending they have; and what follows on a colon is a hidden part of another file.
 DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
@@ -112,7 +113,7 @@ def check_file(path: str | os.PathLike, kind: type[FsthError] = FsthError) -> No
 
 def put_folder(new: Path, folder: Path) -> None:
     """Put a folder out of a `workplace` in the place of another, which goes away with the workplace."""
-    for number in range(10):
+    for number in range(ATTEMPTS):
         aside = new.with_name(f"replaced-{number}")
         with suppress(FileNotFoundError):  # there is none yet, or another process has just moved it
             folder.rename(aside)
@@ -120,7 +121,7 @@ def put_folder(new: Path, folder: Path) -> None:
             new.rename(folder)
             return
         except OSError:
-            if number == 9:  # before that, another process may have been quicker: the last one wins
+            if number == ATTEMPTS - 1:  # before that, another process may have been quicker: the last one wins
                 raise
         finally:
             if new.exists() and aside.exists() and not folder.exists():  # interrupted in between

@@ -21,10 +21,10 @@ from fsth_hub import FsthError, FsthPipeline, saving
 from fsth_hub.media.writing import check_output_path, write_clip
 from fsth_hub.models.errors import FsthWarning
 from fsth_hub.pipelines import openvino_models
-from fsth_hub.pipelines.identity import check_folder
+from fsth_hub.pipelines.identity import CONFIG_NAME, WEIGHTS_NAME, check_folder
 from fsth_hub.provenance.credentials import Origin, sign
 from fsth_hub.provenance.inspection import inspect
-from fsth_hub.saving import LOCK, whole_file, workplace, write_json
+from fsth_hub.saving import LOCK, put_folder, whole_file, workplace, write_json
 from testing_utils.command_line import assert_one_line_error, read, run
 from testing_utils.hub_server import ANN
 from testing_utils.paths import DRIVER, PORTRAIT
@@ -419,6 +419,24 @@ def test_of_many_that_save_one_identity_each_leaves_a_whole_one(tmp_path):
         thread.join()
     assert not failed and names(tmp_path) == ["ada"]
     assert load_file(tmp_path / "ada" / "identity.safetensors")
+
+
+def test_an_identity_that_is_being_replaced_is_no_other_folder(tmp_path):
+    def replace_often():
+        for _ in range(150):
+            with workplace(tmp_path) as temporary:
+                (temporary / "identity").mkdir()
+                for name in (CONFIG_NAME, WEIGHTS_NAME):
+                    (temporary / "identity" / name).write_text("x")
+                put_folder(temporary / "identity", tmp_path / "ada")
+
+    thread, checked = threading.Thread(target=replace_often), 0
+    thread.start()
+    while thread.is_alive():
+        check_folder(tmp_path / "ada")
+        checked += 1
+    thread.join()
+    assert checked and names(tmp_path) == ["ada"]
 
 
 # A home that cannot be written.

@@ -351,13 +351,28 @@ def check_folder(folder: str | Path) -> Path:
         target = Path(os.path.realpath(folder))
         if target.is_symlink():
             raise FsthError(f"{folder} cannot be written: it is a link that leads back to itself.")
-        is_identity = (target / CONFIG_NAME).is_file() and (target / WEIGHTS_NAME).is_file()
-        if target.exists() and not target.is_dir() or target.is_dir() and any(target.iterdir()) and not is_identity:
+        if _is_foreign(target):
             raise FsthError(f"{folder} holds something else than an identity: give a new folder.")
         with workplace(next(parent for parent in target.parents if parent.exists())):
             return folder
     except OSError as error:
         raise FsthError(f"{folder} cannot be written: {reason(error)}.") from error
+
+
+def _is_foreign(target: Path) -> bool:
+    """Whether something else than an identity lies there, though another process may replace it meanwhile."""
+    while True:
+        try:
+            before, names = target.stat(), os.listdir(target)
+            if os.path.samestat(
+                before, target.stat()
+            ):  # else it was replaced, and what was listed may be half removed
+                return bool(names) and not {CONFIG_NAME, WEIGHTS_NAME}.issubset(names)
+        except FileNotFoundError:
+            if not target.exists():
+                return False
+        except NotADirectoryError:
+            return True
 
 
 def fingerprint(network: FsthPreTrainedModel) -> str:
