@@ -24,7 +24,7 @@ from fsth_hub.pipelines import openvino_models
 from fsth_hub.pipelines.identity import CONFIG_NAME, WEIGHTS_NAME, check_folder
 from fsth_hub.provenance.credentials import Origin, sign
 from fsth_hub.provenance.inspection import inspect
-from fsth_hub.saving import LOCK, put_folder, whole_file, workplace, write_json
+from fsth_hub.saving import LOCK, whole_file, workplace, write_json
 from testing_utils.command_line import assert_one_line_error, read, run
 from testing_utils.hub_server import ANN
 from testing_utils.paths import DRIVER, PORTRAIT
@@ -421,22 +421,22 @@ def test_of_many_that_save_one_identity_each_leaves_a_whole_one(tmp_path):
     assert load_file(tmp_path / "ada" / "identity.safetensors")
 
 
-def test_an_identity_that_is_being_replaced_is_no_other_folder(tmp_path):
-    def replace_often():
-        for _ in range(150):
-            with workplace(tmp_path) as temporary:
-                (temporary / "identity").mkdir()
-                for name in (CONFIG_NAME, WEIGHTS_NAME):
-                    (temporary / "identity" / name).write_text("x")
-                put_folder(temporary / "identity", tmp_path / "ada")
+def test_an_identity_that_is_replaced_while_it_is_looked_at_is_no_other_folder(tmp_path, monkeypatch):
+    folder, listdir = tmp_path / "ada", os.listdir
+    folder.mkdir()
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        (folder / name).write_text("x")
 
-    thread, checked = threading.Thread(target=replace_often), 0
-    thread.start()
-    while thread.is_alive():
-        check_folder(tmp_path / "ada")
-        checked += 1
-    thread.join()
-    assert checked and names(tmp_path) == ["ada"]
+    def replaced_by_another_process(path):
+        monkeypatch.setattr(os, "listdir", listdir)
+        folder.rename(tmp_path / "replaced")
+        (tmp_path / "replaced" / CONFIG_NAME).unlink()  # it is going away, with what it holds
+        shutil.copytree(tmp_path / "replaced", folder)
+        (folder / CONFIG_NAME).write_text("x")
+        return listdir(tmp_path / "replaced")
+
+    monkeypatch.setattr(os, "listdir", replaced_by_another_process)
+    assert check_folder(folder) == folder and os.listdir is listdir
 
 
 # A home that cannot be written.

@@ -364,9 +364,7 @@ def _is_foreign(target: Path) -> bool:
     while True:
         try:
             before, names = target.stat(), os.listdir(target)
-            if os.path.samestat(
-                before, target.stat()
-            ):  # else it was replaced, and what was listed may be half removed
+            if os.path.samestat(before, target.stat()):  # or else it was replaced, and may be half removed
                 return bool(names) and not {CONFIG_NAME, WEIGHTS_NAME}.issubset(names)
         except FileNotFoundError:
             if not target.exists():
