@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from fsth_hub import FsthTunedPerson
+from fsth_hub import FsthError, FsthTunedPerson
 from fsth_hub.cli import loading as cli_loading
 from fsth_hub.cli import main as cli
 from fsth_hub.hub.model_card import CONSENT
@@ -197,6 +198,34 @@ def test_a_face_is_chosen_in_portraits_alone(tmp_path, no_loading):
     arguments = ["--driving", DRIVER, "--output", tmp_path / "out.mp4"]
     assert_one_line_error(run("animate", "--identity", "ada", "--face", 1, *arguments), "--face", "--identity")
     assert run("animate", PORTRAIT, "--seed", 1, *arguments).exit_code == 2  # nothing is random
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_driver_is_followed_while_the_model_is_loaded(tmp_path, model, monkeypatch, damaged):
+    found, load = threading.Event(), cli_loading.load_pipeline
+    detector = get_detector()
+    detect = detector.detect
+
+    def see(image):
+        found.set()
+        return detect(image)
+
+    def load_late(*arguments, **options):
+        assert found.wait(20)
+        if damaged:
+            raise FsthError("The model is damaged.")
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(detector, "detect", see)
+    monkeypatch.setattr(cli, "get_detector", lambda _: detector)
+    monkeypatch.setattr(cli_loading, "load_pipeline", load_late)
+    output = tmp_path / "out.mp4"
+    result = run("animate", PORTRAIT, "--driving", DRIVER, "--output", output, "--frames", 3, "--model", model)
+    if damaged:
+        assert_one_line_error(result, "The model is damaged.")
+        assert not [thread for thread in threading.enumerate() if "fsth-driving" in thread.name]
+    else:
+        assert result.exit_code == 0 and len(read(output)) == 3
 
 
 def test_folder_that_cannot_be_written(no_loading):

@@ -146,13 +146,14 @@ def test_pictures_and_gifs_are_signed_too(tmp_path, frames, name):
     assert inspect(flip(path, -60)).credentials == "changed"
 
 
-def test_manifest_follows_the_standard_and_shows_nobody(tmp_path):
+@pytest.mark.parametrize("is_read", [False, True])
+def test_manifest_follows_the_standard_and_shows_nobody(tmp_path, is_read):
     portrait, driver = tmp_path / "erika mustermann.jpg", tmp_path / "max.mp4"
     Image.fromarray(picture()).save(portrait)
     make_clip(driver, clip(0, 4, 8))
     pipe = make_pipeline()
     path = tmp_path / "result.mp4"
-    pipe([portrait, str(portrait)], driver, output_path=path)
+    pipe([portrait, str(portrait)], pipe.read_driving(driver) if is_read else driver, output_path=path)
     with c2pa.Reader(path) as reader:
         manifest = reader.get_active_manifest()
     (action,) = manifest["assertions"][-1]["data"]["actions"]

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -209,9 +210,14 @@ def animate(
         identities = [fetch(name) for name in identities]
         if model is None:
             model, model_revision = model_of(identities[0])
-    pipe = cli_loading.load_pipeline(model, device, dtype, model_revision, engine)
-    pipe.detector = found_detector
-    people = [pipe.load_identity(name) for name in identities]
+    ahead = nullcontext(lambda: driver)
+    if isinstance(driver, Path) and not is_group:
+        ahead = cli_motion.follow_ahead(driver, found_detector, driving_face, crop, frames)
+    with ahead as followed:
+        pipe = cli_loading.load_pipeline(model, device, dtype, model_revision, engine)
+        pipe.detector = found_detector
+        people = [pipe.load_identity(name) for name in identities]
+        moving = followed()
     person = portraits or people[0]
     if beside is not None and person is portraits and not is_group and holds_clip(portraits[0]):
         # the first of them is shown
@@ -221,10 +227,10 @@ def animate(
     options |= {"watermark": watermark, "credentials": credentials}
     if is_group:
         faces = [[one] if isinstance(one, int) else one for one in (face, driving_face)]
-        result = pipe.animate_group(portraits[0], driver, *faces, people=people, **options)
+        result = pipe.animate_group(portraits[0], moving, *faces, people=people, **options)
     else:
         options |= {"paste_back": paste_back, "crop": crop, "shots": shots}
-        result = pipe(person, driver, face_index=face, driving_face_index=driving_face, **options)
+        result = pipe(person, moving, face_index=face, driving_face_index=driving_face, **options)
     if beside is not None:
         from ..media.reading import open_clip
         from ..pipelines.portrait_picking import photograph_of

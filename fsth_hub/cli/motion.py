@@ -1,5 +1,9 @@
 """`fsth motion`: what drives a portrait without a clip. PyTorch is imported as in main.py."""
 
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +19,8 @@ from .options import DetectorOption
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..landmarks import LandmarkDetector
+    from ..media.reading import Clip
     from ..pipelines.driving import DrivingMotion
 
 MOTION_FILE = ".motion.safetensors"
@@ -101,6 +107,28 @@ def read_driver(driving: str, seconds: float | None) -> "tuple[DrivingMotion | P
     return motion if seconds is None else motion.looped(seconds), path
 
 
+@contextmanager
+def follow_ahead(
+    driver: Path, detector: "LandmarkDetector", face: int, crop: bool, max_frames: int | None
+) -> "Iterator[Callable[[], DrivingMotion]]":
+    """
+    Follow the face of a clip in a thread, while the model is loaded, which keeps one core busy: gives what waits for
+    the motion. Whoever leaves early waits for no more than a frame.
+    """
+    from ..media.reading import open_clip
+
+    clip, is_left = open_clip(driver, max_frames=max_frames), threading.Event()
+
+    def follow() -> "DrivingMotion":
+        return _follow(clip, detector, face, crop, is_left)
+
+    with ThreadPoolExecutor(1, "fsth-driving") as pool:
+        try:
+            yield pool.submit(follow).result
+        finally:
+            is_left.set()
+
+
 def black_frames(motion: "DrivingMotion") -> "list[np.ndarray]":
     """Pictures for a motion that has none, on which its landmarks are drawn."""
     import numpy as np
@@ -111,19 +139,32 @@ def black_frames(motion: "DrivingMotion") -> "list[np.ndarray]":
 def _motion_of(source: Path, detector: str, face: int, crop: bool) -> "DrivingMotion":
     """Read where no networks are needed: the pipeline is not loaded."""
     from ..media.motion_files import is_motion
-    from ..pipelines.driving import DrivingMotion, read_motion
+    from ..pipelines.driving import DrivingMotion
 
     if is_motion(source):
         return DrivingMotion.load(source)
+    from ..media.reading import open_clip
+
+    return _follow(open_clip(source), get_detector(detector), face, crop)
+
+
+def _follow(
+    clip: "Clip", detector: "LandmarkDetector", face: int, crop: bool, is_left: threading.Event | None = None
+) -> "DrivingMotion":
+    """Follow the face of a clip, with a progress bar; nothing comes of it once it is left."""
     from tqdm import tqdm
 
     from ..landmarks.expression import CROP_SIDE
-    from ..media.reading import open_clip
+    from ..pipelines.driving import read_motion
 
-    cli_loading.silence_libraries()
-    clip, found_detector = open_clip(source), get_detector(detector)
-    with tqdm(total=clip.frame_count, disable=None, leave=False, unit=" frames") as progress:
-        return read_motion(clip, found_detector, face, crop, CROP_SIDE, progress.update)
+    with tqdm(total=clip.frame_count, disable=None, leave=False, unit=" frames") as bar:
+
+        def progress() -> None:
+            if is_left is not None and is_left.is_set():
+                raise CancelledError
+            bar.update()
+
+        return read_motion(clip, detector, face, crop, CROP_SIDE, progress)
 
 
 def _summary(motion: "DrivingMotion") -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -60,6 +61,7 @@ class DrivingMotion:
         loop (`bool`, *optional*, defaults to `False`): Whether the first frame follows on the last.
         name, licence (`str`, *optional*): What its file says.
         shots (`tuple`): Of each shot the first frame and the one after its last; empty where all is one.
+        file (`Path`, `bytes` or file object, *optional*): What it was read from, for the result's credentials.
     """
 
     landmarks: list[np.ndarray | None]
@@ -74,6 +76,7 @@ class DrivingMotion:
     name: str | None = None
     licence: str | None = None
     shots: tuple[tuple[int, int], ...] = ()
+    file: ClipFile | None = field(default=None, repr=False)
 
     @property
     def missing(self) -> list[int]:
@@ -150,6 +153,10 @@ class DrivingMotion:
             raise FsthError(f"A motion is read from a path, not {type(source)}.")
         refuse_pickle(source)
         path = file_of(source)
+        return replace(cls._read(path), file=path)
+
+    @classmethod
+    def _read(cls, path: Path) -> Self:
         lower = path.name.lower()
         if lower.endswith(expression_files.SUFFIX):
             keyframes, fps, loop = expression_files.read_expressions(path)
@@ -352,7 +359,7 @@ def read_motion(
         raise NoFaceError(f"No face was found in {clip.name}; use a clip in which the face is seen clearly.")
     box = box or crop_box(np.stack(found))
     landmarks = [None if points is None else to_crop(points, box, size) for points in faces]
-    return DrivingMotion(landmarks, clip.fps, box, clip.audio_from, size, shots=track.shots)
+    return DrivingMotion(landmarks, clip.fps, box, clip.audio_from, size, shots=track.shots, file=clip.file)
 
 
 def adapt_motion(

@@ -14,7 +14,7 @@ import torch
 from ..landmarks import LandmarkDetector, set_upright
 from ..landmarks.group_tracking import Faces, GroupTracker, large_faces
 from ..media.containers import ClipFile
-from ..media.motion_files import file_of, is_motion
+from ..media.motion_files import is_motion
 from ..media.paste_back import GroupPasteBack
 from ..media.reading import Clip, open_clip
 from ..media.sound import read_sound
@@ -78,8 +78,7 @@ def animate_group(
     **motion,
 ) -> FsthPipelineOutput:
     """As [`FsthPipeline.animate_group`], whose arguments these are, checked; `motion` is for `drive`."""
-    named = driving if is_motion(driving) else None
-    driving = driving if named is None else DrivingMotion.load(named)
+    driving = DrivingMotion.load(driving) if is_motion(driving) else driving
     if isinstance(driving, DrivingMotion) and driving_faces != "all":
         raise FsthError("driving_faces are of a clip, and not of motion that was read: leave them out.")
     voice = None if sound is None else read_sound(sound)
@@ -101,12 +100,10 @@ def animate_group(
     stage("embed")
     if isinstance(driving, DrivingMotion):
         motions = [driving.first(num_frames).resized(pipe.size)]
-        file = driving.audio_from if named is None else file_of(named)
     else:
         clip = open_clip(driving, fps=fps, max_frames=num_frames)
         with pipe.progress_bar(total=clip.frame_count or 0) as progress:
             motions = read_motions(clip, pipe.detector, driving_faces, pipe.size, progress.update)
-        file = clip.file
     first, total = motions[0], len(motions[0].landmarks)
     audio_from = first.audio_from if voice is None else voice
     stage("landmarks")
@@ -114,7 +111,7 @@ def animate_group(
         pipe.drive(person, motions[number % len(motions)], size=sizes[number], **motion)
         for number, person in enumerate(people)
     ]
-    origin = Origin.of(pipe.model_name, people[0], pictures, (first.title, file)) if signed else None
+    origin = Origin.of(pipe.model_name, people[0], pictures, (first.title, first.file)) if signed else None
     if signed:
         names = [printable(person.name) or "unnamed" for person in known if isinstance(person, FsthIdentity)]
         origin = replace(origin, identity=", ".join(names) or None)
@@ -230,5 +227,6 @@ def read_motions(
         seen = [*[None] * track.waited, *(None if face is None else face.points for face in one)]
         box = crop_box(np.stack([points for points in seen if points is not None]))
         landmarks = [None if points is None else to_crop(points, box, size) for points in seen]
-        motions.append(DrivingMotion(landmarks, clip.fps, box, clip.audio_from, size, shots=tracker.shots))
+        seen_by = {"shots": tracker.shots, "file": clip.file}
+        motions.append(DrivingMotion(landmarks, clip.fps, box, clip.audio_from, size, **seen_by))
     return motions

@@ -27,7 +27,7 @@ from ..landmarks.portrait_picking import DEFAULT_SHOTS, MAX_SHOTS
 from ..landmarks.smoothing import DEFAULT_SMOOTHING
 from ..media.containers import ClipFile
 from ..media.frames import Frames
-from ..media.motion_files import file_of, is_motion
+from ..media.motion_files import is_motion
 from ..media.reading import Clip, open_clip
 from ..media.sound import read_sound
 from ..models.cropping import CropBox
@@ -870,8 +870,7 @@ class FsthPipeline(DiffusionPipeline):
             FsthError: An input cannot be used; the message says which, and what to do.
         """
         # 1. Check inputs: what can be known to fail fails before any work
-        named = driving if is_motion(driving) else None
-        driving = driving if named is None else DrivingMotion.load(named)
+        driving = DrivingMotion.load(driving) if is_motion(driving) else driving
         check_inputs(
             self.generator.config,
             portraits,
@@ -899,11 +898,9 @@ class FsthPipeline(DiffusionPipeline):
         voice = None if sound is None else read_sound(sound)
         signed = credentials and check_credentials()
         pictures = None if isinstance(portraits, FsthPerson) else list_portraits(portraits)
-        if isinstance(driving, DrivingMotion):
-            clip, driving_file = None, driving.audio_from if named is None else file_of(named)
-        else:
+        clip = None
+        if not isinstance(driving, DrivingMotion):
             clip = open_clip(driving, fps=fps, max_frames=num_frames)
-            driving_file = clip.file
         seconds, started = {}, time.perf_counter()
 
         def stage(name: str):
@@ -933,7 +930,7 @@ class FsthPipeline(DiffusionPipeline):
         options = (motion, reference_frame, motion_strength, smoothing, size, regions)
         frames = self.drive(person, driving_motion, *options)
         frames = frames if canvas is None else map(canvas, frames)
-        driver = driving_motion.title, driving_file
+        driver = driving_motion.title, driving_motion.file
         sources = None if pictures is None else files_of(pictures)
         origin = Origin.of(self.model_name, person, sources, driver) if signed else None
         fps, audio_from = driving_motion.fps, driving_motion.audio_from
