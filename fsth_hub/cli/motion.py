@@ -11,7 +11,6 @@ import typer
 
 from ..landmarks import DEFAULT_DETECTOR, get_detector
 from ..models.errors import FsthError
-from . import loading as cli_loading
 from .checks import check_inputs, check_output
 from .options import DetectorOption
 
