@@ -9,7 +9,7 @@ import torch
 
 from fsth_hub.device import default_dtype
 from testing_utils.pipelines import make_pipeline
-from training import benchmark
+from training import benchmark, benchmark_tables
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +87,11 @@ def result_of(engine: str, milliseconds: float) -> dict:
 
 def test_all_settings_are_written_between_the_marks(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{benchmark.BEGIN}\nold\n{benchmark.END}\nafter\n")
+    page.write_text(f"before\n{benchmark_tables.BEGIN}\nold\n{benchmark_tables.END}\nafter\n")
     results = {"default": result_of("torch", 100.4), "avx2": result_of("openvino", 40.4)}
-    benchmark.write_table(page, "\n".join(benchmark.settings_table(results)))
+    benchmark_tables.write_table(page, "\n".join(benchmark_tables.settings_table(results)))
     text = page.read_text()
-    assert text.startswith(f"before\n{benchmark.BEGIN}\nSome CPU, 2 threads") and text.endswith("-->\nafter\n")
+    assert text.startswith(f"before\n{benchmark_tables.BEGIN}\nSome CPU, 2 threads") and text.endswith("-->\nafter\n")
     for line in (
         "| | default | avx2 |",
         "| instructions | AVX2 | AVX2 |",

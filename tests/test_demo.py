@@ -141,6 +141,18 @@ def test_heavy_events_share_one_place_and_jobs_wait_in_the_workers_line():
     assert {*in_line} == {(name, None) for name in jobs}
 
 
+@pytest.mark.parametrize("prefix", ["", "live-"])
+def test_strength_and_regions_are_for_relative_motion(prefix):
+    """On the Animate tab and on Live."""
+    demo = create_demo(make_pipeline())
+    parts = {part.elem_id: part for part in demo.blocks.values()}
+    controls = [parts[f"{prefix}motion-strength"], parts[f"{prefix}regions"]]
+    (changed,) = (fn for fn in demo.fns.values() if (parts[f"{prefix}motion"]._id, "change") in fn.targets)
+    assert changed.outputs == controls
+    for motion in ("absolute", "relative"):
+        assert [update["interactive"] for update in changed.fn(motion)] == [motion == "relative"] * 2
+
+
 def test_animates_for_programs(client, folders):
     cache, workplace = folders
     result, beside, preview, progress, details, motion, notes = client.predict(**animate_arguments())

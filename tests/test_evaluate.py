@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from fsth_hub.finetuning import loop
 from fsth_hub.finetuning.feature_networks import LPIPS
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 from testing_utils.clips import make_clip
@@ -304,6 +305,17 @@ def test_fine_tuned_people_are_limited_and_drawn_by_their_own_generator(run, vgg
     assert "--fine_tune full lora" in text and "tiny FT lora minus tiny FF, T = 1" in text
 
 
+@pytest.mark.filterwarnings("ignore:Portrait 1 seems to show another person")
+def test_people_are_fine_tuned_by_the_VGG_of_the_package_unless_told_otherwise(run, vgg, vgg_with_heads, monkeypatch):
+    for module in (loop, evaluate):
+        monkeypatch.setattr(module, "BUNDLED_VGG", vgg_with_heads)  # in the place of one that is large
+    options = {"shots": 1, "fine_tune": "full", "fine_tune_steps": 1, "people": 1, "num_frames": 1}
+    results = results_of(run(**options))
+    assert "tiny FT full" in results["people"]["ann"]["self"]["1"] and "--vgg" not in results["commands"][0]
+    with pytest.raises(SystemExit, match="other settings .networks content loss"):
+        run(vgg=vgg, **options)
+
+
 def test_tables_can_be_made_again_without_measuring(run, tmp_path, capsys):
     folder = run("--shots", "1", "--people", "1")
     expected = (folder / "evaluation.md").read_text()
@@ -321,7 +333,6 @@ def test_what_is_missing_is_said_before_anything_is_measured(run, tmp_path, caps
     with pytest.raises(SystemExit, match="has no place for the tables"):
         run("--shots", "1", write=readme)
     for options, message in (
-        (["--fine_tune", "full"], "vgg must be given"),
         (["--fine_tune", "half"], "invalid choice: 'half'"),
         (["--shots", "0"], "must be at least 1"),
         (["--model", "nameless"], "NAME=FOLDER_OR_ID"),

@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from fsth_hub.finetuning.lora import merge
 from fsth_hub.landmarks import Face, GroupTracker
 from fsth_hub.media.paste_back import GroupPasteBack, PasteBack
 from fsth_hub.models.cropping import CropBox
 from fsth_hub.models.errors import FsthError, NoFaceError
 from fsth_hub.models.folding import fold
-from fsth_hub.pipelines import pipeline_fsth
+from fsth_hub.pipelines import identity, pipeline_fsth
 from fsth_hub.pipelines.identity import FsthIdentity
 from fsth_hub.provenance.inspection import inspect
 from testing_utils.clips import make_clip
@@ -184,6 +185,15 @@ def test_who_was_fine_tuned_takes_the_place_of_a_face(pipe, method):
     assert np.array_equal(person.crops[1], anna.crops[0])
     assert torch.equal(person.sources.images[:, 1:], anna.sources.images)
     assert np.allclose(person.landmarks, person.sources.landmarks[0, 0])
+
+
+def test_a_lora_is_merged_once_for_all_photographs(pipe, monkeypatch):
+    anna, merged = tuned_once(pipe, "lora"), []
+    monkeypatch.setattr(identity, "merge", lambda *networks: merged.append(networks) or merge(*networks))
+    for photograph in (row(0, 0), row(4, 8)):
+        pipe.animate_group(photograph, [picture(20)], people=[anna])
+    pipe.generator_for(anna)
+    assert len(merged) == 1 and merged[0] == (pipe.generator, anna.weights)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

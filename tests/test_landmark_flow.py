@@ -16,8 +16,16 @@ from fsth_hub.models.landmark_flow import (
     warp,
     with_crown,
 )
-from fsth_hub.models.landmark_layout import INNER_LIPS, IRISES, LEFT_EYE, OUTER_LIPS, RIGHT_EYE, RIGHT_IRIS
-from fsth_hub.models.lids import SHUT, eye_opening, shut_lids
+from fsth_hub.models.landmark_layout import (
+    INNER_LIPS,
+    IRISES,
+    LEFT_EYE,
+    OUTER_LIPS,
+    RIGHT_EYE,
+    RIGHT_IRIS,
+    eye_opening,
+)
+from fsth_hub.models.lids import SHUT, shut_lids
 
 
 SIZE = 256

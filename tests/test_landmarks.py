@@ -7,6 +7,7 @@ import tomllib
 
 import numpy as np
 import pytest
+import torch
 
 from fsth_hub.landmarks import DETECTORS, DetectorEntry, describe_detectors, get_detector
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
@@ -32,6 +33,7 @@ from fsth_hub.models.landmark_layout import (
     NUM_POINTS,
     RIGHT_EYE,
     RIGHT_IRIS,
+    eye_opening,
     face_extent,
     interocular,
 )
@@ -127,6 +129,16 @@ def test_sizes_of_a_face(points):
     assert interocular(points) == pytest.approx(50.2, abs=0.2)
     assert interocular(np.stack([points, points * 2])).tolist() == pytest.approx([50.2, 100.3], abs=0.3)
     assert face_extent(points) == pytest.approx(np.ptp(points[:68], axis=0).max())
+
+
+def test_opening_of_an_eye_is_the_mean_of_its_lids_in_its_widths(points):
+    """10 pixels wide, its lids 2 and 4 apart, and turned; of an array and of a tensor, of one face and of several."""
+    points[LEFT_EYE] = np.float32([[0, 0], [3, -1], [7, -2], [10, 0], [7, 2], [3, 1]]) @ [[0.6, 0.8], [-0.8, 0.6]] + 90
+    assert eye_opening(points, LEFT_EYE) == pytest.approx(0.3)
+    faces = np.stack([points, points])
+    faces[1, LEFT_EYE] = 5  # no face has such an eye, but a network's first landmarks may
+    assert eye_opening(faces, LEFT_EYE) == pytest.approx([0.3, 0])
+    assert eye_opening(torch.from_numpy(faces), LEFT_EYE).tolist() == pytest.approx([0.3, 0])
 
 
 def test_crop_holds_the_face_where_it_should(points):

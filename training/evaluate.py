@@ -29,8 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that 
 
 from fsth_hub.device import default_device, default_dtype
 from fsth_hub.finetuning.feature_networks import LPIPS, load_weights
-from fsth_hub.finetuning.loop import METHODS
-from fsth_hub.finetuning.losses import ContentLoss
+from fsth_hub.finetuning.loop import BUNDLED_VGG, METHODS, load_content
 from fsth_hub.landmarks import get_detector
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.landmark_drawing import rasterize_landmarks
@@ -77,7 +76,10 @@ def parse_args(argv=None):
     )
     parser.add_argument("--people_fine_tuned", type=int, help="no more than so many people for each T")
     parser.add_argument("--fine_tune_steps", type=int, help="by default what the pipeline takes for T")
-    parser.add_argument("--vgg", help="for fine-tuning: ImageNet VGG, safetensors file or hub repository")
+    parser.add_argument(
+        "--vgg",
+        help="for fine-tuning: ImageNet VGG, safetensors file or hub repository; by default the package's VGG16",
+    )
     parser.add_argument("--face_network", help="for fine-tuning, optional: safetensors file or hub repository")
     parser.add_argument("--cross", action="store_true", help="also cross-reenactment, with the least T")
     parser.add_argument(
@@ -95,8 +97,7 @@ def parse_args(argv=None):
     parser.add_argument("--render_only", action="store_true", help="tables and grids of OUTPUT_DIR/evaluation.json")
     args = parser.parse_args(argv)
     if not args.render_only:
-        needed = ["shards", "lpips", "identity_network"] + ["vgg"] * bool(args.fine_tune)
-        missing = [name for name in needed if getattr(args, name) is None]
+        missing = [name for name in ("shards", "lpips", "identity_network") if getattr(args, name) is None]
         if missing:
             parser.error(f"{', '.join(missing)} must be given, except with --render_only")
         if min(args.shots) < 1 or args.num_frames < 1:
@@ -133,7 +134,7 @@ def weights_hash(pipe: FsthPipeline) -> str:
     return sha256(*(path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))))
 
 
-def network_description(path_or_repo: str) -> dict:
+def network_description(path_or_repo: str | Path) -> dict:
     path = Path(path_or_repo)
     return {"file": path.name, "sha256": sha256(path.read_bytes())} if path.is_file() else {"file": path_or_repo}
 
@@ -151,7 +152,7 @@ def describe_settings(args, clips: list[ClipRecord], pipes: dict[str, FsthPipeli
     """All that numbers depend on, except for how many of them are asked for."""
     uses = {"LPIPS": args.lpips, "CSIM": args.identity_network}
     if args.fine_tune:
-        uses |= {"content loss": args.vgg, "face content loss": args.face_network}
+        uses |= {"content loss": args.vgg or BUNDLED_VGG, "face content loss": args.face_network}
     pipe = next(iter(pipes.values()))
     return {
         "data": {
@@ -249,7 +250,7 @@ def measure(args):
         methods[f"{name} FF"] = feed_forward(pipe, pipe.generator_for())
     tuned = {}
     if args.fine_tune:
-        content = ContentLoss.load(args.vgg, args.face_network)
+        content = load_content(args.vgg, args.face_network)
         tuned = {
             f"{name} FT {method}": fine_tuned(pipe, method, content, args.fine_tune_steps)
             for name, pipe in pipes.items()

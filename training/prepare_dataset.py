@@ -24,10 +24,8 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count, islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -45,6 +43,7 @@ from fsth_hub.media.reading import open_clip
 from fsth_hub.models.cropping import crop_box, crop_image, to_crop, whole_frame
 from fsth_hub.models.errors import FsthError, NoFaceError, VideoError
 from fsth_hub.models.landmark_layout import FACE
+from fsth_hub.pipelines.workers import Crashed, ProcessWorker, start_ray
 
 
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m4v"}
@@ -166,42 +165,9 @@ def try_clip(path: Path, args) -> Frames | Skipped:
         return Skipped("error", f"{type(error).__name__}: {error}")
 
 
-class ClipProcess:
-    """Calls a function on clips in a process of its own, which is started anew when a clip kills it.
-
-    Not an executor: one whose process dies does not say on which task, and its processes outlive a killed parent.
-    """
-
-    def __init__(self, function: Callable[[Path, argparse.Namespace], Frames | Skipped], args):
-        self.function, self.args = function, args
-        self._start()
-
-    def _start(self):
-        context = get_context("spawn")  # threads fork badly
-        self.connection, other_end = context.Pipe()
-        self.process = context.Process(target=serve, args=(other_end, self.function, self.args), daemon=True)
-        self.process.start()
-        other_end.close()  # so that the connection ends with the process
-        self.connection.recv()  # a process that cannot even begin is not a clip's fault, and ends the run
-
-    def __call__(self, path: Path) -> Frames | Skipped:
-        try:
-            self.connection.send(path)
-            return self.connection.recv()
-        except (EOFError, ConnectionError):
-            self.process.join()
-            code = self.process.exitcode
-            cause = f"with status {code}" if code >= 0 else f"of {signal.Signals(-code).name}"
-            self._start()
-            return Skipped("crash", f"The process that read it died {cause}.")
-
-
-def serve(connection, function, args):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    connection.send("ready")
-    with suppress(EOFError, ConnectionError):  # whoever asked is gone
-        while True:
-            connection.send(function(connection.recv(), args))
+def reader(function: Callable[[Path, argparse.Namespace], Frames | Skipped], args) -> Callable:
+    """What a process that reads clips calls on each."""
+    return lambda path: function(path, args)
 
 
 # one shard
@@ -240,19 +206,21 @@ of_thread = threading.local()
 def write_shard(name: str, group: list[Path], args, function=try_clip) -> list[dict]:
     """Write the shard of these clips (paths below `args.clips`); returns their lines of the manifest."""
     if not hasattr(of_thread, "process"):
-        of_thread.process = ClipProcess(function, args)
-    partial, entries = args.shards / f"{name}.partial", []
-    with tarfile.open(partial, "w") as tar:
+        of_thread.process = ProcessWorker(partial(reader, function, args))
+    unfinished, entries = args.shards / f"{name}.partial", []
+    with tarfile.open(unfinished, "w") as tar:
         for relative in group:
             result = of_thread.process(args.clips / relative)
             entry = {"source": relative.as_posix(), "shard": name, "frames": 0}
+            if isinstance(result, Crashed):
+                result = Skipped("crash", result.cause)
             if isinstance(result, Skipped):
                 entry |= {"reason": result.reason, "skipped": result.sentence}
             else:
                 add_clip(tar, relative, result)
                 entry["frames"] = len(result.crops)
             entries.append(entry)
-    partial.replace(args.shards / name)
+    unfinished.replace(args.shards / name)
     return entries
 
 
@@ -280,17 +248,6 @@ def run_ray(tasks: Iterable[tuple[str, list[Path]]], args) -> Iterator[list[dict
         done, waiting = ray.wait(waiting)
         waiting += [remote.remote(*task, args) for task in islice(tasks, len(done))]
         yield from ray.get(done)
-
-
-def start_ray() -> int:
-    """Join the cluster that RAY_ADDRESS names, or make one of this machine; returns its number of cores."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
-    try:
-        import ray
-    except ImportError:
-        sys.exit("--engine ray needs Ray: python -m pip install -c constraints.txt -e '.[cluster]'")
-    ray.init(runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, log_to_driver=False, include_dashboard=False)
-    return int(ray.cluster_resources()["CPU"])
 
 
 def read_manifest(path: Path) -> list[dict]:
@@ -330,9 +287,9 @@ def main():
         sys.exit(f"There are no clips ({', '.join(sorted(SUFFIXES))}) below {args.clips}.")
     try:
         detector_of_process(args.detector)  # a wrong name, or weights that cannot be fetched, are not the clips' fault
+        cores = sum(start_ray()[0]) if args.engine == "ray" else os.cpu_count()
     except FsthError as error:
         sys.exit(str(error))
-    cores = start_ray() if args.engine == "ray" else os.cpu_count()
     args.num_workers = args.num_workers or cores
 
     args.shards.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,18 @@ from ..landmarks import DEFAULT_DETECTOR, get_detector
 from ..models.errors import FsthError
 from . import loading as cli_loading
 from .checks import check_inputs, check_output, check_size, model_of
-from .options import DetectorOption, DeviceOption, DtypeOption, FaceOption, ModelOption
+from .options import (
+    CredentialsOption,
+    CropOption,
+    DetectorOption,
+    DeviceOption,
+    DtypeOption,
+    FaceOption,
+    ModelOption,
+    PasteBackOption,
+    SizeOption,
+    WatermarkOption,
+)
 
 
 def express(
@@ -31,23 +42,15 @@ def express(
         str | None, typer.Option(help="A fine-tuned person instead of portraits: folder or hub id.")
     ] = None,
     model: ModelOption = None,
-    size: Annotated[int | None, typer.Option(metavar="PIXELS", help="As of fsth animate.", show_default=False)] = None,
-    paste_back: Annotated[
-        bool, typer.Option("--paste-back", help="Put the head back into the first portrait.")
-    ] = False,
-    crop: Annotated[
-        bool, typer.Option("--crop/--no-crop", help="--no-crop: the pictures are square head crops already.")
-    ] = True,
+    size: SizeOption = None,
+    paste_back: PasteBackOption = False,
+    crop: CropOption = True,
     detector: DetectorOption = DEFAULT_DETECTOR,
     face: FaceOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
-    watermark: Annotated[
-        bool, typer.Option("--watermark/--no-watermark", help='Draw "AI-generated" into the corner.')
-    ] = True,
-    credentials: Annotated[
-        bool, typer.Option("--credentials/--no-credentials", help="Sign with Content Credentials.")
-    ] = True,
+    watermark: WatermarkOption = True,
+    credentials: CredentialsOption = True,
 ) -> None:
     """Show a person with another expression.
 

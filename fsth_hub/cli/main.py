@@ -28,6 +28,9 @@ from .checks import check_group, check_inputs, check_output, check_size, model_o
 from .ending import one_sentence, set_up_process
 from .express import express
 from .options import (
+    OUTPUT,
+    CredentialsOption,
+    CropOption,
     DetectorOption,
     DeviceOption,
     DtypeOption,
@@ -35,7 +38,10 @@ from .options import (
     FaceOption,
     FacesOption,
     ModelOption,
+    PasteBackOption,
     ShotsOption,
+    SizeOption,
+    WatermarkOption,
 )
 
 
@@ -44,7 +50,6 @@ if TYPE_CHECKING:
 
 PACKAGES = ("fsth-hub", "torch", "transformers", "diffusers", "opencv-python", "av", "gradio")
 CLIPS = (".mp4", ".gif")
-OUTPUT = "Output"  # a heading in the help
 
 
 class OneLineErrors(TyperGroup):
@@ -101,15 +106,7 @@ def animate(
             min=0, max=1, metavar="SECONDS", help="Against trembling landmarks; by default 0.05, 0 for none."
         ),
     ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PIXELS",
-            help="Side of the frames, 256 to 1024, even; never more than the portrait has. By default 512, or with "
-            "--paste-back what the head has there.",
-            show_default=False,
-        ),
-    ] = None,
+    size: SizeOption = None,
     regions: Annotated[
         str | None,
         typer.Option(
@@ -128,12 +125,8 @@ def animate(
         Path | None,
         typer.Option(metavar="FILE", help="The sound to take instead of the driver's: wav, m4a, a clip, ..."),
     ] = None,
-    paste_back: Annotated[
-        bool, typer.Option("--paste-back", help="Put the head back into the first portrait.")
-    ] = False,
-    crop: Annotated[
-        bool, typer.Option("--crop/--no-crop", help="--no-crop: the inputs are square head crops already.")
-    ] = True,
+    paste_back: PasteBackOption = False,
+    crop: CropOption = True,
     detector: DetectorOption = DEFAULT_DETECTOR,
     face: FacesOption = "0",
     shots: ShotsOption = None,
@@ -159,16 +152,8 @@ def animate(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    watermark: Annotated[
-        bool,
-        typer.Option(
-            "--watermark/--no-watermark", help='Draw "AI-generated" into the corner.', rich_help_panel=OUTPUT
-        ),
-    ] = True,
-    credentials: Annotated[
-        bool,
-        typer.Option("--credentials/--no-credentials", help="Sign with Content Credentials.", rich_help_panel=OUTPUT),
-    ] = True,
+    watermark: WatermarkOption = True,
+    credentials: CredentialsOption = True,
     report_path: Annotated[
         Path | None,
         typer.Option("--json", metavar="REPORT", help="Write a report here; - prints it.", rich_help_panel=OUTPUT),

@@ -12,7 +12,7 @@ import typer
 from ..landmarks import DEFAULT_DETECTOR, get_detector
 from ..models.errors import FsthError
 from .checks import check_inputs, check_output
-from .options import DetectorOption
+from .options import CropOption, DetectorOption
 
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ def save(
         typer.Option("--keep-face-shape", help="Keep the driver's proportions, which are left out otherwise."),
     ] = False,
     sound: Annotated[bool, typer.Option("--sound", help="Keep the sound; a voice is personal.")] = False,
-    crop: Annotated[
-        bool, typer.Option("--crop/--no-crop", help="--no-crop: the clip is a square head crop already.")
-    ] = True,
+    crop: CropOption = True,
     detector: DetectorOption = DEFAULT_DETECTOR,
     face: Annotated[
         int, typer.Option(min=0, metavar="N", help="Which face of the clip's first frame, the largest being 0.")

@@ -8,7 +8,7 @@ import typer
 from ..landmarks import describe_detectors
 
 
-PUBLISHING = "Publishing"  # a heading in the help
+OUTPUT, PUBLISHING = "Output", "Publishing"  # headings in the help
 
 ModelOption = Annotated[str | None, typer.Option(help="Folder or hub id; by default the model in the package.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
@@ -24,6 +24,9 @@ EngineOption = Annotated[
     ),
 ]
 DetectorOption = Annotated[str, typer.Option(help=f"What finds the landmarks: {describe_detectors()}.")]
+CropOption = Annotated[
+    bool, typer.Option("--crop/--no-crop", help="--no-crop: the inputs are square head crops already.")
+]
 FaceOption = Annotated[
     int, typer.Option(min=0, metavar="N", help="Which face of the picture, counted from 0, the largest.")
 ]
@@ -41,6 +44,25 @@ ShotsOption = Annotated[
     typer.Option(
         min=1, max=64, metavar="N", help="Portraits to take of a clip of the person; by default 8.", show_default=False
     ),
+]
+
+SizeOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="Side of the frames, 256 to 1024, even; never more than the portrait has. By default 512, or with "
+        "--paste-back what the head has there.",
+        show_default=False,
+    ),
+]
+PasteBackOption = Annotated[bool, typer.Option("--paste-back", help="Put the head back into the first portrait.")]
+WatermarkOption = Annotated[
+    bool,
+    typer.Option("--watermark/--no-watermark", help='Draw "AI-generated" into the corner.', rich_help_panel=OUTPUT),
+]
+CredentialsOption = Annotated[
+    bool,
+    typer.Option("--credentials/--no-credentials", help="Sign with Content Credentials.", rich_help_panel=OUTPUT),
 ]
 
 PrivateOption = Annotated[

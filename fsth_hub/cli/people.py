@@ -13,6 +13,7 @@ from .checks import check_consent, check_inputs, check_photographs, model_of, pr
 from .options import (
     PUBLISHING,
     ConsentOption,
+    CropOption,
     DetectorOption,
     DeviceOption,
     DtypeOption,
@@ -48,9 +49,7 @@ def fine_tune(
         str | None, typer.Option(help="VGG of the content loss: safetensors file or hub id; by default the package's.")
     ] = None,
     face_network: Annotated[str | None, typer.Option(help="The same of a face network; without it left out.")] = None,
-    crop: Annotated[
-        bool, typer.Option("--crop/--no-crop", help="--no-crop: the pictures are square head crops already.")
-    ] = True,
+    crop: CropOption = True,
     detector: DetectorOption = DEFAULT_DETECTOR,
     face: FaceOption = 0,
     shots: ShotsOption = None,

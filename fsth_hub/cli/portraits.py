@@ -9,16 +9,14 @@ from ..landmarks import DEFAULT_DETECTOR, get_detector
 from ..models.errors import FsthError
 from ..saving import whole_file
 from .checks import check_inputs
-from .options import DetectorOption, FaceOption, ShotsOption
+from .options import CropOption, DetectorOption, FaceOption, ShotsOption
 
 
 def portraits(
     clip: Annotated[Path, typer.Argument(help="A clip of the person.")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write the pictures to.")],
     shots: ShotsOption = None,
-    crop: Annotated[
-        bool, typer.Option("--crop/--no-crop", help="--no-crop: the clip is a square head crop already.")
-    ] = True,
+    crop: CropOption = True,
     detector: DetectorOption = DEFAULT_DETECTOR,
     face: FaceOption = 0,
 ) -> None:

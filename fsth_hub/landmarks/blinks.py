@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..models.landmark_layout import LEFT_EYE, RIGHT_EYE
+from ..models.landmark_layout import LEFT_EYE, RIGHT_EYE, eye_opening
 
 
 BLINK_SECONDS = 0.6  # before and after a blink, within which eyes are open again: a smile narrows them for longer
@@ -35,7 +35,7 @@ def close_blinks(landmarks: Sequence[np.ndarray | None], fps: float) -> list[np.
     if not seen:
         return list(landmarks)
     points = np.stack([landmarks[index] for index in seen])  # N x 78 x 2
-    openings = np.stack([_openings(points, eye) for eye in (RIGHT_EYE, LEFT_EYE)], axis=1)  # N x 2
+    openings = np.stack([eye_opening(points, eye) for eye in (RIGHT_EYE, LEFT_EYE)], axis=1)  # N x 2
     blink, share = _deepest_blink(openings.mean(axis=1), np.array(seen) / fps)
     trust = np.clip((DOUBTED - share) / (DOUBTED - BELIEVED), 0, 1)
     if trust == 0:
@@ -54,13 +54,6 @@ def close_blinks(landmarks: Sequence[np.ndarray | None], fps: float) -> list[np.
     for index, frame in zip(seen, points, strict=True):
         closed[index] = frame
     return closed
-
-
-def _openings(points: np.ndarray, eye: np.ndarray) -> np.ndarray:
-    """Distance between the lids over the width of an eye; N x 78 x 2 to N."""
-    corners, *pairs = ((0, 3), (1, 5), (2, 4))
-    width, *heights = (np.linalg.norm(points[:, eye[a]] - points[:, eye[b]], axis=-1) for a, b in (corners, *pairs))
-    return np.mean(heights, axis=0) / width.clip(1e-6)
 
 
 def _deepest_blink(openings: np.ndarray, times: np.ndarray) -> tuple[int, float]:

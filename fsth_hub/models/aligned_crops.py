@@ -11,8 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .landmark_flow import EYES, MOUTH, Opening, pixel_grid
+from .landmark_flow import pixel_grid
 from .landmark_layout import FLIP, LEFT_EYE, OUTER_LIPS, RIGHT_EYE, RIGHT_IRIS
+from .openings import EYES, MOUTH, Opening
 from .rims import OUTER_MOUTH, along, with_rim_points
 
 

@@ -19,8 +19,7 @@ from transformers.utils import ModelOutput
 
 from .aligned_crops import PARTS, align, blend_mask, part_masks, sample_crops, similarity, to_aligned
 from .blocks import spectral_norm
-from .landmark_layout import RIGHT_EYE
-from .lids import eye_opening
+from .landmark_layout import RIGHT_EYE, eye_opening
 from .modeling_fsth import FsthPreTrainedModel
 from .source_skips import ConvBlock, ZeroConv2d
 

@@ -54,6 +54,21 @@ def interocular(points: np.ndarray) -> np.ndarray:
     return np.linalg.norm(between, axis=-1)
 
 
+def eye_opening(points, eye: np.ndarray):
+    """How far an eye is open: the distance between its lids in widths of the eye.
+
+    Args:
+        points: ... x 78 x 2 (or 68 x 2), an array or a tensor, in any units.
+        eye: `RIGHT_EYE` or `LEFT_EYE`.
+
+    Returns:
+        The same kind, of the leading shape.
+    """
+    outline = points[..., eye, :]  # ... x 6 x 2
+    spans = ((outline[..., [0, 1, 2], :] - outline[..., [3, 5, 4], :]) ** 2).sum(-1) ** 0.5  # ... x 3: width, lids
+    return spans[..., 1:].mean(-1) / spans[..., 0].clip(1e-6)
+
+
 def face_box(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Upright bounding box of the 68 face points.
 

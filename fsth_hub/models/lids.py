@@ -2,26 +2,10 @@
 
 import torch
 
-from .landmark_layout import LEFT_EYE, RIGHT_EYE
+from .landmark_layout import LEFT_EYE, RIGHT_EYE, eye_opening
 
 
 SHUT = 0.12  # in widths of the eye: what detectors leave open of a shut one
-
-
-def eye_opening(points, eye) -> torch.Tensor:
-    """
-    How far an eye is open, in widths of the eye.
-
-    Args:
-        points (`torch.Tensor` of shape `(batch, 78, 2)`): in any units.
-        eye (`np.ndarray` of shape `(6,)`): the indices of its points.
-
-    Returns:
-        `torch.Tensor` of shape `(batch,)`.
-    """
-    corner, upper, upper_2, end, lower_2, lower = points[:, eye].unbind(dim=1)
-    heights = (upper - lower).norm(dim=-1) + (upper_2 - lower_2).norm(dim=-1)
-    return heights / 2 / (end - corner).norm(dim=-1).clamp(min=1e-6)
 
 
 def shut_lids(driving, source) -> torch.Tensor:

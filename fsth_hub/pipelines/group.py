@@ -181,7 +181,7 @@ def _in(pipe: "FsthPipeline", person: FsthPerson, crop: np.ndarray, landmarks: n
         crop, landmarks, box: Their head in the photograph, S x S x 3 uint8; 78 x 2, pixels of it; where it was cut.
     """
     inputs = pipe.prepare_portraits([crop], [landmarks])
-    seen = pipe.encode_sources(person.tuned_generator(pipe.generator), *inputs)
+    seen = pipe.encode_sources(pipe.generator_for(person), *inputs)
     return replace(
         person,
         sources=None if seen is None else _joined(seen, person.sources),

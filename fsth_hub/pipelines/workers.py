@@ -1,4 +1,4 @@
-"""Processes that share out a batch: an input that kills one costs nothing but itself."""
+"""Processes that share out work: an input that kills one costs nothing but itself."""
 
 import os
 import queue
@@ -155,7 +155,7 @@ def start_ray() -> tuple[list[int], float]:
     try:
         import ray
     except ImportError as error:
-        raise FsthError("--executor ray needs Ray: python -m pip install 'fsth-hub[cluster]'.") from error
+        raise FsthError("Ray is not installed: python -m pip install 'fsth-hub[cluster]'.") from error
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # a checkout need not be installed
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
     ray.init(runtime_env=environment, log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fsth_hub.models.landmark_layout import LEFT_EYE, OUTER_LIPS, RIGHT_EYE, interocular
+from fsth_hub.models.landmark_layout import LEFT_EYE, OUTER_LIPS, RIGHT_EYE, eye_opening, interocular
 
 
 NUM_EXTREMES = 6  # frames with the most closed eyes, and as many with the most open mouth
@@ -25,15 +25,7 @@ PART_SIZE = 128
 
 def eye_openings(landmarks: np.ndarray) -> np.ndarray:
     """Distance between the lids over the width of the eye, mean of both eyes; ... x 78 x 2 to the leading shape."""
-
-    def distance(a, b):
-        return np.linalg.norm(landmarks[..., a, :] - landmarks[..., b, :], axis=-1)
-
-    openings = [
-        (distance(eye[1], eye[5]) + distance(eye[2], eye[4])) / 2 / distance(eye[0], eye[3])
-        for eye in (RIGHT_EYE, LEFT_EYE)
-    ]
-    return np.mean(openings, axis=0)
+    return (eye_opening(landmarks, RIGHT_EYE) + eye_opening(landmarks, LEFT_EYE)) / 2
 
 
 def mouth_openings(landmarks: np.ndarray) -> np.ndarray:

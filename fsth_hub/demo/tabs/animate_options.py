@@ -2,35 +2,18 @@
 
 import gradio as gr
 
-from ...landmarks.motion import MAX_STRENGTH
-from ...landmarks.regions import REGIONS
 from ...landmarks.smoothing import DEFAULT_SMOOTHING, MAX_SMOOTHING
 from ...pipelines.names import DEFAULT_SIZE
 from ..inputs import MAX_SECONDS
 from ..studio import Studio
 from .animator import SIZES
+from .motion_controls import motion_controls
 
 
 def options_panel(studio: Studio) -> list[gr.components.Component]:
     """The options, closed at first, in the order of `Settings`."""
     with gr.Accordion("Options", open=False, elem_id="options"):
-        motion = gr.Radio(
-            [("Relative", "relative"), ("Absolute", "absolute")],
-            value="relative",
-            label="Motion",
-            info="Relative: the portrait changes as the driver does. Absolute: it takes the driver's pose as it "
-            "is, and with it the shape of the driver's face.",
-            elem_id="motion",
-        )
-        strength = gr.Slider(
-            0,
-            MAX_STRENGTH,
-            1,
-            step=0.05,
-            label="Motion strength",
-            info="1 moves as far as the driver, 0 not at all. For relative motion.",
-            elem_id="motion-strength",
-        )
+        motion, strength, regions = motion_controls("the driver does", "the driver's")
         smoothing = gr.Slider(
             0,
             MAX_SMOOTHING,
@@ -60,13 +43,6 @@ def options_panel(studio: Studio) -> list[gr.components.Component]:
             f"Pasted back, {DEFAULT_SIZE} stands for as many as the photograph has.",
             elem_id="size",
         )
-        regions = gr.CheckboxGroup(
-            [(name.capitalize(), name) for name in REGIONS],
-            value=list(REGIONS),
-            label="What moves",
-            info="What is not ticked stays as in the portrait. For relative motion.",
-            elem_id="regions",
-        )
         max_frames = gr.Number(
             label="Maximum number of frames",
             info=f"Empty for the whole clip, of which {MAX_SECONDS} s at most are used.",
@@ -82,11 +58,4 @@ def options_panel(studio: Studio) -> list[gr.components.Component]:
             visible=len(studio.model_names) > 1,
             elem_id="model",
         )
-    motion.change(
-        lambda motion: [gr.update(interactive=motion == "relative")] * 2,
-        motion,
-        [strength, regions],
-        api_visibility="private",
-        show_progress="hidden",
-    )
     return [motion, max_frames, model, strength, smoothing, paste_back, watermark, size, regions]

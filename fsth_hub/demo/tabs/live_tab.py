@@ -20,7 +20,6 @@ import numpy as np
 from PIL import Image
 
 from ...landmarks import Face, LandmarkSmoother, MotionAdapter
-from ...landmarks.motion import MAX_STRENGTH
 from ...landmarks.regions import REGIONS, keep_regions
 from ...media.reading import Clip
 from ...media.writing import write_clip
@@ -35,6 +34,7 @@ from ..studio import HEAVY, Studio
 from . import Page
 from .animator import FINE_TUNED
 from .animator import PORTRAITS as AS_THEY_ARE
+from .motion_controls import motion_controls
 
 
 LIVE = "live"  # the tab's id
@@ -297,28 +297,5 @@ def _options() -> list[gr.components.Component]:
             label="Who moves",
             elem_id="live-person",
         )
-        motion = gr.Radio(
-            [("Relative", "relative"), ("Absolute", "absolute")],
-            value="relative",
-            label="Motion",
-            info="Relative: the portrait changes as you do. Absolute: it takes your pose as it is, and with it the "
-            "shape of your face.",
-            elem_id="live-motion",
-        )
-        strength = gr.Slider(
-            0,
-            MAX_STRENGTH,
-            1,
-            step=0.05,
-            label="Motion strength",
-            info="1 moves as far as you do, 0 not at all. For relative motion.",
-            elem_id="live-strength",
-        )
-        regions = gr.CheckboxGroup(
-            [(name.capitalize(), name) for name in REGIONS],
-            value=list(REGIONS),
-            label="What moves",
-            info="What is not ticked stays as in the portrait. For relative motion.",
-            elem_id="live-regions",
-        )
+        motion, strength, regions = motion_controls("you do", "your", "live-")
     return [motion, strength, regions, person]
