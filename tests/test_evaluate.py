@@ -18,8 +18,8 @@ from testing_utils.pipelines import NO_FACE, StubDetector, make_pipeline, pictur
 from testing_utils.shards import grey, landmarks, write_shards
 from training import evaluate
 from training.data.dataset import read_index
+from training.evaluation.expression import close_up
 from training.evaluation.reenactment import (
-    close_up,
     held_out_frames,
     one_clip_per_person,
     picked_frames,
