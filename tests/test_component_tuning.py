@@ -173,6 +173,22 @@ def test_an_identity_keeps_its_components(pipe, method, tmp_path):
     assert not np.array_equal(frames_of(pipe, loaded), frames)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_preview_is_of_the_frames_that_the_pipeline_generates(pipe, method):
+    made = tuned(pipe, method=method)
+
+    def previewed() -> np.ndarray:
+        first = np.asarray(made.preview())[:, : pipe.size]
+        assert np.array_equal(first, pipe.generate_frame(pipe.generator_for(made), made, made.landmarks))
+        return first
+
+    own = previewed()
+    made.component_weights = made.components = None  # the pipeline's own then
+    pipelines = previewed()
+    made.base_components = pipe.facial_components = None
+    assert len({frame.tobytes() for frame in (own, pipelines, previewed())}) == 3
+
+
 def test_low_rank_updates_of_components_are_pefts(pipe, tmp_path):
     made = tuned(pipe, method="lora")
     made.save_pretrained(tmp_path / "ada")

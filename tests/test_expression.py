@@ -173,20 +173,21 @@ def test_tasks_measure_the_expression_over_frames_that_show_one(kind):
     instruments = Instruments(lambda a, b: torch.zeros(len(a)), lambda image, points: np.array([1.0, 0.0]), seer)
     if kind == "self":
         task = SelfReenactment(clip_of("ann"), 2, instruments)
-        assert len(task.targets) == 2 and len(task.extremes) == 8
-        assert sorted(mouth_openings(task.extremes))[-3:] == pytest.approx([0.1, 0.2, 0.3], abs=1e-3)  # 0.4 is there
-        assert sorted(eye_openings(task.extremes))[:4] == pytest.approx([0.05, 0.05, 0.05, 0.3], abs=1e-3)
+        extremes = task.extras[: task.num_extremes]
+        assert len(task.targets) == 2 and len(extremes) == 8
+        assert sorted(mouth_openings(extremes))[-3:] == pytest.approx([0.1, 0.2, 0.3], abs=1e-3)  # 0.4 is there
+        assert sorted(eye_openings(extremes))[:4] == pytest.approx([0.05, 0.05, 0.05, 0.3], abs=1e-3)
     elif kind == "cross":
         task = CrossReenactment(clip_of("ann"), [clip_of("bob"), clip_of("cid")], 4, instruments)
-        assert len(task.targets) == 4 and len(task.extremes) > 12
+        assert len(task.targets) == 4 and len(task.extras) > 12
     else:
         motion = [None, *clip_of("bob").landmarks]
         task = PortraitReenactment(np.zeros((SIZE, SIZE, 3), np.uint8), face(), [motion], instruments)
-        assert len(task.targets) > 12 and len(task.extremes) == 0
+        assert len(task.targets) > 12 and len(task.extras) == 0
         assert mouth_openings(task.targets[task.shown[0]]) == pytest.approx(0.4, abs=0.02)
         assert eye_openings(task.targets[task.shown[1]]) == pytest.approx(0.05, abs=0.02)
-    drawn, extremes = ([seer.draw(points) for points in group] for group in (task.targets, task.extremes))
-    measured = task.measure(drawn, extremes)
+    drawn, extras = ([seer.draw(points) for points in group] for group in (task.targets, task.extras))
+    measured = task.measure(drawn, extras)
     assert measured["frames"] == len(drawn) and task.rest == pytest.approx(0.3, abs=0.01)
     for key in ("mouth_slope", "eyes_slope", "blink"):
         assert measured[key] == pytest.approx(0.5, abs=0.02)

@@ -324,7 +324,7 @@ def measure_tasks(
         generate, costs = prepare(*sources)
         for task in wanted:
             fake, times = zip(*(timed(generate, points) for points in task.targets), strict=True)
-            measured = task.measure(fake, [generate(points) for points in task.extremes])
+            measured = task.measure(fake, [generate(points) for points in task.extras])
             numbers = {key: round(value, 4) for key, value in measured.items() if value is not None}
             print(f"{name}, T = {shots}, {task.name}, {method}: {numbers}", flush=True)
             seconds = costs.get("seconds", {}) | {"generate": float(np.median(times))}

@@ -286,7 +286,8 @@ class FsthTunedPerson(FsthIdentity, FsthPerson):
         """Four generated frames side by side."""
         from .preview import generate_preview
 
-        return generate_preview(self, self.tuned_generator())
+        components = None if self.base_components is None else self.tuned_components(self.base_components)
+        return generate_preview(self, self.tuned_generator(), components)
 
     def card(self, repo_id: str) -> ModelCard:
         """The card for a repository without photographs."""

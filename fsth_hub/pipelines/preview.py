@@ -1,13 +1,16 @@
 """Generated frames that show on a card what a person looks like when driven."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 
 from ..landmarks.pose import Pose
-from ..models.image_processing_fsth import FsthImageProcessor
+from ..models.facial_components import FsthComponentsOutput, FsthFacialComponents
+from ..models.folding import fold
+from ..models.image_processing_fsth import FsthImageProcessor, normalize
 from ..models.landmark_layout import INNER_LIPS, JAW, OUTER_LIPS
 from ..models.modeling_fsth import FsthGenerator
 from .names import DEFAULT_SIZE
@@ -42,7 +45,9 @@ def preview_landmarks(points: np.ndarray) -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def generate_preview(person: FsthPerson, generator: FsthGenerator) -> Image.Image:
+def generate_preview(
+    person: FsthPerson, generator: FsthGenerator, components: FsthFacialComponents | None = None
+) -> Image.Image:
     """
     Four frames side by side that the generator makes of a person, as large as the first portrait has them; no
     photograph is among them.
@@ -50,17 +55,29 @@ def generate_preview(person: FsthPerson, generator: FsthGenerator) -> Image.Imag
     Args:
         person ([`FsthPerson`]): whose.
         generator ([`FsthGenerator`]): the person's, or the pipeline's.
+        components ([`FsthFacialComponents`], *optional*): the same; with source skips only.
     """
-    generator = generator.fold_spectral_norm()
+    generator = fold(generator)  # to the last bit the frames that the pipeline generates
     adain_parameters, sources = person.inputs(generator.device, generator.dtype)
     processor = FsthImageProcessor(size=generator.config.image_size)
     side, frames = min(DEFAULT_SIZE, person.max_size), []
     for points in preview_landmarks(person.landmarks):
         drawing = processor.rasterize(points).to(generator.device, generator.dtype, memory_format=torch.channels_last)
-        points = torch.from_numpy(points)[None].to(generator.device)  # 1 x 78 x 2
-        output = generator(drawing, adain_parameters, points, sources)
+        points = torch.from_numpy(points)[None]  # 1 x 78 x 2
+        output = generator(drawing, adain_parameters, points.to(generator.device), sources)
         if output.composition is None:
             frames += processor.postprocess(output.images)
-        else:
-            frames.append(person.compositor(side)(output.composition))
+            continue
+        add = None
+        if components is not None:
+            add = partial(retouch, person, components, points * (side / generator.config.image_size))
+        frames.append(person.compositor(side)(output.composition, add))
     return Image.fromarray(np.concatenate(frames, axis=1))
+
+
+def retouch(
+    person: FsthPerson, components: FsthFacialComponents, landmarks: torch.Tensor, frame: np.ndarray
+) -> FsthComponentsOutput:
+    """What the components add to a frame (size x size x 3 float32, 0 to 255) at 1 x 78 x 2 landmarks."""
+    images = normalize(torch.from_numpy(frame).permute(2, 0, 1)[None].to(components.device))
+    return components(images, landmarks.to(components.device), person.component_sources(components))

@@ -22,10 +22,14 @@ def to_grey(frame: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
 
 
+def optical_flow(frame: np.ndarray, following: np.ndarray) -> np.ndarray:
+    """Where each pixel moves from one grey frame to the next, S x S x 2 pixels, x then y."""
+    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(frame, following, None)
+
+
 def flow_magnitude(frame: np.ndarray, following: np.ndarray) -> np.ndarray:
     """How far each pixel moves from one grey frame to the next, S x S pixels."""
-    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    return np.linalg.norm(search.calc(frame, following, None), axis=2)
+    return np.linalg.norm(optical_flow(frame, following), axis=2)
 
 
 def around_head(landmarks: np.ndarray, size: int) -> np.ndarray:

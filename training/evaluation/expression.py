@@ -9,7 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fsth_hub.models.landmark_layout import LEFT_EYE, OUTER_LIPS, RIGHT_EYE, eye_opening, interocular
+from fsth_hub.finetuning.feature_networks import crop_around
+from fsth_hub.models.landmark_layout import FACE, LEFT_EYE, OUTER_LIPS, RIGHT_EYE, eye_opening, interocular
 
 
 NUM_EXTREMES = 6  # frames with the most closed eyes, and as many with the most open mouth
@@ -21,6 +22,7 @@ MIN_DEVIATION = {"mouth": 0.02, "eyes": 0.01}
 # Squares around a part: their sides in distances between the eyes, and in pixels once they are enlarged.
 MOUTH_SIDE, EYE_SIDE = 1.3, 0.75
 PART_SIZE = 128
+CLOSE_UP_SIZE = 224  # pixels, of the face
 
 
 def eye_openings(landmarks: np.ndarray) -> np.ndarray:
@@ -79,6 +81,11 @@ def delivered(asked: Sequence[np.ndarray], seen: Sequence[np.ndarray | None], re
     return measured
 
 
+def close_up(images: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
+    """The square of the 68 face points, enlarged: hair and background, most of a frame, would drown eyes and mouth."""
+    return crop_around(images, landmarks[:, FACE], 1.0, CLOSE_UP_SIZE)  # N x 3 x 224 x 224
+
+
 def mouths(images: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
     """The mouths of N x 3 x S x S, level and enlarged to N x 3 x 128 x 128; landmarks: N x 78 x 2."""
     return level_crop(images, landmarks, landmarks[:, OUTER_LIPS].mean(dim=1), MOUTH_SIDE)
@@ -88,6 +95,9 @@ def eyes(images: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
     """All right eyes and then all left ones, level and enlarged: 2N x 3 x 128 x 128."""
     crops = [level_crop(images, landmarks, landmarks[:, eye].mean(dim=1), EYE_SIDE) for eye in (RIGHT_EYE, LEFT_EYE)]
     return torch.cat(crops)
+
+
+CROPS = {"face": close_up, "mouth": mouths, "eyes": eyes}  # what is compared by itself
 
 
 def level_crop(images: torch.Tensor, landmarks: torch.Tensor, centre: torch.Tensor, side: float) -> torch.Tensor:

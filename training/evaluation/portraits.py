@@ -68,7 +68,7 @@ class PortraitReenactment:
     def __init__(self, portrait: np.ndarray, own: np.ndarray, motions: list[list], instruments: Instruments):
         self.instruments = instruments
         self.identity = instruments.identity(portrait, instruments.look([portrait], [own])[0])
-        self.real, self.extremes, self.targets, wanted = [], [], [], []
+        self.real, self.extras, self.targets, wanted = [], [], [], []
         for motion in motions:
             adapt = MotionAdapter(own, motion[pick_reference(own, motion)])
             asked = np.stack([adapt(points) for points in motion])
@@ -79,7 +79,7 @@ class PortraitReenactment:
         targets = np.stack(self.targets)
         self.shown = [int(mouth_openings(targets).argmax()), int(eye_openings(targets).argmin())]
 
-    def measure(self, fake: list[np.ndarray], extremes: list[np.ndarray]) -> dict:
+    def measure(self, fake: list[np.ndarray], extras: list[np.ndarray]) -> dict:
         """`csim` to the portrait, mean over the frames, and what of the expression arrives."""
         found, identity = self.instruments.faces(fake, self.targets)
         csim = float((identity @ self.identity).mean())

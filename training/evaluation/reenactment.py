@@ -12,27 +12,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fsth_hub.finetuning.feature_networks import LPIPS, crop_around
+from fsth_hub.finetuning.feature_networks import LPIPS
 from fsth_hub.finetuning.losses import ContentLoss
 from fsth_hub.landmarks import LandmarkDetector, MotionAdapter, pick_reference
 from fsth_hub.landmarks.portrait_picking import Look, pick_frames
 from fsth_hub.models.image_processing_fsth import normalize, to_pixels
 from fsth_hub.models.landmark_flow import pixel_grid, resize_flow, smooth_flow, warp
-from fsth_hub.models.landmark_layout import FACE
 from fsth_hub.models.modeling_fsth import FsthGenerator
 from fsth_hub.models.source_skips import landmark_similarity
 from fsth_hub.pipelines.identity import FsthIdentity
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
 from training.data.dataset import ClipRecord
 from training.evaluation.background import Background
-from training.evaluation.expression import delivered, extreme_frames, eye_openings, eyes, mouths
+from training.evaluation.expression import CROPS, delivered, extreme_frames, eye_openings
+from training.evaluation.flicker import Flicker, liveliest_run
 from training.evaluation.metrics import IdentityNetwork, expression_distance, keypoint_distance, pose_distance, ssim
 
 
 NUM_DRIVERS = 2  # for each person in cross-reenactment
 FRAMES_SHOWN = 2  # of each person in a grid
 LPIPS_BATCH = 8
-CLOSE_UP_SIZE = 224  # pixels
 
 Generate = Callable[[np.ndarray], np.ndarray]  # landmarks to a frame
 
@@ -86,11 +85,6 @@ def to_tensor(images: list[np.ndarray]) -> torch.Tensor:
     return normalize(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))  # N x 3 x S x S
 
 
-def close_up(images: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
-    """The square of the 68 face points, enlarged: hair and background, most of a frame, would drown eyes and mouth."""
-    return crop_around(images, landmarks[:, FACE], 1.0, CLOSE_UP_SIZE)  # N x 3 x 224 x 224
-
-
 @dataclass
 class Instruments:
     lpips: LPIPS
@@ -126,11 +120,12 @@ class Instruments:
     def expression(self, task, found: list, extremes: list[np.ndarray]) -> dict:
         """What of a task's expressions arrives, in frames whose landmarks were found and in those generated for it."""
         found = [*found, *(self.find(frame) for frame in extremes)]
-        return delivered([*task.targets, *task.extremes], found, task.rest)
+        return delivered([*task.targets, *task.extras[: len(extremes)]], found, task.rest)
 
 
-# What is to be generated: `targets` holds the landmarks of the frames that are compared with `real` ones, `extremes`
-# those of frames with closed eyes and open mouths, for the measure of the expression alone.
+# What is to be generated: `targets` holds the landmarks of the frames that are compared with `real` ones, `extras`
+# those of more frames: with closed eyes and open mouths, for the measure of the expression alone, and then, of a
+# person's own clip, what lacks to successive ones for that of flicker.
 
 
 class SelfReenactment:
@@ -147,27 +142,33 @@ class SelfReenactment:
         self.landmarks = instruments.look(self.real, self.targets)
         self.identity = instruments.embeddings(self.real, self.landmarks)
         half = len(clip.frames) - len(clip.frames) // 2
-        others = {half + index for index in extreme_frames(clip.landmarks[half:])} - {*chosen}
-        self.extremes = clip.landmarks[sorted(others)]
+        extremes = sorted({half + index for index in extreme_frames(clip.landmarks[half:])} - {*chosen})
+        self.successive = [half + index for index in liveliest_run(clip.landmarks[half:])]
+        self.generated = [*chosen, *extremes, *sorted({*self.successive} - {*chosen, *extremes})]
+        self.num_extremes = len(extremes)
+        self.extras = clip.landmarks[self.generated[len(chosen) :]]
         self.rest = float(np.median(eye_openings(clip.landmarks[half:])))
         self.background = Background(self.real, self.targets)
+        true = [np.asarray(clip.image(index)) for index in self.successive]
+        self.flicker = Flicker(true, clip.landmarks[self.successive])
 
-    def measure(self, fake: list[np.ndarray], extremes: list[np.ndarray]) -> dict:
+    def measure(self, fake: list[np.ndarray], extras: list[np.ndarray]) -> dict:
         """Means over the frames; `akd` over those that show a face, None where none does."""
         found, identity = self.instruments.faces(fake, self.targets)
         pictures, targets = (to_tensor(fake), to_tensor(self.real)), torch.from_numpy(self.targets)
-        parts = {"face_lpips": close_up, "mouth_lpips": mouths, "eyes_lpips": eyes}
-        expression = self.instruments.expression(self, found, extremes)
+        expression = self.instruments.expression(self, found, extras[: self.num_extremes])
+        frames = dict(zip(self.generated, [*fake, *extras], strict=True))
         return count_faces(found) | {
             "lpips": self.instruments.perceptual_distance(*pictures),
             **{
-                key: self.instruments.perceptual_distance(*(crop(images, targets) for images in pictures))
-                for key, crop in parts.items()
+                f"{part}_lpips": self.instruments.perceptual_distance(*(crop(images, targets) for images in pictures))
+                for part, crop in CROPS.items()
             },
             "ssim": float(np.mean([ssim(*pair) for pair in zip(fake, self.real, strict=True)])),
             "csim": float((identity * self.identity).sum(axis=1).mean()),
             "akd": mean_of_seen(keypoint_distance, found, self.landmarks),
             **expression,
+            **self.flicker.excess([frames[index] for index in self.successive]),
             "swim": self.background.swim(fake),
         }
 
@@ -184,7 +185,7 @@ class CrossReenactment:
         portrait, own = np.asarray(clip.image(0)), clip.landmarks[0]
         self.portrait = instruments.look([portrait], [own])[0]
         self.identity = instruments.identity(portrait, self.portrait)
-        self.real, self.targets, self.landmarks, self.references, self.extremes = [], [], [], [], []
+        self.real, self.targets, self.landmarks, self.references, self.extras = [], [], [], [], []
         openings = []
         for driver in drivers:
             index = pick_reference(own, list(driver.landmarks))
@@ -195,14 +196,14 @@ class CrossReenactment:
             self.real += images[1:]
             asked = np.stack([adapt(points) for points in driver.landmarks])
             self.targets += list(asked[chosen])
-            self.extremes += list(asked[sorted({*extreme_frames(asked)} - {*chosen})])
+            self.extras += list(asked[sorted({*extreme_frames(asked)} - {*chosen})])
             self.landmarks += seen
             self.references += [reference] * len(chosen)
             openings += eye_openings(asked).tolist()
         self.rest = float(np.median(openings))
         self.shown = frames_shown(len(self.targets))
 
-    def measure(self, fake: list[np.ndarray], extremes: list[np.ndarray]) -> dict:
+    def measure(self, fake: list[np.ndarray], extras: list[np.ndarray]) -> dict:
         """Means over the frames; `csim` to the portrait, the distances over those that show a face."""
         found, identity = self.instruments.faces(fake, self.targets)
         against = [self.portrait] * len(fake), self.landmarks, self.references
@@ -210,7 +211,7 @@ class CrossReenactment:
             "csim": float((identity @ self.identity).mean()),
             "pose": mean_of_seen(pose_distance, found, *against),
             "expression": mean_of_seen(expression_distance, found, *against),
-            **self.instruments.expression(self, found, extremes),
+            **self.instruments.expression(self, found, extras),
         }
 
 
