@@ -13,6 +13,7 @@ from .tabs.expression_tab import EXPRESSION, expression_tab
 from .tabs.inspect_tab import inspect_tab
 from .tabs.live_tab import LIVE, live_tab
 from .tabs.person_tab import person_tab
+from .updates import SteadyBlocks
 from .uploads import keep_cleaning
 
 
@@ -50,7 +51,7 @@ def create_demo(*models) -> gr.Blocks:
         `gr.Blocks`, to be launched with `LAUNCH_OPTIONS`.
     """
     studio = Studio(models)
-    with gr.Blocks(title="Few-shot talking heads", analytics_enabled=False, delete_cache=DELETE_CACHE) as demo:
+    with SteadyBlocks(title="Few-shot talking heads", analytics_enabled=False, delete_cache=DELETE_CACHE) as demo:
         gr.Markdown(INTRODUCTION, elem_id="introduction")
         opening("opening-on-phone")  # where the result lies further down, and a clip that is not seen does not begin
         stand_still(demo)
