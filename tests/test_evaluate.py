@@ -146,6 +146,9 @@ def test_baselines_are_measured_as_by_hand(run):
     assert portrait["face_lpips"] != pytest.approx(portrait["lpips"])  # of another size, with other borders
     assert portrait["mouth_lpips"] > 0 and portrait["eyes_lpips"] > 0
     assert portrait["swim"] is None  # nothing can be seen to move on plain grey
+    # the true frames get brighter one after the other, the portrait does not
+    flicker = [portrait[f"{part}_flicker"] for part in ("face", "mouth", "eyes")]
+    assert flicker == pytest.approx([-STEP] * 3, abs=1)
     assert UNMOVED not in person["self"]["2"]  # it is the same
 
 

@@ -136,10 +136,14 @@ def test_parts_and_background_are_averaged_and_compared_where_there_are_any(repo
     for name, slope in (("ann", 0.5), ("bob", 0.7), ("cid", None)):
         for method, more in (("warp by landmarks", 0.3), ("own FF", 0.0)):
             values = {"mouth_slope": None if slope is None else slope - more, "swim": 0.25 + more}
+            values["mouth_flicker"] = more - 0.5
             report.people[name]["self"]["1"][method] |= values
     means = rows(report.means("self", PART_MEASURES, with_faceless=False))["1", "own FF"]
     assert means[3] == "0.60 [0.50, 0.70] (2 of the people)" and means[-1] == "0.250 [0.250, 0.250]"
-    assert means[1] == "–"  # measured before there was such a measure
+    assert means[1] == means[-2] == means[-4] == "–"  # measured before there was such a measure
+    assert means[-3] == "-0.50 [-0.50, -0.50]"
+    results = report.model_index()[1]
+    assert [r.metric_value for r in results if r.metric_name == "flicker of the mouth"] == [-0.5]
     differences = rows(report.differences("self", PART_MEASURES))["own FF minus warp by landmarks, T = 1", "3"]
     assert differences[2] == "0.30 [0.30, 0.30] (2 of the people)" and differences[-1] == "-0.300 [-0.300, -0.300]"
 

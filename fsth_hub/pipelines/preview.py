@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..landmarks.pose import Pose
 from ..models.facial_components import FsthComponentsOutput, FsthFacialComponents
+from ..models.folding import fold
 from ..models.image_processing_fsth import FsthImageProcessor, normalize
 from ..models.landmark_layout import INNER_LIPS, JAW, OUTER_LIPS
 from ..models.modeling_fsth import FsthGenerator
@@ -56,7 +57,7 @@ def generate_preview(
         generator ([`FsthGenerator`]): the person's, or the pipeline's.
         components ([`FsthFacialComponents`], *optional*): the same; with source skips only.
     """
-    generator = generator.fold_spectral_norm()
+    generator = fold(generator)  # to the last bit the frames that the pipeline generates
     adain_parameters, sources = person.inputs(generator.device, generator.dtype)
     processor = FsthImageProcessor(size=generator.config.image_size)
     side, frames = min(DEFAULT_SIZE, person.max_size), []

@@ -45,6 +45,7 @@ class Flicker:
     The warping error (Lai et al., "Learning Blind Video Temporal Consistency", arXiv 1808.00449): each frame is
     compared with the next one pulled back by the optical flow of the true frames, where the flow there and back agrees
     (the criterion of Ruder et al., arXiv 1604.08610, without that of motion boundaries). Its root, in grey levels.
+    What moves otherwise than the truth counts as what flickers does: frames that are all the same are not steady.
 
     Args:
         frames: of the true clip, successive ones of its shard, which may be some tenths of a second apart.

@@ -249,8 +249,9 @@ class Report:
             "those with the most closed eyes and the most open mouths. *Flicker* is the warping error (Lai et "
             "al. 2018) over the up to 12 successive frames in which the face moves most: the root of the mean square "
             "by which a frame differs from the next one, pulled back by the optical flow of the true frames, in grey "
-            "levels of 255, less that of the truth. At 0 the parts are as steady as the truth, below 0 smoother. "
-            "*Swim* is the optical flow from one generated frame to the next where the true background stands still.",
+            "levels of 255, less that of the truth. At 0 the parts are as steady as the truth, below 0 smoother; "
+            "what moves otherwise than the truth counts, too. *Swim* is the optical flow from one generated frame to "
+            "the next where the true background stands still.",
             self.means("self", PART_MEASURES, with_faceless=False),
             self.differences("self", PART_MEASURES),
             "Time, and size of what is saved of a person, median over people, on "
