@@ -31,6 +31,9 @@ WHITEST, MIN_WHITES, WHITER = 0.3, 20, 1.02
 # In widths of the eye, from which opening on its component takes part, and from which on wholly: it draws open eyes
 # sharper than the generator does, but shuts them less.
 NEARLY_SHUT, OPEN = 0.1, 0.22
+# A mouth that a portrait shows as it is wanted needs little made up: how much of the residual it gets, and how unlike
+# it (see `similarity`) a mouth is that gets all. Measured in training/LOG.md, entry 15.
+LEAST, UNLIKE = 0.3, 0.1
 
 
 @strict
@@ -196,7 +199,9 @@ class FsthFacialComponents(FsthPreTrainedModel):
                 if network == "eye":
                     shares[name] = ((eye_opening(points, RIGHT_EYE) - NEARLY_SHUT) / (OPEN - NEARLY_SHUT)).clamp(0, 1)
                 own = sources.points[name].to(points.device)
-                chosen = similarity(points[:, None], own[None], part).argmax(dim=1)  # B
+                nearest, chosen = similarity(points[:, None], own[None], part).max(dim=1)  # B
+                if network == "mouth":
+                    need = LEAST + (1 - LEAST) * (-nearest / UNLIKE).clamp(max=1)[:, None, None, None]
                 masks = part_masks(torch.cat([points, own[chosen]]), part, size)
                 crops = sample_crops(frames, alignments[name], size)
                 inputs.append((crops, sources.crops[name][chosen].to(crops), *masks.chunk(2)))
@@ -204,7 +209,7 @@ class FsthFacialComponents(FsthPreTrainedModel):
             generated = self.generate(network, crops, *others).float()
             if network == "mouth":
                 inner = others[1][:, :1]  # B x 1 x 96 x 96
-                generated = limit_blue(generated, crops, sources.whites.to(crops), inner)
+                generated = need * limit_blue(generated, crops, sources.whites.to(crops), inner)
             residuals |= dict(zip(names, generated.chunk(len(names)), strict=True))
         return FsthComponentsOutput(residuals=residuals, alignments=alignments, shares=shares)
 
