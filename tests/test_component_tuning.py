@@ -118,7 +118,7 @@ def test_openings_that_no_portrait_shows_are_kept_as_they_were(features, monkeyp
         with torch.no_grad():
             change = tuner.tuned.generate("mouth", *inputs) - tuner.before.generate("mouth", *inputs)
         drift[weight] = change[examples["news"] == 1].abs().mean().item()
-    assert drift[tuning.KEEP_WEIGHT] < 0.7 * drift[0.0]
+    assert drift[tuning.KEEP_WEIGHT] < 0.8 * drift[0.0]
 
 
 def test_what_crops_are_compared_by_has_heads():
