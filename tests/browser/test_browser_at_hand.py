@@ -56,7 +56,7 @@ def test_it_stands_still_for_those_who_prefer_that(visit):
 
 @each_device
 def test_a_click_shows_a_pair_at_once(visit, device):
-    """Both ways round, within a second; on a phone the button and the result are then on the screen."""
+    """Both ways round, without a wait; on a phone the button and the result are then on the screen."""
     visitor = visit(viewport=device)
     page = visitor.page
     moving(page, ".opening video" if device == DESKTOP else "#opening-on-phone video")
