@@ -55,6 +55,14 @@ def test_other_eye_of_a_wink_stays_open():
     np.testing.assert_array_equal(np.array(closed)[:, LEFT_EYE], np.array(clip)[:, LEFT_EYE])
 
 
+def test_an_eye_that_reads_less_shut_in_a_blink_shuts_with_the_other():
+    """The farther one of a turned head: 0.73 of its rest, where the nearer one is at a third."""
+    clip = frames(*OPEN, 5.0, *OPEN)
+    clip[20][LEFT_EYE] = face(eyes=11.0)[LEFT_EYE]
+    closed = close_blinks(clip, FPS)
+    assert lids(closed, RIGHT)[20] < 0.005 and lids(closed, LEFT)[20] < 0.02 * lids(clip, LEFT)[0]
+
+
 def test_gaps_stay_and_nothing_is_needed():
     clip = frames(*OPEN, 6.0, *OPEN)
     clip[3] = clip[30] = None

@@ -15,6 +15,9 @@ from ..models.landmark_layout import LEFT_EYE, RIGHT_EYE, eye_opening
 BLINK_SECONDS = 0.6  # before and after a blink, within which eyes are open again: a smile narrows them for longer
 # How far both eyes close in a blink, as shares of their opening around it: wholly believed, and not at all.
 BELIEVED, DOUBTED = 0.6, 0.7
+# How far one of them closes in it, as a share of its rest, to take part: wholly, and not at all, as in a wink. The
+# farther eye of a turned head reads less shut than the nearer one.
+TAKES_PART, STAYS_OPEN = 0.78, 0.9
 LIDS = tuple(((eye[1], eye[5]), (eye[2], eye[4])) for eye in (RIGHT_EYE, LEFT_EYE))
 
 
@@ -41,8 +44,8 @@ def close_blinks(landmarks: Sequence[np.ndarray | None], fps: float) -> list[np.
     if trust == 0:
         return list(landmarks)
     rest = np.median(openings, axis=0)
-    # an eye that hardly takes part has not been seen shut
-    shut = np.where(openings[blink] < DOUBTED * rest, trust * openings[blink], 0)
+    part = np.clip((STAYS_OPEN - openings[blink] / rest.clip(1e-6)) / (STAYS_OPEN - TAKES_PART), 0, 1)
+    shut = trust * part * openings[blink]
     way = np.clip((rest - openings) / (rest - shut).clip(1e-6), 0, None)  # from rest to shut
     # how far the upper lid goes to the lower; squared, so that what hardly moves stays, with its jitter
     led = np.clip(shut * way**2 / openings.clip(1e-6), 0, 1)
