@@ -109,6 +109,7 @@ def test_folder_without_pipeline_is_refused(tmp_path):
 @pytest.mark.parametrize("capability, dtype", [("amx_bf16", torch.bfloat16), ("avx2", torch.float32)])
 def test_default_dtype_is_what_the_processor_computes_with(capability, dtype, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")  # whatever these tests run on
     assert default_dtype(torch.device("cpu")) == dtype
     assert default_dtype(torch.device("mps")) == torch.float32
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
