@@ -62,5 +62,5 @@ def generate_preview(person: FsthPerson, generator: FsthGenerator) -> Image.Imag
         if output.composition is None:
             frames += processor.postprocess(output.images)
         else:
-            frames.append(person.compositor(side)(output.composition))
+            frames += person.compositor(side)(output.composition)
     return Image.fromarray(np.concatenate(frames, axis=1))
