@@ -13,12 +13,12 @@ from ..models.modeling_fsth import FsthPreTrainedModel, is_hooked
 
 
 NUM_AT_ONCE = 2
-ACCELERATOR_BATCH = 8  # frames a call where there is no processor to divide; no GPU was measured
+ACCELERATOR_BATCH = 8  # frames a call, of which a single one would leave a GPU idle; not measured on one
 
 
 def pick_batch_size(batch_size: int | None, device: torch.device, engine: str) -> int:
     """How many frames to give the networks in one call: so many as are asked for, by default one on a processor, where
-    more gain nothing. OpenVINO converts them for each number anew, and gets one."""
+    each then comes as soon as it is done. OpenVINO converts them for each number anew, and gets one."""
     if engine != "torch":
         return 1
     return batch_size or (1 if device.type == "cpu" else ACCELERATOR_BATCH)

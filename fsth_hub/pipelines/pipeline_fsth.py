@@ -701,7 +701,8 @@ class FsthPipeline(DiffusionPipeline):
                 What moves of "head", "brows", "eyes", "gaze" and "mouth"; by default all. Relative motion only.
             batch_size (`int`, *optional*):
                 How many frames the networks get in one call, and memory holds at once; the frames are the same. By
-                default 1 on a processor, where more gain nothing, and 8 elsewhere; with OpenVINO always 1.
+                default 1 on a processor, where each comes as soon as it is done, and 8 elsewhere; with OpenVINO,
+                which converts the networks for each number of frames, always 1.
         """
         check_batch_size(batch_size)
         size = self.output_size(person, size)
