@@ -273,7 +273,7 @@ def test_interrupt_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(FsthPipeline, "generate_frame", interrupted)
+    monkeypatch.setattr(FsthPipeline, "generate_frames", interrupted)
     result = run("animate", PORTRAIT, "--driving", DRIVER, "--output", tmp_path / "out.mp4", "--frames", 2)
     assert result.exit_code == 130
     assert list(tmp_path.iterdir()) == []

@@ -47,7 +47,7 @@ def apart(frame: np.ndarray, other: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("size", [256, 320, 512])
 def test_what_does_not_move_is_the_crop(size, matte):
     crop = picture(512, cells=64)
-    frame = Compositor([crop], [matte], size)(still())
+    (frame,) = Compositor([crop], [matte], size)(still())
     assert frame.shape == (size, size, 3) and frame.dtype == np.uint8
     expected = np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC))
     assert apart(frame, expected).max() <= 1
@@ -67,7 +67,7 @@ def test_components_give_way_to_the_residual():
     composition.residual[:] = 0.4  # 51 levels
     for share, expected in ((1.0, 74.5), (0.25, 131.9), (0.0, 151)):
         components = components_at([[0.3, 0.0, 0.0], [0.0, 0.3, 0.0]], -0.2, share=share)
-        frame = Compositor([crop], [np.ones_like(disc())], 256)(composition, lambda _: components)  # noqa: B023
+        (frame,) = Compositor([crop], [np.ones_like(disc())], 256)(composition, lambda _: components)  # noqa: B023
         assert abs(int(frame[128, 128, 0]) - expected) <= 1
 
 
@@ -78,11 +78,11 @@ def test_components_take_the_place_of_the_residual_where_they_decide(size):
     components = components_at([[0.3, 0.0, 0.1], [0.0, 0.3, -0.2]], -0.2)
     seen = []
 
-    def retouch(frame):
-        seen.append(frame)
+    def retouch(frames):
+        seen.extend(frames)
         return components
 
-    frame = Compositor([crop], [np.ones_like(disc())], size)(composition, retouch)[..., 0].astype(float)
+    frame = Compositor([crop], [np.ones_like(disc())], size)(composition, retouch)[0][..., 0].astype(float)
     assert seen[0].shape == (size, size, 3) and np.abs(seen[0] - 100).max() < 1  # without the residual
     places = (np.arange(size) + 0.5) * 2 / size - 1
     reach = np.maximum(np.abs(places[None] - 0.1), np.abs(places[:, None] + 0.2)) / 0.3
@@ -102,7 +102,7 @@ def test_a_component_is_where_its_alignment_says_turned_and_mirrored():
         components = FsthComponentsOutput(
             residuals={"eye": residual}, alignments={"eye": alignment}, shares={"eye": torch.ones(1)}
         )
-        frame = Compositor([crop], [np.ones_like(disc())], size)(still(), lambda _: components)  # noqa: B023
+        (frame,) = Compositor([crop], [np.ones_like(disc())], size)(still(), lambda _: components)  # noqa: B023
         rows, columns = np.nonzero(frame[..., 0] > 120)
         place = axes @ ([22 / 16 - 1, 10 / 16 - 1]) + [0.1, 0.2]
         found = np.array([columns.mean(), rows.mean()]) * 2 / size + 1 / size - 1
@@ -112,7 +112,7 @@ def test_a_component_is_where_its_alignment_says_turned_and_mirrored():
 def test_a_component_beyond_the_frame_changes_nothing():
     crop = picture(256)
     components = components_at([[0.2, 0.0, 1.5], [0.0, 0.2, 0.0]], 0.5)
-    frame = Compositor([crop], [np.ones_like(disc())], 256)(still(), lambda _: components)
+    (frame,) = Compositor([crop], [np.ones_like(disc())], 256)(still(), lambda _: components)
     assert apart(frame, crop).max() <= 1
 
 
@@ -120,7 +120,7 @@ def test_detail_of_a_large_crop_survives_where_it_moves():
     crop = picture(512, cells=200)  # finer than 256 pixels can show
     composition = still()
     composition.flow[:] = 2 * 8 / 512  # eight pixels
-    large, small = (Compositor([crop], [np.ones_like(disc())], size)(composition) for size in (512, 256))
+    (large,), (small,) = (Compositor([crop], [np.ones_like(disc())], size)(composition) for size in (512, 256))
     enlarged = np.asarray(Image.fromarray(small).resize((512, 512), Image.Resampling.BICUBIC))
     inner, moved = slice(16, 480), slice(24, 488)
     assert apart(large[inner, inner], crop[moved, moved]).mean() < 1
@@ -130,10 +130,10 @@ def test_detail_of_a_large_crop_survives_where_it_moves():
 def test_figure_moves_and_background_stays():
     crop, composition = picture(256), still()
     compositor = Compositor([crop], [disc()], 256)
-    frames = [compositor(composition)]
+    frames = compositor(composition)
     for far in (0.06, -0.1):
         composition.flow[..., 0] = far
-        frames.append(compositor(composition))
+        frames += compositor(composition)
     rows, columns = np.mgrid[:256, :256] / 256 - 0.5
     background = np.hypot(columns, rows) > 0.3 + 0.15
     assert all(np.array_equal(frame[background], frames[0][background]) for frame in frames)
@@ -146,7 +146,7 @@ def test_residual_is_added_at_the_frames_own_size():
     composition.residual[:, 0, : SEEN // 2] = 0.2
     composition.residual[:, 1] = 3
     crop = picture(320)
-    frame = Compositor([crop], [disc()], 320)(composition)
+    (frame,) = Compositor([crop], [disc()], 320)(composition)
     assert apart(frame[:140, :, 0], (crop[:140, :, 0] + 25.5).clip(0, 255)).max() <= 1
     assert apart(frame[180:, :, 0], crop[180:, :, 0]).max() <= 1
     assert (frame[..., 1] == 255).all() and apart(frame[..., 2], crop[..., 2]).max() <= 1
@@ -156,7 +156,7 @@ def test_a_mouth_has_the_colour_of_its_cavity_where_it_is_open():
     composition, crop = still(), picture(256)
     composition.shade[..., 40:46, 24:40] = 0
     composition.cavities[:] = torch.tensor([-0.8, -1.0, -0.9])[:, None, None]
-    frame = Compositor([crop], [np.ones_like(disc())], 256)(composition)
+    (frame,) = Compositor([crop], [np.ones_like(disc())], 256)(composition)
     assert apart(frame[164:180, 104:152], np.array([25, 0, 13])).max() <= 1
     outside = np.ones((256, 256), bool)
     outside[156:188, 92:164] = False
@@ -169,17 +169,17 @@ def test_portraits_count_by_their_shares():
     composition = still(2, chosen=[2, 0])
     composition.shares[0, :, 0, :, :8] = torch.tensor([1.0, 0.0])[:, None, None]
     composition.shares[0, :, 0, :, 8:] = torch.tensor([0.3, 0.7])[:, None, None]
-    frame = Compositor(crops, mattes, 256)(composition)
+    (frame,) = Compositor(crops, mattes, 256)(composition)
     assert apart(frame[:, :100], crops[2][:, :100]).max() <= 1
     assert apart(frame[:, 156:], 0.3 * crops[2][:, 156:] + 0.7 * crops[0][:, 156:]).max() <= 1
     # who counts almost nothing is left out, and the others make up for it
     composition.shares[0, 0], composition.shares[0, 1] = 0.01, 0.99
-    assert apart(Compositor(crops, mattes, 256)(composition), crops[0]).max() <= 1
+    assert apart(Compositor(crops, mattes, 256)(composition)[0], crops[0]).max() <= 1
 
 
 def test_crops_of_different_sizes_come_together():
     crops = [picture(size) for size in (512, 256, 300)]
-    frame = Compositor(crops, [np.ones_like(disc())] * 3, 400)(still(3))
+    (frame,) = Compositor(crops, [np.ones_like(disc())] * 3, 400)(still(3))
     expected = [np.asarray(Image.fromarray(crop).resize((400, 400), Image.Resampling.BICUBIC)) for crop in crops]
     assert apart(frame, np.mean(expected, axis=0)).max() <= 1
 
@@ -237,7 +237,8 @@ def test_at_their_size_it_is_what_the_networks_draw(pipe, person, generator, dty
     with torch.no_grad():
         output = generator(drawing, person.adain_parameters.to(dtype), torch.from_numpy(points)[None], sources)
     generator.float()
-    difference = apart(person.compositor(256)(output.composition), pipe.image_processor.postprocess(output.images)[0])
+    (frame,) = person.compositor(256)(output.composition)
+    difference = apart(frame, pipe.image_processor.postprocess(output.images)[0])
     assert difference.mean() < near
     # at the figure's edge the matte is sampled in another way
     edge = cv2.morphologyEx(sources.mattes[0, 0, 0].float().numpy(), cv2.MORPH_GRADIENT, np.ones((25, 25))) > 0.05

@@ -29,8 +29,8 @@ def pipe() -> FsthPipeline:
 @pytest.fixture
 def drawn(pipe, monkeypatch) -> list[np.ndarray]:
     """The landmarks of every frame that is drawn."""
-    points, generate_frame = [], pipe.generate_frame
-    monkeypatch.setattr(pipe, "generate_frame", lambda *args: points.append(args[2]) or generate_frame(*args))
+    points, generate_frames = [], pipe.generate_frames
+    monkeypatch.setattr(pipe, "generate_frames", lambda *args: points.extend(args[2]) or generate_frames(*args))
     return points
 
 
@@ -89,7 +89,7 @@ def test_pasted_back_it_is_the_whole_photograph(pipe):
 def test_refused_before_any_work(pipe, options, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     person = pipe.embed(picture())
-    monkeypatch.setattr(pipe, "generate_frame", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(pipe, "generate_frames", lambda *_: pytest.fail("work was done"))
     with pytest.raises(FsthError, match=words):
         pipe.express(person, **{"expression": Expression()} | options)
     assert list(tmp_path.iterdir()) == []

@@ -177,8 +177,8 @@ def test_who_was_fine_tuned_takes_the_place_of_a_face(pipe, method):
         assert result.origin.identity == "anna"
     assert len(result.report.portrait_boxes) == 2
     # driven by others of the person's portraits, too, but not from their pose
-    drawn, generate_frame = [], pipe.generate_frame
-    pipe.generate_frame = lambda *arguments: drawn.append(arguments) or generate_frame(*arguments)
+    drawn, generate_frames = [], pipe.generate_frames
+    pipe.generate_frames = lambda *arguments: drawn.append(arguments) or generate_frames(*arguments)
     pipe.animate_group(photograph, people=[anna], **options)
     person = drawn[0][1]
     assert len(person.crops) == 1 + anna.num_portraits == person.sources.images.shape[1] and len(person.boxes) == 1

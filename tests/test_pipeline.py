@@ -31,8 +31,8 @@ def pipe():
 
 def spy_on_points(pipe, monkeypatch) -> list[np.ndarray]:
     """The landmarks of every frame that is drawn."""
-    points, generate_frame = [], pipe.generate_frame
-    monkeypatch.setattr(pipe, "generate_frame", lambda *args: points.append(args[2]) or generate_frame(*args))
+    points, generate_frames = [], pipe.generate_frames
+    monkeypatch.setattr(pipe, "generate_frames", lambda *args: points.extend(args[2]) or generate_frames(*args))
     return points
 
 

@@ -137,11 +137,11 @@ ANIMATE = """
 import os, sys
 from fsth_hub.cli import main
 from fsth_hub.pipelines.pipeline_fsth import FsthPipeline
-draw = FsthPipeline.generate_frame
+draw = FsthPipeline.generate_frames
 def drawn(*arguments):
     print("READY", flush=True)
     return draw(*arguments)
-FsthPipeline.generate_frame = drawn
+FsthPipeline.generate_frames = drawn
 sys.argv = ["fsth", *sys.argv[1:]]
 main.main()
 """

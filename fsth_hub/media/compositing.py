@@ -3,6 +3,7 @@ that are larger than those it sees."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import repeat
 
 import cv2
 import numpy as np
@@ -24,7 +25,7 @@ MIN_SHARE = 0.02  # of a portrait anywhere in a frame, below which it is left ou
 
 class Compositor:
     """
-    Puts frames together, one at a time: the portraits' figures, sampled once and bicubically where the flow leads,
+    Puts frames together, one after another: the portraits' figures, sampled once and bicubically where the flow leads,
     over the background plate, and what generator and facial components add.
 
     Args:
@@ -40,31 +41,34 @@ class Compositor:
         self._places = np.dstack([columns, rows])  # S x S x 2, pixels
 
     def __call__(
-        self, composition: Composition, retouch: Callable[[np.ndarray], FsthComponentsOutput] | None = None
-    ) -> np.ndarray:
+        self, composition: Composition, retouch: Callable[[list[np.ndarray]], FsthComponentsOutput] | None = None
+    ) -> list[np.ndarray]:
         """
         Args:
-            composition ([`Composition`]): of one frame.
-            retouch (`Callable`, *optional*): Given what the portraits give, S x S x 3, what the components add to it.
+            composition ([`Composition`]): of a batch of frames.
+            retouch (`Callable`, *optional*):
+                Given what the portraits give of these, each S x S x 3, what the components add to them.
 
         Returns:
-            S x S x 3 uint8 RGB.
+            The frames in order, each S x S x 3 uint8 RGB.
 
         Raises:
             FsthError: What the networks gave is not finite.
         """
-        frame = self.compose(composition)
-        return self.finish(frame, composition.residual, retouch and retouch(frame))
+        parts = composition.split()
+        frames = [self.compose(part) for part in parts]
+        added = repeat(None, len(parts)) if retouch is None else retouch(frames).split()
+        return [self.finish(*both, own) for *both, own in zip(frames, (p.residual for p in parts), added, strict=True)]
 
     def compose(self, composition: Composition) -> np.ndarray:
         """
-        What the portraits give of one frame.
+        What the portraits give of one frame, of [`~Composition.split`].
 
         Returns:
             S x S x 3 float32 RGB, 0 to 255.
         """
         flows, shares, shades, cavities = (
-            getattr(composition, name)[0].float().cpu().numpy() for name in ("flow", "shares", "shade", "cavities")
+            getattr(composition, name)[0].float().numpy() for name in ("flow", "shares", "shade", "cavities")
         )  # K x h x w x 2, K x 1 x h x w, K x 1 x h x w, K x 3 x 1 x 1
         _check_finite(shares)
         used = [number for number in range(len(shares)) if shares[number].max() >= MIN_SHARE]
@@ -91,12 +95,12 @@ class Compositor:
         Args:
             frame: Of [`~Compositor.compose`].
             residual (`torch.Tensor` of shape `(1, 3, h, w)`): the generator's, [-1, 1] being the range of a picture.
-            components ([`FsthComponentsOutput`], *optional*): what takes its place at mouth and eyes.
+            components ([`FsthComponentsOutput`], *optional*): what takes its place at mouth and eyes, of one frame.
 
         Returns:
             S x S x 3 uint8 RGB.
         """
-        added = np.ascontiguousarray(residual[0].float().cpu().numpy().transpose(1, 2, 0))
+        added = np.ascontiguousarray(residual[0].float().numpy().transpose(1, 2, 0))
         added = cv2.resize(added, (self.size, self.size), interpolation=cv2.INTER_CUBIC)
         for name in components.residuals if components is not None else ():
             self._paste(added, components.residuals[name], components.alignments[name], components.shares[name])
@@ -105,10 +109,10 @@ class Compositor:
 
     def _paste(self, added: np.ndarray, residual: torch.Tensor, alignment: torch.Tensor, share: torch.Tensor) -> None:
         """Put a component's residual (1 x 3 x s x s) in the place of the generator's (S x S x 3) where it decides."""
-        crop = residual[0].float().cpu().permute(1, 2, 0).numpy()
+        crop = residual[0].float().permute(1, 2, 0).numpy()
         size = len(crop)
         crop = share.item() * np.dstack([crop, blend_mask(size).numpy()])  # s x s x 4
-        matrix = alignment[0].double().cpu().numpy()
+        matrix = alignment[0].double().numpy()
         corners = (matrix[:, :2] @ [[-1, -1, 1, 1], [-1, 1, -1, 1]] + matrix[:, 2:] + 1) * self.size / 2  # 2 x 4
         left, top = np.floor(corners.min(axis=1)).clip(0, self.size).astype(int)
         right, bottom = np.ceil(corners.max(axis=1)).clip(0, self.size).astype(int)

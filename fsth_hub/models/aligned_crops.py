@@ -5,6 +5,7 @@ frame, as `F.affine_grid` takes it. The left eye is mirrored, so that one networ
 """
 
 from dataclasses import dataclass
+from itertools import groupby
 from math import ceil
 
 import numpy as np
@@ -88,12 +89,17 @@ def sample_crops(images: torch.Tensor, alignment: torch.Tensor, size: int) -> to
     Returns:
         `torch.Tensor` of shape `(batch, 3, size, size)`: float32; beyond the frame its border is repeated.
     """
-    # sampled several times a pixel where the frame is finer, which would alias
-    pixels = alignment[:, :, 0].norm(dim=1).max().item() * images.shape[-1] / size
-    factor = max(1, ceil(pixels - 0.5))
-    grid = F.affine_grid(alignment, [len(images), 3, factor * size, factor * size], align_corners=False)
-    crops = F.grid_sample(images.float(), grid, "bicubic", padding_mode="border", align_corners=False)
-    return F.avg_pool2d(crops, factor).clamp(-1, 1)
+    # sampled several times a pixel where the frame is finer, which would alias; each frame as if it were alone
+    pixels = alignment[:, :, 0].norm(dim=1) * images.shape[-1] / size  # B
+    factors = [max(1, ceil(count - 0.5)) for count in pixels.tolist()]
+    crops, first = [], 0
+    for factor, alike in groupby(factors):
+        frames = slice(first, first := first + len(list(alike)))
+        own = alignment[frames]
+        grid = F.affine_grid(own, [len(own), 3, factor * size, factor * size], align_corners=False)
+        finer = F.grid_sample(images[frames].float(), grid, "bicubic", padding_mode="border", align_corners=False)
+        crops.append(F.avg_pool2d(finer, factor).clamp(-1, 1))
+    return torch.cat(crops)
 
 
 def part_masks(points: torch.Tensor, part: Part, size: int) -> torch.Tensor:

@@ -102,6 +102,15 @@ class FsthComponentsOutput(ModelOutput):
     alignments: dict[str, torch.Tensor] | None = None
     shares: dict[str, torch.Tensor] | None = None
 
+    def split(self) -> list["FsthComponentsOutput"]:
+        """One for each frame of the batch, on the processor, where frames are put together."""
+        parts = [{name: tensor.cpu().split(1) for name, tensor in values.items()} for values in self.values()]
+        count = len(next(iter(parts[0].values())))
+        return [
+            FsthComponentsOutput(*({name: tensors[index] for name, tensors in part.items()} for part in parts))
+            for index in range(count)
+        ]
+
 
 class ComponentGenerator(nn.Module):
     """A U-Net over a crop, whose output starts at zero."""

@@ -5,9 +5,11 @@ Frames and landmark drawings are RGB in [-1, 1], B x 3 x H x W. Shapes in commen
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +36,7 @@ from .source_skips import Composition, FsthSources, SkipFusion, SourceSkips, Zer
 # An embedder's lowest map has 4 x 4 positions at 256 pixels. The paper sums over them; their mean times this number
 # is that sum at 256 and keeps its scale at the sizes a model is first trained at.
 NUM_POOLED_POSITIONS = 16
+COMPILED = ("compiler", "_compiled_call_impl")  # what compiling leaves in a network
 
 
 @dataclass
@@ -123,6 +126,7 @@ class FsthPreTrainedModel(PreTrainedModel):
     base_model_prefix = "fsth"
     main_input_name = "images"
     source: ModelSource | None = None
+    compiler: Callable | None = None  # what its calls are compiled by
 
     def _init_weights(self, module):
         if parametrize.is_parametrized(module):
@@ -188,11 +192,22 @@ class FsthPreTrainedModel(PreTrainedModel):
                 module.weight = nn.Parameter(weight)
         return folded
 
+    def compile(self, **options) -> None:
+        """As in PyTorch. A pipeline compiles what it makes of the network to generate with alike."""
+        self.compile_by(partial(torch.compile, **options))
+
+    def compile_by(self, compiler: Callable | None) -> Self:
+        """Compile calls by a function of functions, such as `torch.compile`; `None` for not at all."""
+        self.compiler, self._compiled_call_impl = compiler, compiler and compiler(self._call_impl)
+        return self
+
     def __deepcopy__(self, memo):
-        """Without hooks: a copy is nobody's to move about. Weights that were offloaded are back in place."""
+        """Without hooks: a copy is nobody's to move about. Weights that were offloaded are back in place. Without what
+        was compiled, too, which would go on computing with the original's weights."""
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        own = {name: value for name, value in self.__dict__.items() if name not in COMPILED}
+        copied.__dict__.update(copy.deepcopy(own, memo))
         if is_hooked(copied):
             # no import statement: where this file is loaded without its package, it would make accelerate compulsory
             import_module("accelerate.hooks").remove_hook_from_module(copied, recurse=True)

@@ -110,6 +110,11 @@ class Composition(ModelOutput):
     shade: torch.Tensor | None = None
     residual: torch.Tensor | None = None
 
+    def split(self) -> list["Composition"]:
+        """One for each frame of the batch, on the processor, where frames are put together."""
+        parts = zip(*(tensor.cpu().split(1) for tensor in self.values()), strict=True)
+        return [Composition(**dict(zip(self, part, strict=True))) for part in parts]
+
 
 @dataclass
 class FusedSources(ModelOutput):
@@ -254,7 +259,7 @@ class SourceSkips(nn.Module):
         The portraits most like each frame, and where the landmarks say to look in them.
 
         Args:
-            sources ([`FsthSources`]): of [`~SourceSkips.encode`].
+            sources ([`FsthSources`]): of [`~SourceSkips.encode`]; of one person for all frames, or of one for each.
             landmarks (`torch.Tensor` of shape `(batch, 78, 2)`): of the frames, pixels.
             size (`int`): side of the frames in pixels.
         """
@@ -262,10 +267,16 @@ class SourceSkips(nn.Module):
         similarity, chosen = similarity.topk(min(MAX_FUSED, similarity.shape[1]))  # B x K
         batch, num_portraits = similarity.shape
         rows = torch.arange(batch, device=chosen.device)[:, None]
-        flat = sources.map(lambda tensor: tensor.expand(batch, *tensor.shape[1:])[rows, chosen].flatten(0, 1))
+
+        def of_frames(tensor):
+            tensor = tensor.expand(batch, *tensor.shape[1:])  # B x T x ..., no copy
+            return (tensor[rows, chosen] if tensor.shape[1] > 1 else tensor).flatten(0, 1)
+
+        flat = sources.map(of_frames)
         known = self.look(flat, landmarks.repeat_interleave(num_portraits, dim=0), size)
         return ChosenSources(sources=flat, known=known, similarity=similarity, chosen=chosen)
 
+    @torch.compiler.disable  # which pixels a triangle holds is data: compiling would break it into a hundred pieces
     def look(self, sources: FsthSources, landmarks, size: int) -> PortraitFlow:
         """Where the landmarks say to look in one portrait each (`sources` without that dimension) of a batch."""
         with torch.autocast(landmarks.device.type, enabled=False):

@@ -40,7 +40,7 @@ def can_convert(network: nn.Module) -> bool:
     """Whether OpenVINO can compute this network: on the processor, as it is, a generator with source skips only."""
     if not isinstance(network, FsthGenerator | FsthFacialComponents) or is_hooked(network):
         return False
-    return network.device.type == "cpu" and getattr(network.config, "source_skips", True)
+    return network.device.type == "cpu" and network.compiler is None and getattr(network.config, "source_skips", True)
 
 
 def pick_engine(engine: str, network: nn.Module) -> str:
@@ -52,8 +52,8 @@ def pick_engine(engine: str, network: nn.Module) -> str:
     """
     if engine == "openvino" and not can_convert(network):
         raise FsthError(
-            "engine='openvino' computes networks with source skips, on the processor and without offloading: take "
-            "engine='auto'."
+            "engine='openvino' computes networks with source skips, on the processor and without offloading or "
+            "torch.compile: take engine='auto'."
         )
     wanted = engine == "openvino" or engine == "auto" and is_quicker(network)
     return "openvino" if wanted and is_installed() and can_convert(network) else "torch"

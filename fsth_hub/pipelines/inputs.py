@@ -28,6 +28,12 @@ def check_size(size: int | None, config: FsthConfig) -> None:
         )
 
 
+def check_batch_size(batch_size: int | None) -> None:
+    """Refuse (`FsthError`) what is no number of frames to generate at once."""
+    if batch_size is not None:
+        check_number("batch_size", batch_size, 1, whole=True)
+
+
 def check_inputs(
     config: FsthConfig,
     portraits,
@@ -48,6 +54,7 @@ def check_inputs(
     output_path,
     output_type,
     callback_on_frame_end,
+    batch_size,
     **flags,
 ) -> None:
     """Refuse (`FsthError`) arguments of [`FsthPipeline.__call__`] that cannot work with a generator of this config."""
@@ -67,6 +74,7 @@ def check_inputs(
     if reference_frame is not None:
         check_number("reference_frame", reference_frame, 0, whole=True)
     check_size(size, config)
+    check_batch_size(batch_size)
     if isinstance(portraits, FsthPerson) and face_index != 0:
         raise FsthError("face_index chooses a face of portraits: leave it out where a person is given.")
     if isinstance(portraits, FsthPerson) and paste_back:

@@ -1,9 +1,11 @@
-"""Two frames at once: networks of this size leave half of a processor idle when they have all of it to themselves."""
+"""Several frames at once: networks of this size leave half of a processor idle when they have all of it to themselves,
+and most of a GPU."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 
 import torch
 
@@ -11,6 +13,22 @@ from ..models.modeling_fsth import FsthPreTrainedModel, is_hooked
 
 
 NUM_AT_ONCE = 2
+ACCELERATOR_BATCH = 8  # frames a call, of which a single one would leave a GPU idle; not measured on one
+
+
+def pick_batch_size(batch_size: int | None, device: torch.device, engine: str) -> int:
+    """How many frames to give the networks in one call: so many as are asked for, by default one on a processor, where
+    each then comes as soon as it is done. OpenVINO converts them for each number anew, and gets one."""
+    if engine != "torch":
+        return 1
+    return batch_size or (1 if device.type == "cpu" else ACCELERATOR_BATCH)
+
+
+def in_batches(items: Iterable, size: int) -> Iterator[list]:
+    """So many items at a time, read when they are asked for; fewer in the end."""
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch
 
 
 def num_workers(network: FsthPreTrainedModel, engine: str) -> int:

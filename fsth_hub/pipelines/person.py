@@ -1,6 +1,6 @@
 """A person as the pipeline knows them from one or more portraits, without fine-tuning."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..models.cropping import CropBox
-from ..models.facial_components import ComponentSources, FsthFacialComponents
+from ..models.facial_components import ComponentSources, FsthComponentsOutput, FsthFacialComponents
 from ..models.image_processing_fsth import normalize
 from ..models.modeling_fsth import FsthGenerator
 from ..models.source_skips import FsthSources
@@ -104,3 +104,25 @@ class FsthPerson:
 
         sizes = components.config.mouth_size, components.config.eye_size
         return self._component_sources.get(self, (sizes, weights_state(self.sources.landmarks)), make)
+
+    def retouch(
+        self,
+        frames: list[np.ndarray],
+        landmarks: torch.Tensor,
+        components: FsthFacialComponents,
+        device: torch.device | None = None,
+        compute: Callable | None = None,
+    ) -> FsthComponentsOutput:
+        """
+        What facial components add to frames of this person.
+
+        Args:
+            frames (`list[np.ndarray]`): each size x size x 3 float32, 0 to 255, of [`~Compositor.compose`].
+            landmarks (`torch.Tensor` of shape `(batch, 78, 2)`): pixels of the frames.
+            components ([`FsthFacialComponents`]): the person's, or the pipeline's.
+            device (`torch.device`, *optional*): where they compute, if they do not lie there.
+            compute (`Callable`, *optional*): what is called in their place, such as what OpenVINO made of them.
+        """
+        device = components.device if device is None else device
+        images = normalize(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).to(device))
+        return (compute or components)(images, landmarks.to(device), self.component_sources(components))

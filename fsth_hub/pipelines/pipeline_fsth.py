@@ -5,8 +5,10 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal, Self
 
@@ -33,10 +35,10 @@ from ..media.sound import read_sound
 from ..models.cropping import CropBox
 from ..models.downloading import fetch
 from ..models.errors import FsthError
-from ..models.facial_components import FsthComponentsOutput, FsthFacialComponents
+from ..models.facial_components import FsthFacialComponents
 from ..models.folding import fold
 from ..models.image_loading import Picture
-from ..models.image_processing_fsth import FsthImageProcessor, normalize
+from ..models.image_processing_fsth import FsthImageProcessor
 from ..models.modeling_fsth import (
     FsthDiscriminator,
     FsthEmbedder,
@@ -54,7 +56,7 @@ from .driving import DrivingMotion, adapt_motion, read_motion
 from .engines import Engine, check_engine, compiled_components, compiled_generator, pick_engine
 from .group import Faces, animate_group, check_faces, check_people
 from .identity import FsthIdentity, FsthTunedPerson
-from .inputs import check_inputs, check_size
+from .inputs import check_batch_size, check_inputs, check_size
 from .loading import (
     BUNDLED_MODEL,
     INDEX,
@@ -132,6 +134,11 @@ class FsthPipeline(DiffusionPipeline):
         self.engine = "auto"
         self._generators, self._components = Cache(NUM_KEPT_GENERATORS), Cache(NUM_KEPT_GENERATORS)
         self._compiled = Cache(2 * NUM_KEPT_GENERATORS)  # of generators and of facial components
+
+    def __setattr__(self, name: str, value: object):
+        if isinstance(network := getattr(value, "_orig_mod", None), FsthPreTrainedModel):
+            value = network.compile_by(value.dynamo_ctx)  # instead of what torch.compile wraps around it
+        super().__setattr__(name, value)
 
     # Loading and saving
 
@@ -473,8 +480,9 @@ class FsthPipeline(DiffusionPipeline):
     def generator_for(self, person: FsthPerson | None = None) -> FsthGenerator:
         """
         The generator of a person, for [`~FsthPipeline.generate_frame`]: on the pipeline's device and in its precision,
-        folded for inference and with a LoRA merged. It is kept, and made anew if weights, device or precision change.
-        With the engine OpenVINO that computes what is slow of it, in float32 but for what it does not hurt.
+        folded for inference, with a LoRA merged, and compiled if the pipeline's is (`pipe.generator.compile()`). It is
+        kept, and made anew if weights, device or precision change. With the engine OpenVINO that computes what is slow
+        of it, in float32 but for what it does not hurt.
 
         Args:
             person ([`FsthPerson`], *optional*): By default whoever was not fine-tuned.
@@ -495,10 +503,10 @@ class FsthPipeline(DiffusionPipeline):
             generator = person.tuned_generator(self.generator) if own else self.generator
             if (generator.device, generator.dtype) != tuple(place.values()):
                 generator = copy.deepcopy(generator).to(**place)
-            return fold(generator)
+            return fold(generator).compile_by(compiler)
 
-        weights = person.own_weights if own else (self.generator,)
-        return self._generators.get(owner_of(weights), (*place.values(), weights_state(*weights)), make)
+        weights, compiler = person.own_weights if own else (self.generator,), self.generator.compiler
+        return self._generators.get(owner_of(weights), (*place.values(), compiler, weights_state(*weights)), make)
 
     def _device_of(self, network: FsthPreTrainedModel) -> torch.device:
         """Where a network computes, which is not where it lies if it is offloaded."""
@@ -668,6 +676,7 @@ class FsthPipeline(DiffusionPipeline):
         smoothing: float = DEFAULT_SMOOTHING,
         size: int | None = None,
         regions: Iterable[str] | str | None = None,
+        batch_size: int | None = None,
     ) -> Iterator[np.ndarray]:
         """
         Generate the person frame by frame as the driver moves: each size x size x 3 uint8 RGB, without a watermark.
@@ -690,17 +699,27 @@ class FsthPipeline(DiffusionPipeline):
             size (`int`, *optional*): as in [`~FsthPipeline.output_size`].
             regions (`list[str]`, *optional*):
                 What moves of "head", "brows", "eyes", "gaze" and "mouth"; by default all. Relative motion only.
+            batch_size (`int`, *optional*):
+                How many frames the networks get in one call, and memory holds at once; the frames are the same. By
+                default 1 on a processor, where each comes as soon as it is done, and 8 elsewhere; with OpenVINO,
+                which converts the networks for each number of frames, always 1.
         """
+        check_batch_size(batch_size)
         size = self.output_size(person, size)
         driving = driving.resized(self.size)
         options = (motion, reference_frame, motion_strength, smoothing, regions)
         landmarks = adapt_motion(person.landmarks, driving, *options)
         generator = self.generator_for(person)
         try:
-            workers = parallel.num_workers(generator, pick_engine(self.engine, self.generator))
-            yield from parallel.generate_ahead(
-                lambda points: self.generate_frame(generator, person, points, size), landmarks, workers
-            )
+            engine = pick_engine(self.engine, self.generator)
+            count = parallel.pick_batch_size(batch_size, self._device_of(generator), engine)
+            batches, workers = parallel.in_batches(landmarks, count), parallel.num_workers(generator, engine)
+
+            def generate(batch):
+                return self.generate_frames(generator, person, np.stack(batch), size)
+
+            with closing(parallel.generate_ahead(generate, batches, workers)) as generated:
+                yield from chain.from_iterable(generated)
         finally:
             self.maybe_free_model_hooks()
 
@@ -760,42 +779,47 @@ class FsthPipeline(DiffusionPipeline):
             return self.size
         return min(size or max(DEFAULT_SIZE, self.size), person.max_size)
 
-    @torch.no_grad()
     def generate_frame(
         self, generator: FsthGenerator, person: FsthPerson, points: np.ndarray, size: int | None = None
     ) -> np.ndarray:
+        """[`~FsthPipeline.generate_frames`] of one: `points` are 78 x 2, the frame is size x size x 3 uint8 RGB."""
+        return self.generate_frames(generator, person, points[None], size)[0]
+
+    @torch.no_grad()
+    def generate_frames(
+        self, generator: FsthGenerator, person: FsthPerson, points: np.ndarray, size: int | None = None
+    ) -> list[np.ndarray]:
         """
-        Generate one frame, for callers with landmarks of their own.
+        Generate frames of a person in one call of the networks, for callers with landmarks of their own.
 
         Args:
             generator ([`FsthGenerator`]): of [`~FsthPipeline.generator_for`].
             person ([`FsthPerson`]): of [`~FsthPipeline.embed`].
-            points (`np.ndarray` of shape `(78, 2)`): pixels of a frame of 256 x 256, NaN where absent.
+            points (`np.ndarray` of shape `(batch, 78, 2)`): pixels of frames of 256 x 256, NaN where absent.
             size (`int`, *optional*): as in [`~FsthPipeline.output_size`].
 
         Returns:
-            `np.ndarray` of shape `(size, size, 3)`: uint8 RGB.
+            `list[np.ndarray]`: The frames in order, each size x size x 3 uint8 RGB.
         """
         size = self.output_size(person, size)
         device, dtype = self._device_of(generator), generator.dtype
         adain_parameters, sources = person.inputs(device, dtype)
-        drawing = self.image_processor.rasterize(points).to(device, dtype, memory_format=torch.channels_last)
+        drawings = self.image_processor.rasterize(points).to(device, dtype, memory_format=torch.channels_last)
+        adain_parameters = adain_parameters.expand(len(points), -1)
         # points stay in float32: half precision has no sub-pixels
-        output = generator(drawing, adain_parameters, torch.from_numpy(points)[None].to(device), sources)
+        output = generator(drawings, adain_parameters, torch.from_numpy(points).to(device), sources)
         if output.composition is None:
-            return self.image_processor.postprocess(output.images)[0]
+            return self.image_processor.postprocess(output.images)
         retouch = None
         if self.facial_components is not None:
-            landmarks = torch.from_numpy(points * np.float32(size / self.size))[None]
-            retouch = partial(self._retouch, person=person, landmarks=landmarks)
+            landmarks = torch.from_numpy(points * np.float32(size / self.size))
+            components = self._components_for(person)
+            compute = self._computed(components, compiled_components)
+            device = self._device_of(self.facial_components)
+            retouch = partial(
+                person.retouch, landmarks=landmarks, components=components, device=device, compute=compute
+            )
         return person.compositor(size)(output.composition, retouch)
-
-    def _retouch(self, frame: np.ndarray, person: FsthPerson, landmarks: torch.Tensor) -> FsthComponentsOutput:
-        """What the facial components add to a frame (size x size x 3 float32, 0 to 255) at 1 x 78 x 2 landmarks."""
-        components, device = self._components_for(person), self._device_of(self.facial_components)
-        images = normalize(torch.from_numpy(frame).permute(2, 0, 1)[None].to(device))
-        sources = person.component_sources(components)
-        return self._computed(components, compiled_components)(images, landmarks.to(device), sources)
 
     def _components_for(self, person: FsthPerson) -> FsthFacialComponents:
         """The facial components of a person, as [`~FsthPipeline.generator_for`] has generators."""
@@ -805,10 +829,10 @@ class FsthPipeline(DiffusionPipeline):
 
         def make():
             components = copy.deepcopy(person.tuned_components(self.facial_components)).eval().requires_grad_(False)
-            return components.to(**place, memory_format=torch.channels_last)
+            return components.to(**place, memory_format=torch.channels_last).compile_by(compiler)
 
-        weights = person.own_component_weights
-        return self._components.get(owner_of(weights), (*place.values(), weights_state(*weights)), make)
+        weights, compiler = person.own_component_weights, self.facial_components.compiler
+        return self._components.get(owner_of(weights), (*place.values(), compiler, weights_state(*weights)), make)
 
     def __call__(
         self,
@@ -827,6 +851,7 @@ class FsthPipeline(DiffusionPipeline):
         smoothing: float = DEFAULT_SMOOTHING,
         size: int | None = None,
         regions: Iterable[str] | str | None = None,
+        batch_size: int | None = None,
         sound: ClipFile | None = None,
         paste_back: bool = False,
         output_path: str | os.PathLike | None = None,
@@ -842,7 +867,7 @@ class FsthPipeline(DiffusionPipeline):
         Args:
             portraits: Pictures or a clip of one person, or an [`FsthPerson`], such as an [`FsthIdentity`].
             driving: A clip or its frames, a [`DrivingMotion`], or what [`~DrivingMotion.load`] takes, as "motion:nod".
-            motion, reference_frame, motion_strength, smoothing, regions: as in [`~FsthPipeline.drive`].
+            motion, reference_frame, motion_strength, smoothing, regions, batch_size: as in [`~FsthPipeline.drive`].
             sound: A clip or recording (wav, mp3, flac, ogg, m4a) whose sound to take instead of the driver's.
             size (`int`, *optional*):
                 Side of the frames in pixels, even, 256 to 1024, but never more than the first portrait has; by default
@@ -886,6 +911,7 @@ class FsthPipeline(DiffusionPipeline):
             smoothing=smoothing,
             regions=regions,
             size=size,
+            batch_size=batch_size,
             paste_back=paste_back,
             output_path=output_path,
             output_type=output_type,
@@ -927,7 +953,7 @@ class FsthPipeline(DiffusionPipeline):
         stage("landmarks")
 
         # 4. Generate frame by frame
-        options = (motion, reference_frame, motion_strength, smoothing, size, regions)
+        options = (motion, reference_frame, motion_strength, smoothing, size, regions, batch_size)
         frames = self.drive(person, driving_motion, *options)
         frames = frames if canvas is None else map(canvas, frames)
         driver = driving_motion.title, driving_motion.file
@@ -973,6 +999,7 @@ class FsthPipeline(DiffusionPipeline):
         smoothing: float = DEFAULT_SMOOTHING,
         size: int | None = None,
         regions: Iterable[str] | str | None = None,
+        batch_size: int | None = None,
         sound: ClipFile | None = None,
         output_path: str | os.PathLike | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
@@ -1001,8 +1028,8 @@ class FsthPipeline(DiffusionPipeline):
                 Who is known better than by this photograph, in the order of the faces: embedded from other portraits,
                 which then serve besides, or fine-tuned. `None`, or a shorter list, for those who are not.
             size (`int`, *optional*): Side of the frames of each head; by default what it has in the photograph.
-            motion, regions, sound, num_frames, fps, reference_frame, motion_strength, smoothing, output_path,
-            output_type, watermark, credentials, callback_on_frame_end, return_dict:
+            motion, regions, batch_size, sound, num_frames, fps, reference_frame, motion_strength, smoothing,
+            output_path, output_type, watermark, credentials, callback_on_frame_end, return_dict:
                 as in [`~FsthPipeline.__call__`].
 
         Returns:
@@ -1016,6 +1043,7 @@ class FsthPipeline(DiffusionPipeline):
         options |= {"motion_strength": motion_strength, "smoothing": smoothing, "num_frames": num_frames, "fps": fps}
         options |= {"output_path": output_path, "output_type": output_type, "watermark": watermark}
         options |= {"credentials": credentials, "callback_on_frame_end": callback_on_frame_end}
+        options |= {"batch_size": batch_size}
         inputs = {"face_index": 0, "driving_face_index": 0, "shots": 1, "paste_back": True, "return_dict": return_dict}
         check_inputs(self.generator.config, photograph, driving, **inputs, **options)
         faces, driving_faces = check_faces("faces", faces), check_faces("driving_faces", driving_faces)

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from ..landmarks.pose import Pose
-from ..models.facial_components import FsthComponentsOutput, FsthFacialComponents
+from ..models.facial_components import FsthFacialComponents
 from ..models.folding import fold
-from ..models.image_processing_fsth import FsthImageProcessor, normalize
+from ..models.image_processing_fsth import FsthImageProcessor
 from ..models.landmark_layout import INNER_LIPS, JAW, OUTER_LIPS
 from ..models.modeling_fsth import FsthGenerator
 from .names import DEFAULT_SIZE
@@ -68,16 +68,9 @@ def generate_preview(
         if output.composition is None:
             frames += processor.postprocess(output.images)
             continue
-        add = None
+        retouch = None
         if components is not None:
-            add = partial(retouch, person, components, points * (side / generator.config.image_size))
-        frames.append(person.compositor(side)(output.composition, add))
+            landmarks = points * (side / generator.config.image_size)
+            retouch = partial(person.retouch, landmarks=landmarks, components=components)
+        frames += person.compositor(side)(output.composition, retouch)
     return Image.fromarray(np.concatenate(frames, axis=1))
-
-
-def retouch(
-    person: FsthPerson, components: FsthFacialComponents, landmarks: torch.Tensor, frame: np.ndarray
-) -> FsthComponentsOutput:
-    """What the components add to a frame (size x size x 3 float32, 0 to 255) at 1 x 78 x 2 landmarks."""
-    images = normalize(torch.from_numpy(frame).permute(2, 0, 1)[None].to(components.device))
-    return components(images, landmarks.to(components.device), person.component_sources(components))
