@@ -142,11 +142,11 @@ def _motion_of(source: Path, detector: str, face: int, crop: bool) -> "DrivingMo
         return DrivingMotion.load(source)
     from ..media.reading import open_clip
 
-    return _follow(open_clip(source), get_detector(detector), face, crop)
+    return _follow(open_clip(source), get_detector(detector), face, crop, is_left=threading.Event())
 
 
 def _follow(
-    clip: "Clip", detector: "LandmarkDetector", face: int, crop: bool, is_left: threading.Event | None = None
+    clip: "Clip", detector: "LandmarkDetector", face: int, crop: bool, is_left: threading.Event
 ) -> "DrivingMotion":
     """Follow the face of a clip, with a progress bar; nothing comes of it once it is left."""
     from tqdm import tqdm
@@ -157,7 +157,7 @@ def _follow(
     with tqdm(total=clip.frame_count, disable=None, leave=False, unit=" frames") as bar:
 
         def progress() -> None:
-            if is_left is not None and is_left.is_set():
+            if is_left.is_set():
                 raise CancelledError
             bar.update()
 
