@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fsth_hub.landmarks import close_blinks
+from fsth_hub.landmarks import BlinkCloser, close_blinks
 from fsth_hub.models.cropping import CropBox
 from fsth_hub.models.landmark_layout import LEFT_EYE, RIGHT_EYE
 from fsth_hub.pipelines.driving import DrivingMotion, adapt_motion
@@ -81,3 +81,37 @@ def test_each_shot_has_its_own_and_absolute_motion_none():
     }
     assert asked["relative"][20] < 0.02 and asked["relative"][61] > 0.6 * asked["relative"][0]
     np.testing.assert_array_equal(asked["absolute"], lids(clip))
+
+
+def as_they_come(clip, fps=FPS):
+    close = BlinkCloser()
+    return [close(points, 1 / fps) for points in clip]
+
+
+@pytest.mark.parametrize("fps", [8, 25])
+@pytest.mark.parametrize("deepest", [1.0, 4.0, 8.2])
+def test_a_camera_learns_from_the_first_blink(deepest, fps):
+    """It stays as it was seen, and all that follow end shut, as in a clip that has them all."""
+    blink = [(deepest + 15) / 2, deepest, (deepest + 15) / 2]
+    clip = frames(*OPEN, *blink, *OPEN * 3, *blink, *OPEN)
+    closed, second = as_they_come(clip, fps), slice(83, 86)
+    for pairs in (RIGHT, LEFT):
+        np.testing.assert_array_equal(lids(closed, pairs)[:22], lids(clip, pairs)[:22])
+        np.testing.assert_array_equal(lids(closed, pairs)[30:83], lids(clip, pairs)[30:83])  # open ones stay
+        assert abs(lids(closed, pairs)[84]) < 0.02 * lids(clip, pairs)[0]
+        expected = lids(close_blinks(clip, fps), pairs)
+        np.testing.assert_allclose(lids(closed, pairs)[second], expected[second], atol=0.002)
+
+
+@pytest.mark.parametrize("between", [[11.0], [8.0] * 45, [], [None] * 5], ids=["hardly", "smile", "never", "gone"])
+def test_what_is_no_blink_before_a_camera_stays(between):
+    clip = [None if eyes is None else face(eyes=eyes) for eyes in (*OPEN, *between, *OPEN)]
+    assert all(seen is points for seen, points in zip(as_they_come(clip), clip, strict=True))
+
+
+def test_narrow_eyes_are_not_shut_after_a_blink():
+    """Those that stay narrow stay open, only narrower still, and not at once."""
+    clip = frames(*OPEN * 4, 6.0, *[11.0] * 50)
+    led = (lids(clip) - lids(as_they_come(clip))) / lids(clip)  # how much of each opening is closed
+    assert 0.05 < led[-1] < 0.2
+    assert led[81] < 0.3 * led[-1] and np.diff(led[81:]).max() < 0.2 * led[-1]

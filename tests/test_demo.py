@@ -39,6 +39,7 @@ from fsth_hub.landmarks.regions import REGIONS
 from fsth_hub.media.reading import open_clip
 from fsth_hub.models.cropping import CropBox
 from fsth_hub.models.errors import FsthError
+from fsth_hub.models.landmark_layout import RIGHT_EYE, eye_opening
 from fsth_hub.pipelines import parallel
 from fsth_hub.pipelines.driving import DrivingMotion
 from fsth_hub.pipelines.pipeline_output import FsthReport
@@ -47,6 +48,7 @@ from fsth_hub.provenance.inspection import OriginReport, inspect
 from fsth_hub.provenance.watermark import add_watermark
 from testing_utils.clips import make_clip
 from testing_utils.demo import animate_arguments, left_over
+from testing_utils.faces import face
 from testing_utils.networks import SIZE
 from testing_utils.paths import DRIVER, PORTRAIT, ROOT
 from testing_utils.pipelines import NO_FACE, make_pipeline, picture, tuned_once
@@ -825,6 +827,26 @@ def test_live_is_smoothed(studio, files, monkeypatch):
     live.reset_pose(None)
     live.step(picture(40), gallery, [], False)
     assert np.allclose(drawn[-1], drawn[0], atol=0.01)
+
+
+def test_blinks_of_a_camera_are_led_to_their_end_once_one_was_seen(studio, files, monkeypatch):
+    """In relative motion; absolute takes what is seen."""
+    live, gallery, pipe = Live(studio), [(files[0], None)], studio.ready.result()
+    live.step(picture(0), gallery, [], False)
+    live.reset_pose(None)
+    asked, generate_frame = [], pipe.generate_frame
+    monkeypatch.setattr(pipe, "generate_frame", lambda *args: asked.append(args[2]) or generate_frame(*args))
+    monkeypatch.setattr(pipe.detector, "points", lambda image: face(eyes=image[0, 0, 0] / 10, scale=0.1) - [98, 106])
+    clock = SimpleNamespace(monotonic=itertools.count(step=0.0133).__next__)  # asked three times a frame
+    monkeypatch.setattr(live_tab, "time", clock)
+
+    def blink(motion):
+        for eyes in (*[150] * 40, 110, *[60] * 4, 110, 150):
+            live.step(picture(eyes), gallery, [], False, motion)
+        return eye_opening(asked[-3], RIGHT_EYE) / eye_opening(asked[-10], RIGHT_EYE)
+
+    first, second, absolute = blink("relative"), blink("relative"), blink("absolute")
+    assert first > 0.3 and second < 0.1 and absolute > 0.3
 
 
 def test_live_recording_keeps_its_timing(tmp_path):

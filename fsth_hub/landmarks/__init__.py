@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 _MODULES = {
+    "BlinkCloser": "blinks",
     "Face": "base",
     "FaceTracker": "tracking",
     "GroupTracker": "group_tracking",

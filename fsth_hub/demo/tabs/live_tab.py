@@ -19,7 +19,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from ...landmarks import Face, LandmarkSmoother, MotionAdapter
+from ...landmarks import BlinkCloser, Face, LandmarkSmoother, MotionAdapter
 from ...landmarks.regions import REGIONS, keep_regions
 from ...media.reading import Clip
 from ...media.writing import write_clip
@@ -57,6 +57,7 @@ class LiveSession:
         person, generator: What generates; None before the first frame.
         origin: What a recording's Content Credentials tell.
         smooth: Quietens the detector's jitter; it knows the camera's last landmarks.
+        close_blinks: Leads the camera's blinks to their end.
         reference: The camera's landmarks that count as the portrait's own; None before a face was seen.
         adapter, motion: Turns the camera's landmarks into the portrait's; and the motion and strength it does so by.
         box: The crop, pixels of the camera's picture, fixed since the first face.
@@ -72,6 +73,7 @@ class LiveSession:
     generator: object = None
     origin: Origin | None = None
     smooth: LandmarkSmoother = field(default_factory=LandmarkSmoother)
+    close_blinks: BlinkCloser = field(default_factory=BlinkCloser)
     reference: np.ndarray | None = None
     adapter: MotionAdapter | None = None
     motion: tuple[str, float] | None = None
@@ -86,6 +88,7 @@ class LiveSession:
         """Take the next frame's pose as the portrait's own."""
         self.reference = self.adapter = self.motion = self.box = self.face = None
         self.smooth = LandmarkSmoother()  # the crop, in which it counts, will be another
+        self.close_blinks = BlinkCloser()  # it may be somebody else's face
 
     def adapt(self, points: np.ndarray | None, motion: str, strength: float, regions: tuple[str, ...]) -> np.ndarray:
         """The portrait's landmarks for the camera's, of which some regions alone may move; these may change at any
@@ -191,7 +194,10 @@ class Live:
             points = to_crop(session.face.points, session.box, pipe.size)
             session.reference = points if session.reference is None else session.reference
         now = time.monotonic()
-        points, session.looked = session.smooth(points, now - session.looked), now
+        elapsed, session.looked = now - session.looked, now
+        points = session.smooth(points, elapsed)
+        if how[0] == "relative":
+            points = session.close_blinks(points, elapsed)
         moved = session.person.landmarks if session.reference is None else session.adapt(points, *how)
         # with PyTorch, which the page is imported without
         from ...pipelines.engines import pick_engine
