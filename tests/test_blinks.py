@@ -56,7 +56,7 @@ def test_other_eye_of_a_wink_stays_open():
 
 
 def test_an_eye_that_reads_less_shut_in_a_blink_shuts_with_the_other():
-    """The farther one of a turned head: 0.73 of its rest, where the nearer one is at a third."""
+    """The farther one of a turned head, say: 0.73 of its rest, where the nearer one is at a third."""
     clip = frames(*OPEN, 5.0, *OPEN)
     clip[20][LEFT_EYE] = face(eyes=11.0)[LEFT_EYE]
     closed = close_blinks(clip, FPS)
