@@ -43,8 +43,11 @@ def noise(count: int = 3) -> np.ndarray:
 
 
 def start(code: str, *arguments) -> subprocess.Popen:
-    """A Python process that says READY on its stdout; it hears Ctrl-C even where the tests run in the background."""
-    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{code}"
+    """A Python process that says READY on its stdout; it hears signals even where the tests run in the background."""
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    if hasattr(signal, "SIGHUP"):
+        heard += "; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # which nohup has ignored
+    code = f"import signal; {heard}\n{code}"
     words = [sys.executable, "-c", code, *map(str, arguments)]
     environment = os.environ | {"OPENCV_LOG_LEVEL": "ERROR"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
