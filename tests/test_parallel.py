@@ -9,7 +9,7 @@ import torch
 
 from fsth_hub.models.modeling_fsth import FsthGenerator
 from fsth_hub.pipelines import parallel
-from fsth_hub.pipelines.parallel import generate_ahead, num_workers
+from fsth_hub.pipelines.parallel import generate_ahead, num_workers, total_threads
 from testing_utils.networks import tiny
 from testing_utils.pipelines import clip, make_pipeline, picture
 
@@ -70,10 +70,12 @@ def test_threads_of_pytorch_are_shared_and_given_back():
         torch.set_num_threads(before)
 
 
-def test_openvino_has_the_processor_for_one_frame(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    generator = tiny(FsthGenerator)
-    assert [num_workers(generator, engine) for engine in ("torch", "openvino")] == [2, 1]
+@pytest.mark.parametrize("threads,workers", [(1, 1), (8, 2)])
+def test_a_worker_knows_the_threads_of_all(monkeypatch, threads, workers):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    assert num_workers(tiny(FsthGenerator)) == workers
+    assert set(generate_ahead(lambda _: total_threads(), range(4), workers)) == {threads}
 
 
 def test_a_clip_is_the_same(monkeypatch):

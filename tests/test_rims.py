@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from fsth_hub.models.landmark_flow import TRIANGLES, add_vertices
 from fsth_hub.models.rims import EDGES, INNER_MOUTH, along, rim_points, with_rim_points
+from fsth_hub.models.triangulation import TRIANGLES, add_vertices, skull_map
 from testing_utils.faces import frontal_face
 
 
@@ -38,7 +38,7 @@ def test_triangles_meet_in_the_points_of_the_rims():
     assert not whole
     assert sorted(set(TRIANGLES.flatten().tolist())) == list(range(77 + len(EDGES)))
     straight = frontal_face(opening=20)
-    vertices, _ = add_vertices(straight, straight)
+    vertices, _ = add_vertices(straight, straight, skull_map(straight, straight))
     middles = torch.stack([(vertices[0, a] + vertices[0, b]) / 2 for a, b in EDGES])
     vertices[0, 77:] = middles  # as if rims were straight
     edges = vertices[0, TRIANGLES[:, 1:]] - vertices[0, TRIANGLES[:, :1]]

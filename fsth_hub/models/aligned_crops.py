@@ -5,6 +5,7 @@ frame, as `F.affine_grid` takes it. The left eye is mirrored, so that one networ
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from math import ceil
 
@@ -115,28 +116,32 @@ def part_masks(points: torch.Tensor, part: Part, size: int) -> torch.Tensor:
         iris, 0 to 1, with edges of a pixel.
     """
     points = (points + 1) * size / 2
-    places = (pixel_grid(size, size, points.device).reshape(1, -1, 2) + 1) * size / 2  # 1 x ss x 2
-    rims = (MOUTH, map(along, OUTER_MOUTH)) if part.network == "mouth" else (EYES[0][:2],)
+    rims = (MOUTH, tuple(map(along, OUTER_MOUTH))) if part.network == "mouth" else (EYES[0],)
     with_rims = with_rim_points(points)
-    masks = [coverage(Opening(with_rims, *pair), places) for pair in rims]
+    masks = [coverage(Opening(with_rims[:, pair]), size) for pair in rims]
     if part.network == "eye":
         centre, ring = points[:, RIGHT_IRIS[0], None], points[:, RIGHT_IRIS[1:]]
         radius = (ring - centre).norm(dim=-1).mean(dim=1, keepdim=True)  # B x 1
+        places = (pixel_grid(size, size, points.device).reshape(1, -1, 2) + 1) * size / 2  # 1 x ss x 2
         iris = (radius - (places - centre).norm(dim=-1) + 0.5).clamp(0, 1).nan_to_num()
         masks.append(iris * masks[0])
     return torch.stack(masks, dim=1).unflatten(2, (size, size))
 
 
-def coverage(opening: Opening, places: torch.Tensor) -> torch.Tensor:
-    """How much of each pixel (at 1 x n x 2) lies between the rims: B x n."""
-    x, y = opening.to_local(places.expand(len(opening.points), -1, -1)).unbind(dim=-1)
+def coverage(opening: Opening, size: int) -> torch.Tensor:
+    """How much of each pixel of a picture lies between the rims: B x size * size."""
+    pixels, own = opening.pixels(size)  # B x n x 2, B x n
+    x, y = opening.to_local(pixels + 0.5).unbind(dim=-1)
     upper, lower = opening.rims(x)
     width = opening.width[..., 0]  # B x 1, pixels
     above, below = ((edge * width + 0.5).clamp(0, 1) for edge in (y - upper, lower - y))
     sides = (x * width + 0.5).clamp(0, 1) * ((1 - x) * width + 0.5).clamp(0, 1)
-    return (above + below - 1).clamp(0, 1) * sides
+    covered = (above + below - 1).clamp(0, 1) * sides * own  # B x n
+    cells = pixels[..., 1] * size + pixels[..., 0]
+    return covered.new_zeros(len(pixels), size * size).scatter_reduce(1, cells, covered, "amax")
 
 
+@lru_cache(maxsize=8)
 def blend_mask(size: int, device="cpu") -> torch.Tensor:
     """How much of a crop's pixels a component decides, size x size: 1 within, falling to 0 before the border."""
     reach = pixel_grid(size, size, device).pow(4).sum(dim=-1) ** 0.25

@@ -86,7 +86,7 @@ class StemBlock(nn.Module):
         self.skip = conv(in_channels, out_channels, kernel_size=1)
 
     def forward(self, x):
-        h = self.conv2(F.relu(self.conv1(x)))
+        h = self.conv2(F.relu(self.conv1(x), inplace=True))
         return F.avg_pool2d(h, 2) + self.skip(F.avg_pool2d(x, 2))
 
 
@@ -104,7 +104,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x):
         h = self.conv1(F.relu(self.norm1(x)))
-        h = self.conv2(F.relu(self.norm2(h)))
+        h = self.conv2(F.relu(self.norm2(h), inplace=True))
         if self.downsample:
             # pooling commutes with a 1 x 1 convolution and is cheaper before it
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
@@ -124,10 +124,10 @@ class AdaptiveResidualBlock(nn.Module):
         self.skip = conv(in_channels, out_channels, kernel_size=1) if upsample else nn.Identity()
 
     def forward(self, x, parameters1, parameters2):
-        h, x = F.relu(self.norm1(x, parameters1)), self.skip(x)
+        h, x = F.relu(self.norm1(x, parameters1), inplace=True), self.skip(x)
         if self.upsample:
             h, x = F.interpolate(h, scale_factor=2), F.interpolate(x, scale_factor=2)
-        h = self.conv2(F.relu(self.norm2(self.conv1(h), parameters2)))
+        h = self.conv2(F.relu(self.norm2(self.conv1(h), parameters2), inplace=True))
         return h + x
 
 

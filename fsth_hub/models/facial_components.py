@@ -78,11 +78,13 @@ class ComponentSources(ModelOutput):
     Args:
         crops (`dict` of `torch.Tensor` of shape `(T, 3, size, size)`): aligned crops in [-1, 1].
         points (`dict` of `torch.Tensor` of shape `(T, 78, 2)`): landmarks, normalized coordinates of the crops.
+        masks (`dict` of `torch.Tensor` of shape `(T, 2, size, size)`): of [`part_masks`].
         whites (`torch.Tensor` of shape `(3,)`): the white of the eyes, light from 0 to 2; NaN where it is not seen.
     """
 
     crops: dict[str, torch.Tensor] | None = None
     points: dict[str, torch.Tensor] | None = None
+    masks: dict[str, torch.Tensor] | None = None
     whites: torch.Tensor | None = None
 
 
@@ -185,7 +187,8 @@ class FsthFacialComponents(FsthPreTrainedModel):
                 points[name].append(to_aligned(own[None], alignment, part, frame_size))
         crops = {name: torch.cat(values) for name, values in crops.items()}
         points = {name: torch.cat(values) for name, values in points.items()}
-        return ComponentSources(crops=crops, points=points, whites=eye_whites(crops, points))
+        masks = {name: part_masks(points[name], part, crops[name].shape[-1]) for name, part in PARTS.items()}
+        return ComponentSources(crops=crops, points=points, masks=masks, whites=eye_whites(crops, masks))
 
     def forward(self, frames, landmarks, sources: ComponentSources) -> FsthComponentsOutput:
         """
@@ -211,26 +214,27 @@ class FsthFacialComponents(FsthPreTrainedModel):
                 nearest, chosen = similarity(points[:, None], own[None], part).max(dim=1)  # B
                 if network == "mouth":
                     need = LEAST + (1 - LEAST) * (-nearest / UNLIKE).clamp(max=1)[:, None, None, None]
-                masks = part_masks(torch.cat([points, own[chosen]]), part, size)
+                masks = part_masks(points, part, size)
                 crops = sample_crops(frames, alignments[name], size)
-                inputs.append((crops, sources.crops[name][chosen].to(crops), *masks.chunk(2)))
-            crops, *others = (torch.cat(tensors) for tensors in zip(*inputs, strict=True))
-            generated = self.generate(network, crops, *others).float()
+                shown = (kept[name][chosen].to(crops) for kept in (sources.crops, sources.masks))
+                inputs.append((crops, masks, *shown))
+            crops, masks, portraits, portrait_masks = (torch.cat(tensors) for tensors in zip(*inputs, strict=True))
+            generated = self.generate(network, crops, portraits, masks, portrait_masks).float()
             if network == "mouth":
-                inner = others[1][:, :1]  # B x 1 x 96 x 96
-                generated = need * limit_blue(generated, crops, sources.whites.to(crops), inner)
+                generated = need * limit_blue(generated, crops, sources.whites.to(crops), masks[:, :1])
             residuals |= dict(zip(names, generated.chunk(len(names)), strict=True))
         return FsthComponentsOutput(residuals=residuals, alignments=alignments, shares=shares)
 
 
-def eye_whites(crops: dict[str, torch.Tensor], points: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The white of the eyes in crops (of [`ComponentSources`]), of the eye in which it is brighter: it has the colour
-    of the light that falls on the face. Light from 0 to 2, `(3,)`; NaN where hardly any of it is seen."""
+def eye_whites(crops: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The white of the eyes in crops with these masks (of [`ComponentSources`]), of the eye in which it is brighter:
+    it has the colour of the light that falls on the face. Light from 0 to 2, `(3,)`; NaN where hardly any of it is
+    seen."""
     whites = torch.full((3,), torch.nan)
     for name, part in PARTS.items():
         if part.network != "eye":
             continue
-        opening, iris = part_masks(points[name], part, crops[name].shape[-1]).unbind(dim=1)  # T x 64 x 64
+        opening, iris = masks[name].unbind(dim=1)  # T x 64 x 64
         colours = crops[name].float().movedim(1, -1)[(opening > 0.99) & (iris < 0.01)] + 1  # n x 3
         if len(colours) < MIN_WHITES:
             continue
@@ -248,6 +252,7 @@ def limit_blue(residuals: torch.Tensor, crops: torch.Tensor, whites: torch.Tenso
     Args:
         residuals, crops (`torch.Tensor` of shape `(batch, 3, size, size)`):
             What is added to crops of mouths in [-1, 1].
+        masks (`dict` of `torch.Tensor` of shape `(T, 2, size, size)`): of [`part_masks`].
         whites (`torch.Tensor` of shape `(3,)`): of [`eye_whites`]; with NaN nothing changes.
         mask (`torch.Tensor` of shape `(batch, 1, size, size)`): where, 0 to 1.
 

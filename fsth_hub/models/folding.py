@@ -16,8 +16,8 @@ class UpsamplingBlock(AdaptiveResidualBlock):
     """An [`AdaptiveResidualBlock`] whose first convolution is transposed, and doubles the resolution itself."""
 
     def forward(self, x, parameters1, parameters2):
-        h = self.conv1(F.relu(self.norm1(x, parameters1)))
-        h = self.conv2(F.relu(self.norm2(h, parameters2)))
+        h = self.conv1(F.relu(self.norm1(x, parameters1), inplace=True))
+        h = self.conv2(F.relu(self.norm2(h, parameters2), inplace=True))
         return h + F.interpolate(self.skip(x), scale_factor=2)
 
 

@@ -119,10 +119,11 @@ class FsthImageProcessor(PilBackend):
             landmarks: B x 78 x 2 (or 78 x 2 for one), pixels of a picture of `size`.
 
         Returns:
-            B x 3 x side x side float32 in [-1, 1].
+            B x 3 x side x side float32 in [-1, 1], in channels_last.
         """
         points = np.asarray(landmarks, np.float32).reshape(-1, NUM_POINTS, 2)
-        return torch.from_numpy(normalize(self._drawings(points, self.side)))
+        drawings = np.stack([rasterize_landmarks(face, self.side) for face in points])
+        return normalize(torch.from_numpy(drawings).permute(0, 3, 1, 2).float())
 
     def postprocess(
         self, images: torch.Tensor, output_type: Literal["np", "pil"] = "np"

@@ -10,14 +10,16 @@ Flows lead back from the frame to the portrait, in normalized coordinates (half 
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 
-from .landmark_layout import JAW, LEFT_EYE, RIGHT_EYE, RIGID
+from .landmark_layout import JAW, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS
 from .lids import shut_lids
 from .openings import EYES, MOUTH, Opening
-from .rims import EDGES, rim_points, split, with_rim_points
+from .rims import with_rim_points
+from .triangulation import EXACTNESS, TRIANGLES, add_vertices, interpolate, skull_map
 
 
 # Widths in normalized coordinates, the best of a sweep over pairs of frames: how near a landmark must be to move a
@@ -27,33 +29,6 @@ SOFTMAX_WIDTH = 0.06
 FADE_WIDTH, FIGURE_FADE_WIDTH = 0.18, 0.5
 # How high the top of the head lies above the eyes, in the distance from them down to the chin.
 CROWN_HEIGHT = 0.7
-
-# The triangulation of a mean face: the 68 points, seven of the forehead (68 to 74) and one of either cheek (75, 76),
-# after them those between the points of a rim. No triangle spans an opening.
-NUM_VERTICES = 77
-BROWS = (17, 18, 20, 21, 22, 23, 25, 26)
-CHEEKS = ((36, 31, 3, 2), (45, 35, 13, 14))
-FOREHEAD_HEIGHT = 0.45  # above the brows, in distances between the eyes
-TRIANGLES = torch.tensor(split([
-    (0, 1, 36), (0, 17, 36), (0, 17, 68), (1, 2, 75), (1, 36, 75), (2, 3, 75), (3, 4, 48), (3, 48, 75), (4, 5, 48),
-    (5, 6, 59), (5, 48, 59), (6, 7, 59), (7, 8, 57), (7, 57, 58), (7, 58, 59), (8, 9, 57), (9, 10, 55), (9, 55, 56),
-    (9, 56, 57), (10, 11, 55), (11, 12, 54), (11, 54, 55), (12, 13, 54), (13, 14, 76), (13, 54, 76), (14, 15, 76),
-    (15, 16, 45), (15, 45, 76), (16, 26, 45), (16, 26, 74), (17, 18, 36), (17, 18, 68), (18, 19, 37), (18, 19, 69),
-    (18, 36, 37), (18, 68, 69), (19, 20, 37), (19, 20, 70), (19, 69, 70), (20, 21, 38), (20, 21, 70), (20, 37, 38),
-    (21, 22, 27), (21, 22, 71), (21, 27, 39), (21, 38, 39), (21, 70, 71), (22, 23, 43), (22, 23, 72), (22, 27, 42),
-    (22, 42, 43), (22, 71, 72), (23, 24, 44), (23, 24, 72), (23, 43, 44), (24, 25, 44), (24, 25, 73), (24, 72, 73),
-    (25, 26, 45), (25, 26, 74), (25, 44, 45), (25, 73, 74), (27, 28, 39), (27, 28, 42), (28, 29, 39), (28, 29, 42),
-    (29, 30, 31), (29, 30, 35), (29, 31, 40), (29, 35, 47), (29, 39, 40), (29, 42, 47), (30, 31, 32), (30, 32, 33),
-    (30, 33, 34), (30, 34, 35), (31, 32, 49), (31, 40, 75), (31, 49, 75), (32, 33, 50), (32, 49, 50), (33, 34, 52),
-    (33, 50, 51), (33, 51, 52), (34, 35, 53), (34, 52, 53), (35, 47, 76), (35, 53, 76), (36, 41, 75), (40, 41, 75),
-    (45, 46, 76), (46, 47, 76), (48, 49, 60), (48, 49, 75), (48, 59, 60), (49, 50, 61), (49, 60, 61), (50, 51, 61),
-    (51, 52, 63), (51, 61, 62), (51, 62, 63), (52, 53, 63), (53, 54, 64), (53, 54, 76), (53, 63, 64), (54, 55, 64),
-    (55, 56, 65), (55, 64, 65), (56, 57, 65), (57, 58, 67), (57, 65, 66), (57, 66, 67), (58, 59, 67), (59, 60, 67),
-], NUM_VERTICES))  # fmt: skip
-# How exact the flow is at each vertex; in between it goes over into the smooth one.
-EXACTNESS = torch.ones(NUM_VERTICES + len(EDGES))
-EXACTNESS[JAW] = 0
-EXACTNESS[68:NUM_VERTICES] = 0
 
 IRIS_RADIUS, IRIS_REACH = 0.25, 0.5  # in widths of the eye: what moves as one, and what moves along in part
 # What a portrait's mouth hides is dark, the further behind the lips the darker: how far, in widths of the mouth, until
@@ -66,8 +41,12 @@ LASH_SHADE, LASH_WIDTH, LASH_OPENING = 0.7, 0.03, 0.12
 
 
 def pixel_grid(height: int, width: int, device) -> torch.Tensor:
-    """Pixel centres in normalized coordinates, x then y: height x width x 2."""
-    height, width = int(height), int(width)  # of a map that is traced they are tensors
+    """Pixel centres in normalized coordinates, x then y: height x width x 2, which are kept and not to be changed."""
+    return _pixel_grid(int(height), int(width), torch.device(device))  # of a map that is traced they are tensors
+
+
+@lru_cache(maxsize=16)
+def _pixel_grid(height: int, width: int, device: torch.device) -> torch.Tensor:
     ys = (torch.arange(height, device=device, dtype=torch.float32) * 2 + 1) / height - 1
     xs = (torch.arange(width, device=device, dtype=torch.float32) * 2 + 1) / width - 1
     return torch.stack([xs.expand(height, width), ys[:, None].expand(height, width)], dim=-1)
@@ -81,6 +60,8 @@ def warp(maps, flow, grid, mode: str = "bilinear"):
 
 def resize_flow(flow, height: int, width: int):
     """B x h x w x 2 to B x height x width x 2; normalized coordinates do not change with the resolution."""
+    if flow.shape[1:3] == (height, width):
+        return flow
     resized = F.interpolate(flow.permute(0, 3, 1, 2), (height, width), mode="bilinear", align_corners=False)
     return resized.permute(0, 2, 3, 1)
 
@@ -102,34 +83,20 @@ def smooth_flow(driving, source, image_size: int, grid, fade_width=FADE_WIDTH) -
     driving, source = (points.float() * 2 / image_size - 1 for points in (driving, source))
     known = torch.isfinite(driving + source).all(dim=-1)  # B x n
     driving, source = (torch.where(known[..., None], points, 0.0) for points in (driving, source))
-    # |g - d|^2 by its expansion: the pairwise differences would be 78 times the memory
+    # |g - d|^2 by its expansion: the pairwise differences would be 78 times the memory. |g|^2, which a pixel's points
+    # have in common, is nothing to the softmax.
     flat = grid.reshape(1, -1, 2)  # 1 x hw x 2
     lengths = (driving**2).sum(-1).masked_fill(~known, torch.inf)  # B x n; what is unknown is infinitely far away
-    squared = ((flat**2).sum(-1, keepdim=True) - 2 * flat @ driving.mT + lengths[:, None]).clamp(min=0)  # B x hw x n
-    weights = torch.softmax(-squared / (2 * SOFTMAX_WIDTH**2), dim=-1)
+    nearness = torch.baddbmm(-lengths[:, None], flat.expand(len(driving), -1, -1), driving.mT, alpha=2)  # B x hw x n
+    weights = torch.softmax(nearness / (2 * SOFTMAX_WIDTH**2), dim=-1)
+    nearest = ((flat**2).sum(-1, keepdim=True) - nearness.amax(dim=-1, keepdim=True)).clamp(min=0)  # B x hw x 1
     # A head that moves further takes more of its surroundings along: a fade narrower than the movement would fold the
     # flow over itself and show the face twice, where it is and where it was.
     displacement = source - driving  # B x n x 2
     movement = displacement.sum(dim=1) / known.sum(dim=1, keepdim=True)  # B x 2
     fade_squared = torch.as_tensor(fade_width, device=grid.device) ** 2 + (movement**2).sum(dim=-1)  # B
-    fade = torch.exp(-squared.amin(dim=-1, keepdim=True) / (2 * fade_squared[:, None, None]))  # B x hw x 1
+    fade = torch.exp(-nearest / (2 * fade_squared[:, None, None]))
     return (weights @ displacement * fade).unflatten(1, grid.shape[:2])  # B x h x w x 2
-
-
-def skull_map(driving, source) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The affine map from a frame to a portrait that fits the points which do not move on the skull best.
-
-    Args:
-        driving, source (`torch.Tensor` of shape `(batch, 78, 2)`): pixels.
-
-    Returns:
-        The points' middle in both (`(batch, 1, 2)`) and the matrix between (`(batch, 2, 2)`): points p of the frame go
-        to `(p - middle) @ matrix + middle_source`.
-    """
-    skull, skull_source = driving[:, RIGID], source[:, RIGID]
-    middle, middle_source = skull.mean(dim=1, keepdim=True), skull_source.mean(dim=1, keepdim=True)
-    a, b = skull - middle, skull_source - middle_source  # B x 21 x 2
-    return middle, middle_source, torch.linalg.solve(a.mT @ a, a.mT @ b)
 
 
 def with_crown(driving, source) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,44 +140,41 @@ class PortraitFlow:
     shade: torch.Tensor
 
 
-def add_vertices(driving, source) -> tuple[torch.Tensor, torch.Tensor]:
-    """The vertices of the triangulation in both frames: the 68 points, forehead, cheeks and rims, B x 109 x 2."""
-    right, left = driving[:, RIGHT_EYE].mean(dim=1), driving[:, LEFT_EYE].mean(dim=1)  # B x 2
-    up = torch.stack([(left - right)[:, 1], (right - left)[:, 0]], dim=-1)[:, None]  # B x 1 x 2
-    brows = driving[:, BROWS]
-    middle = (brows[:, 3:4] + brows[:, 4:5]) / 2
-    brows = torch.cat([brows[:, :3], middle, brows[:, 5:]], dim=1)  # B x 7 x 2
-    forehead = brows + FOREHEAD_HEIGHT * up
-    cheeks = torch.stack([driving[:, corners].mean(dim=1) for corners in CHEEKS], dim=1)  # B x 2 x 2
-    added = torch.cat([forehead, cheeks], dim=1)
-    centre, centre_source, matrix = skull_map(driving, source)
-    added_source = (added - centre) @ matrix + centre_source
-    return (
-        torch.cat([driving[:, :68], added, rim_points(driving)], dim=1),
-        torch.cat([source[:, :68], added_source, rim_points(source)], dim=1),
-    )
+class _Field:
+    """A [`PortraitFlow`] in the making: every pixel of a batch of frames, one after another."""
 
+    def __init__(self, batch: int, size: int, device: torch.device):
+        self.batch, self.size = batch, size
+        self.flow = torch.zeros(2, batch * size * size, device=device)  # x and y
+        self.exactness, self.shade = torch.zeros_like(self.flow[0]), torch.ones_like(self.flow[0])
 
-def list_pixels(points, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    The pixels of the bounding boxes of groups of points, one after another: their sum is small where a mask of all
-    pixels for each group would be large.
+    def put(self, cells, places, targets, exactness) -> None:
+        """Have some pixels (numbers, m) at these places look elsewhere (both m x 2, pixels)."""
+        self.flow[:, cells] = (targets - places).T * (2 / self.size)
+        self.exactness[cells] = exactness
 
-    Args:
-        points (`torch.Tensor` of shape `(n, k, 2)`): pixels.
-        size (`int`): side of the frame in pixels.
+    def around(self, opening: Opening) -> tuple[torch.Tensor, ...]:
+        """Of the places around each opening (N x n x 2, pixels) their numbers, which are its own, which of these lie
+        within, and how deep."""
+        pixels, own = opening.pixels(self.size)
+        frames = torch.arange(len(pixels), device=pixels.device)[:, None] % self.batch
+        cells = (frames * self.size + pixels[..., 1]) * self.size + pixels[..., 0]  # N x n
+        places = pixels + 0.5
+        # what a rim cuts through is the opening's where no triangle has it: no pixel may be left over in between
+        edge = torch.where(self.exactness[cells] > 0, 0.0, 0.5)
+        within, depth = opening.within(opening.to_local(places), edge)
+        return places, cells, own, own & within, depth
 
-    Returns:
-        To which group each pixel belongs and which one it is, x then y (`(m,)` and `(m, 2)`, integers).
-    """
-    low = (points.amin(dim=1) - 0.5).floor().clamp(0, size - 1).long()  # n x 2
-    high = (points.amax(dim=1) + 0.5).floor().clamp(0, size - 1).long()
-    width, height = (high - low + 1).unbind(dim=-1)  # n
-    counts = width * height
-    groups = torch.repeat_interleave(torch.arange(len(points), device=points.device), counts)  # m
-    position = torch.arange(len(groups), device=points.device) - (counts.cumsum(0) - counts)[groups]
-    pixels = torch.stack([position % width[groups], position // width[groups]], dim=-1) + low[groups]
-    return groups, pixels
+    def to_portrait_flow(self) -> PortraitFlow:
+        flow, exactness, shade = (
+            part.view(-1, self.batch, self.size, self.size).movedim(0, -1)
+            for part in (self.flow, self.exactness, self.shade)
+        )
+        # softened, for the edge of a dark mouth would be a staircase
+        shade = F.pad(shade.permute(0, 3, 1, 2), (1, 1, 1, 1), "replicate")
+        shade = (shade[..., :-2] + shade[..., 1:-1] + shade[..., 2:]) / 3
+        shade = (shade[..., :-2, :] + shade[..., 1:-1, :] + shade[..., 2:, :]) / 3  # B x 1 x size x size
+        return PortraitFlow(flow=flow, exactness=exactness, shade=shade.permute(0, 2, 3, 1))
 
 
 @torch.no_grad()
@@ -223,85 +187,54 @@ def face_flow(driving, source, size: int) -> PortraitFlow:
         size (`int`): side of the frame in pixels.
     """
     driving, source = driving.float(), source.float()
-    result = torch.tensor([0.0, 0, 0, 1], device=driving.device).repeat(len(driving), size, size, 1)
-
-    def of(points, owners):
-        # each pixel's face; a single one need not be copied for each
-        return points if len(points) == 1 else points[owners]
-
-    def put(faces, pixels, targets, exactness, shade):
-        flow = (targets - pixels - 0.5) * (2 / size)
-        result[faces, pixels[:, 1], pixels[:, 0]] = torch.cat([flow, exactness, shade], dim=-1)
-
-    # the triangles: a pixel p = a + s (b - a) + t (c - a) lies at the same s and t in the portrait's triangle
+    field, skull = _Field(len(driving), size, driving.device), skull_map(driving, source)
     triangles = TRIANGLES.to(driving.device)
-    corners, corners_source = (points[:, triangles].flatten(0, 1) for points in add_vertices(driving, source))
-    exactness = EXACTNESS.to(driving.device)[triangles].repeat(len(driving), 1)[..., None]  # Bt x 3 x 1
-    owners, pixels = list_pixels(corners, size)
-    edges = corners[:, 1:] - corners[:, :1]  # Bt x 2 x 2
-    inverse = torch.linalg.inv_ex(edges).inverse  # Bt x 2 x 2; what is degenerate holds no pixel
-    # column by column, for a product of so many small matrices takes several times as long
-    table = torch.cat([corners[:, 0] - 0.5, inverse.flatten(1)], dim=1)  # Bt x 6
-    left, top, x_to_s, x_to_t, y_to_s, y_to_t = table.T.contiguous()[:, owners]  # m each
-    x, y = pixels[:, 0] - left, pixels[:, 1] - top
-    s, t = x * x_to_s + y * y_to_s, x * x_to_t + y * y_to_t
-    inside = ((s >= 0) & (t >= 0) & (s + t <= 1)).nonzero()[:, 0]
-    owners, pixels, s, t = owners[inside], pixels[inside], s[inside], t[inside]
-    # where triangles share an edge or fold over each other, the first of them counts, on any number of threads
-    order = torch.arange(len(owners), device=driving.device)
-    cells = (owners // len(TRIANGLES) * size + pixels[:, 1]) * size + pixels[:, 0]
-    first = order.new_full((len(driving) * size * size,), len(owners)).scatter_reduce(0, cells, order, "amin")
-    alone = (first[cells] == order).nonzero()[:, 0]
-    owners, pixels, s, t = owners[alone], pixels[alone], s[alone], t[alone]
-    table = torch.cat([corners_source, exactness], dim=-1)  # Bt x 3 x 3
-    table = torch.cat([table[:, :1], table[:, 1:] - table[:, :1]], dim=1)[owners]  # m x 3 x 3
-    values = table[:, 0] + s[:, None] * table[:, 1] + t[:, None] * table[:, 2]
-    put(owners // len(TRIANGLES), pixels, values[:, :2], values[:, 2:], torch.ones_like(values[:, 2:]))
-
-    def find_within(opening, local, faces, pixels):
-        # what a rim cuts through is the opening's where no triangle has it: no pixel may be left over in between
-        taken = result[faces, pixels[:, 1], pixels[:, 0], 2:3] > 0  # m x 1
-        return opening.within(local, torch.where(taken, 0.0, 0.5))
-
+    corners, corners_source = (points[:, triangles] for points in add_vertices(driving, source, skull))
+    exactness = EXACTNESS.to(driving.device)[triangles].expand(len(driving), -1, -1)[..., None]
+    values = torch.cat([corners_source, exactness], dim=-1)  # B x t x 3 x 3
+    cells, places, values = interpolate(corners, values, size)
+    field.put(cells, places, values[:2].T, values[2])
     driving, source = with_rim_points(driving), with_rim_points(source)
-    ones = torch.ones(1, 1, device=driving.device)
-    for upper, lower, iris in EYES:
-        owners, pixels = list_pixels(driving[:, upper + lower], size)
-        eye, own = (Opening(of(points, owners), upper, lower) for points in (driving, source))
-        local = eye.to_local(pixels[:, None] + 0.5)  # m x 1 x 2
-        centre = eye.to_local(of(driving, owners)[:, None, iris])
-        gaze = (own.to_local(of(source, owners)[:, None, iris]) - centre).nan_to_num()
-        distance = (local - centre).norm(dim=-1, keepdim=True).nan_to_num(torch.inf)
-        share = ((IRIS_REACH - distance) / (IRIS_REACH - IRIS_RADIUS)).clamp(0, 1)
-        target = own.to_pixels(own.clamp(local + gaze * share * share * (3 - 2 * share)))
-        within = find_within(eye, local, owners, pixels)[0][:, 0]  # m
-        count = int(within.sum())
-        put(owners[within], pixels[within], target[within, 0], ones.expand(count, 1), ones.expand(count, 1))
-        result[owners, pixels[:, 1], pixels[:, 0], 3] = lash_line(eye, own, local)[:, 0]
+    move_eyes(field, driving, source)
+    move_mouth(field, driving, source, skull)
+    return field.to_portrait_flow()
 
-    owners, pixels = list_pixels(driving[:, MOUTH[0] + MOUTH[1]], size)
-    mouth, own = (Opening(of(points, owners), *MOUTH) for points in (driving, source))
-    places = pixels[:, None] + 0.5  # m x 1 x 2
-    within, depth = find_within(mouth, mouth.to_local(places), owners, pixels)  # m x 1
-    middle, middle_source, matrix = skull_map(driving, source)
+
+def move_eyes(field: _Field, driving, source) -> None:
+    """Irises, and the white around them; landmarks are of [`with_rim_points`]."""
+    eyes, own = (Opening(torch.cat([points[:, lids] for lids in EYES])) for points in (driving, source))  # 2B
+    irises = RIGHT_IRIS[:1], LEFT_IRIS[:1]
+    centre, own_centre = (torch.cat([points[:, iris] for iris in irises]) for points in (driving, source))
+    places, cells, seen, within, _ = field.around(eyes)
+    local, centre = eyes.to_local(places), eyes.to_local(centre)  # 2B x n x 2, 2B x 1 x 2
+    gaze = (own.to_local(own_centre) - centre).nan_to_num()
+    distance = (local - centre).norm(dim=-1, keepdim=True).nan_to_num(torch.inf)
+    share = ((IRIS_REACH - distance) / (IRIS_REACH - IRIS_RADIUS)).clamp(0, 1)
+    targets = own.to_pixels(own.clamp(local + gaze * share * share * (3 - 2 * share)))
+    # one eye after the other, for in a profile they overlap
+    for inside, *parts in zip(*(part.chunk(2) for part in (within, cells, places, targets)), strict=True):
+        field.put(*(part[inside] for part in parts), 1.0)
+    field.shade.scatter_reduce_(0, cells[seen], lash_line(eyes, own, local)[seen], "amin")
+
+
+def move_mouth(field: _Field, driving, source, skull: tuple) -> None:
+    """Teeth, and the dark behind them; landmarks are of [`with_rim_points`], `skull` of [`skull_map`]."""
+    mouth, own = (Opening(points[:, MOUTH]) for points in (driving, source))
+    places, cells, _, within, depth = field.around(mouth)
+    middle, middle_source, matrix = skull
     # how the jaw has moved in the portrait's skull
     chin = source[:, 8, None] - ((driving[:, 8, None] - middle) @ matrix + middle_source)  # B x 1 x 2
-    teeth = (places - of(middle, owners)) @ of(matrix, owners) + of(middle_source, owners)
-    local = own.to_local(teeth + (depth * depth * (3 - 2 * depth))[..., None] * of(chin, owners))
-    seen = own.clamp(local)
-    height, own_height = mouth.height(mouth.to_local(places)[..., 0]), own.height(local[..., 0])  # m x 1
+    teeth = (places - middle) @ matrix + middle_source
+    local = own.to_local(teeth + (depth * depth * (3 - 2 * depth))[..., None] * chin)
+    height, own_height = mouth.height(mouth.to_local(places)[..., 0]), own.height(local[..., 0])  # B x n
     further = (height - own_height).clamp(min=0)
     # between lips that touch in the portrait lies nothing of it, however near to one of them
     between = depth.minimum(1 - depth) * further * (1 - own_height / PARTED).clamp(min=0)
     # no further behind the lips than the mouth is further open: towards its corners a jaw that closes moves too far
     behind = (local - own.clamp(local, rim=0)).norm(dim=-1).maximum(between).minimum(further)
     shade = 1 - CAVITY_SHADE * (1 - torch.exp(-behind / CAVITY_DEPTH))
-    within = within[:, 0]
-    exactness = ones.expand(int(within.sum()), 1)
-    put(owners[within], pixels[within], own.to_pixels(seen)[within, 0], exactness, shade[within])
-    # softened, for the edge of a dark mouth would be a staircase
-    shade = F.avg_pool2d(result[..., 3][:, None], 3, 1, 1, count_include_pad=False)  # B x 1 x size x size
-    return PortraitFlow(result[..., :2], result[..., 2:3], shade.permute(0, 2, 3, 1))
+    field.put(cells[within], places[within], own.to_pixels(own.clamp(local))[within], 1.0)
+    field.shade[cells[within]] = shade[within]
 
 
 def lash_line(eye: Opening, own: Opening, local) -> torch.Tensor:

@@ -59,10 +59,10 @@ def eye_opening(points, eye: np.ndarray):
 
     Args:
         points: ... x 78 x 2 (or 68 x 2), an array or a tensor, in any units.
-        eye: `RIGHT_EYE` or `LEFT_EYE`.
+        eye: `RIGHT_EYE` or `LEFT_EYE`, or both, 2 x 6.
 
     Returns:
-        The same kind, of the leading shape.
+        The same kind, of the leading shape, with both eyes ... x 2.
     """
     outline = points[..., eye, :]  # ... x 6 x 2
     spans = ((outline[..., [0, 1, 2], :] - outline[..., [3, 5, 4], :]) ** 2).sum(-1) ** 0.5  # ... x 3: width, lids

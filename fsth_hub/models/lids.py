@@ -1,10 +1,13 @@
 """Lids that shut: detectors leave a slit between them, and what lies behind it would be seen."""
 
+import numpy as np
 import torch
 
 from .landmark_layout import LEFT_EYE, RIGHT_EYE, eye_opening
 
 
+EYES = np.stack([RIGHT_EYE, LEFT_EYE])
+UPPER_LIDS, LOWER_LIDS = EYES[:, [1, 2]], EYES[:, [5, 4]]
 SHUT = 0.12  # in widths of the eye: what detectors leave open of a shut one
 
 
@@ -16,11 +19,9 @@ def shut_lids(driving, source) -> torch.Tensor:
     Args:
         driving, source (`torch.Tensor` of shape `(batch, 78, 2)`): pixels.
     """
-    moved = driving.clone()
-    for eye in (RIGHT_EYE, LEFT_EYE):
-        seen, own = eye_opening(driving, eye), eye_opening(source, eye)
-        way = ((own - seen) / (own - SHUT).clamp(min=1e-3)).clamp(0, 1) * (own > 1.5 * SHUT)
-        share = (SHUT * way**2 / seen.clamp(min=1e-3)).clamp(max=1)[:, None]  # B x 1, from the upper to the lower lid
-        for upper, lower in ((eye[1], eye[5]), (eye[2], eye[4])):
-            moved[:, upper] = torch.lerp(driving[:, upper], driving[:, lower], share)
+    seen, own = eye_opening(driving, EYES), eye_opening(source, EYES)  # B x 2
+    way = ((own - seen) / (own - SHUT).clamp(min=1e-3)).clamp(0, 1) * (own > 1.5 * SHUT)
+    share = (SHUT * way**2 / seen.clamp(min=1e-3)).clamp(max=1)  # from the upper to the lower lid
+    upper, lower, moved = driving[:, UPPER_LIDS], driving[:, LOWER_LIDS], driving.clone()  # B x 2 x 2 x 2
+    moved[:, UPPER_LIDS] = torch.lerp(upper, lower, share[:, :, None, None])
     return moved

@@ -315,6 +315,7 @@ class FsthGenerator(FsthPreTrainedModel):
         adain_parameters,
         landmarks=None,
         sources: FsthSources | None = None,
+        return_images: bool = True,
         return_dict: bool = True,
     ) -> FsthGeneratorOutput | tuple:
         """
@@ -325,6 +326,8 @@ class FsthGenerator(FsthPreTrainedModel):
             landmarks (`torch.Tensor` of shape `(batch, 78, 2)`, *optional*):
                 The points that were rasterized, pixels, x then y, NaN where absent; with source skips only.
             sources (`FsthSources`, *optional*): of [`FsthGenerator.encode_sources`]; with source skips only.
+            return_images (`bool`, *optional*, defaults to `True`):
+                With source skips `False` leaves out the frames, for who puts them together by their composition.
             return_dict (`bool`, *optional*, defaults to `True`): an [`FsthGeneratorOutput`] or a plain tuple.
         """
         if not self.config.source_skips:
@@ -335,7 +338,7 @@ class FsthGenerator(FsthPreTrainedModel):
         residual = self.generate(inputs, adain_parameters, fused.features)
         residual = residual * fused.gain.to(residual.dtype)
         composition = Composition(**fused.composition, residual=residual)
-        images = fused.images + enlarge(residual, fused.images.shape[-1])
+        images = fused.images + enlarge(residual, fused.images.shape[-1]) if return_images else None
         output = FsthGeneratorOutput(images=images, warped=fused.images, composition=composition)
         return output if return_dict else output.to_tuple()
 
@@ -369,7 +372,7 @@ class FsthGenerator(FsthPreTrainedModel):
 
         if source_features:
             x = x + self.image_fusion(inputs)
-        return self.head(F.relu(self.final_norm(x, next(parameters))))  # B x 3 x 256 x 256
+        return self.head(F.relu(self.final_norm(x, next(parameters)), inplace=True))  # B x 3 x 256 x 256
 
 
 class FsthDiscriminator(FsthPreTrainedModel):

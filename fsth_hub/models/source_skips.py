@@ -170,7 +170,9 @@ class ConvBlock(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, 3, stride, padding=1), nn.GroupNorm(8, out_channels), nn.ReLU()
+            nn.Conv2d(in_channels, out_channels, 3, stride, padding=1),
+            nn.GroupNorm(8, out_channels),
+            nn.ReLU(inplace=True),
         )
 
 

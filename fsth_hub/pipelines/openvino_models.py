@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ..device import default_dtype
+from .parallel import total_threads
 
 
 MAX_ERROR = 0.1  # of an output's largest value
@@ -87,7 +88,8 @@ def compile_model(model, exact: bool) -> "OpenVinoModel":
     precision = "bf16" if fastest == torch.bfloat16 and not exact else "f32"
     options = {
         "INFERENCE_PRECISION_HINT": precision,
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        # one frame after the other, while another thread does what is left to PyTorch
+        "INFERENCE_NUM_THREADS": total_threads(),
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,  # to cores that other programs may be busy on
     }

@@ -1,6 +1,7 @@
 """Several frames at once: networks of this size leave half of a processor idle when they have all of it to themselves,
 and most of a GPU."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from ..models.modeling_fsth import FsthPreTrainedModel, is_hooked
 
 
 NUM_AT_ONCE = 2
+_shared = threading.local()  # what a worker's thread knows of the others
 ACCELERATOR_BATCH = 8  # frames a call, of which a single one would leave a GPU idle; not measured on one
 
 
@@ -31,10 +33,22 @@ def in_batches(items: Iterable, size: int) -> Iterator[list]:
         yield batch
 
 
-def num_workers(network: FsthPreTrainedModel, engine: str) -> int:
-    """How many frames to generate at once with this network; OpenVINO uses all of a processor for one."""
-    alone = engine != "torch" or network.device.type != "cpu" or is_hooked(network)
-    return 1 if alone else min(NUM_AT_ONCE, torch.get_num_threads())
+def num_workers(network: FsthPreTrainedModel) -> int:
+    """How many frames to generate at once with this network."""
+    alone = network.device.type != "cpu" or is_hooked(network)
+    return 1 if alone else min(NUM_AT_ONCE, total_threads())
+
+
+def total_threads() -> int:
+    """How many threads PyTorch has, those of all workers together."""
+    return getattr(_shared, "threads", None) or torch.get_num_threads()
+
+
+def take_share(threads: int, workers: int) -> None:
+    """Have this thread compute with as many of PyTorch's as one of so many workers has."""
+    _shared.threads = threads
+    torch.get_num_threads()  # or a thread that has not computed yet would go back to the number of all when it does
+    torch.set_num_threads(max(1, threads // workers))
 
 
 @contextmanager
@@ -44,10 +58,11 @@ def one_share(workers: int) -> Iterator[None]:
     gain a network of 128 pixels nothing, and it waits for them wherever they have to share a core.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // workers))
+    take_share(threads, workers)
     try:
         yield
     finally:
+        _shared.threads = None
         torch.set_num_threads(threads)
 
 
@@ -60,7 +75,7 @@ def generate_ahead(generate: Callable, items: Iterable, workers: int) -> Iterato
         yield from map(generate, items)
         return
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, "fsth", torch.set_num_threads, (max(1, threads // workers),))
+    pool = ThreadPoolExecutor(workers, "fsth", take_share, (threads, workers))
     pending = deque()
     try:
         for item in items:

@@ -713,7 +713,7 @@ class FsthPipeline(DiffusionPipeline):
         try:
             engine = pick_engine(self.engine, self.generator)
             count = parallel.pick_batch_size(batch_size, self._device_of(generator), engine)
-            batches, workers = parallel.in_batches(landmarks, count), parallel.num_workers(generator, engine)
+            batches, workers = parallel.in_batches(landmarks, count), parallel.num_workers(generator)
 
             def generate(batch):
                 return self.generate_frames(generator, person, np.stack(batch), size)
@@ -807,7 +807,8 @@ class FsthPipeline(DiffusionPipeline):
         drawings = self.image_processor.rasterize(points).to(device, dtype, memory_format=torch.channels_last)
         adain_parameters = adain_parameters.expand(len(points), -1)
         # points stay in float32: half precision has no sub-pixels
-        output = generator(drawings, adain_parameters, torch.from_numpy(points).to(device), sources)
+        landmarks = torch.from_numpy(points).to(device)
+        output = generator(drawings, adain_parameters, landmarks, sources, return_images=False)
         if output.composition is None:
             return self.image_processor.postprocess(output.images)
         retouch = None

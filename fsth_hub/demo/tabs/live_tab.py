@@ -200,11 +200,10 @@ class Live:
             points = session.close_blinks(points, elapsed)
         moved = session.person.landmarks if session.reference is None else session.adapt(points, *how)
         # with PyTorch, which the page is imported without
-        from ...pipelines.engines import pick_engine
         from ...pipelines.parallel import num_workers, one_share
 
         # at the default size: the networks take most of the time, and see as many pixels whatever the size
-        with one_share(num_workers(session.generator, pick_engine(pipe.engine, pipe.generator))):
+        with one_share(num_workers(session.generator)):
             return add_watermark(pipe.generate_frame(session.generator, session.person, moved))
 
     def save(self, request: gr.Request = None) -> Iterator[dict]:
