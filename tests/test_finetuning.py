@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from fsth_hub.finetuning import loop as finetuning
+from fsth_hub.finetuning import rehearsal
 from fsth_hub.finetuning.episodes import deform, make_episodes
 from fsth_hub.finetuning.loop import METHODS, PixelLoss, default_steps, fine_tune, load_content
 from fsth_hub.finetuning.lora import merge
@@ -135,6 +136,24 @@ def test_what_is_held_out_comes_nearer(count, method, rate):
     start = given[1].project(given[0](*portraits(count)[:2]).embedding)
     assert not torch.allclose(tuned.adain_parameters, start, atol=1e-3)  # psi' is tuned too
     assert all(set(entry) >= {"step", "pixel", "feature_matching", "discriminator"} for entry in tuned.history[1:])
+
+
+def test_shut_eyes_stay_as_they_were(monkeypatch):
+    given = networks()
+    start = given[1].project(given[0](*portraits(1)[:2]).embedding)
+    images, _, points, mattes = (part[0] for part in portraits(1))
+
+    def forgotten(weight: float) -> float:
+        monkeypatch.setattr(rehearsal, "WEIGHT", weight)
+        options = {"steps": 20, "learning_rate": 5e-3, "adversarial_weight": 0.0}
+        tuned = tune(1, given, **options)
+        assert all("rehearsal" in entry for entry in tuned.history[1:])
+        monkeypatch.setattr(rehearsal, "WEIGHT", 1.0)
+        again = rehearsal.Rehearsal(given[1], start, images, points, mattes, seed=7)
+        with torch.no_grad():
+            return sum(again.term(tuned.generator, tuned.adain_parameters).item() for _ in range(8))
+
+    assert 0 < forgotten(100.0) < 0.7 * forgotten(0.0)
 
 
 def test_discriminator_learns_to_tell_them_apart():

@@ -28,6 +28,7 @@ from .feature_networks import VGGFeatures, load_weights
 from .lora import Lora, get_lora, merge
 from .losses import ADVERSARIAL_TERMS, CONTENT_TERMS, ContentLoss, Judgement, discriminator_loss, weigh, with_weights
 from .names import METHODS
+from .rehearsal import Rehearsal
 from .trainable import BETAS, autocast, trainable_copy, tunable_copy
 
 
@@ -140,6 +141,7 @@ class Tuner:
         sampler ([`EpisodeSampler`]): of the person's portraits.
         learning_rate, discriminator_lr, adversarial_weight (`float`): as in [`fine_tune`].
         components ([`ComponentTuner`], *optional*): which takes its steps beside the generator.
+        rehearsal ([`Rehearsal`], *optional*): what the generator is not to forget.
     """
 
     def __init__(
@@ -154,8 +156,9 @@ class Tuner:
         discriminator_lr: float,
         adversarial_weight: float,
         components: ComponentTuner | None = None,
+        rehearsal: Rehearsal | None = None,
     ):
-        self.components = components
+        self.components, self.rehearsal = components, rehearsal
         self.generator, self.discriminator, self.content, self.sampler = generator, discriminator, content, sampler
         self.adain_parameters, self.person = (nn.Parameter(part.clone()) for part in (adain_parameters, person))
         tuned = [parameter for parameter in generator.parameters() if parameter.requires_grad]
@@ -181,6 +184,8 @@ class Tuner:
                 real_features = self.discriminator(real, drawing, people).features
             judged = self.discriminator(fake, drawing, people.detach())
             terms |= weigh(self.adversarial_terms, Judgement(judged.scores, judged.features, real_features))
+            if self.rehearsal is not None:
+                terms["rehearsal"] = self.rehearsal.term(self.generator, self.adain_parameters)
             loss = sum(terms.values())
         loss.backward()
         self.optimizer.step()
@@ -302,7 +307,10 @@ def fine_tune(
     warn_of_strangers(embeddings[0].float().cpu().numpy(), landmarks[0].float().cpu().numpy())
 
     def attempt(batch_size: int) -> FineTuned:
-        sampler, beside = EpisodeSampler(images[0].float(), landmarks[0].float(), mattes[0].float(), seed), None
+        inputs = images[0].float(), landmarks[0].float(), mattes[0].float()
+        sampler, beside, rehearsal = EpisodeSampler(*inputs, seed), None, None
+        if generator.config.source_skips:
+            rehearsal = Rehearsal(generator, adain_parameters, *inputs, seed + 2)
         if components is not None:
             portraits = crops, crop_landmarks, sampler.train, sampler.kept
             beside = ComponentTuner(components, method, *portraits, vgg, seed)
@@ -317,6 +325,7 @@ def fine_tune(
             discriminator_lr,
             adversarial_weight,
             beside,
+            rehearsal,
         )
         history = tuner.run(batch_size, steps, callback)
         tuned, tuned_parameters = tuner.best_generator()
