@@ -1,3 +1,4 @@
+import gc
 import io
 import itertools
 import weakref
@@ -528,4 +529,17 @@ def test_side_data_of_an_unknown_kind_leaves_the_turn(turn):
             raise ValueError("31 is not a valid Type")
 
     seen = np.arange(12).reshape(3, 4)
-    assert np.array_equal(reading._upright(seen, Frame()), np.rot90(seen, turn // 90))
+    assert np.array_equal(reading._upright(seen, reading._way_up(Frame())), np.rot90(seen, turn // 90))
+
+
+def test_decoded_frames_do_not_wait_for_garbage_collection(tmp_path):
+    path = tmp_path / "clip.mp4"
+    write_clip(path, [np.full((64, 64, 3), shade, np.uint8) for shade in range(40)], 25)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in open_clip(path):
+            alive = sum(isinstance(each, av.VideoFrame) for each in gc.get_objects())
+        assert alive < 10
+    finally:
+        gc.enable()

@@ -39,6 +39,8 @@ MAX_PIXELS = 8192 * 4320  # of a frame: the largest that cameras film, 8K; four 
 # HEIC and AVIF: FFmpeg opens these pictures too.
 STILL_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 ANIMATIONS = ("GIF", "WEBP", "PNG")  # read through imageio and Pillow: FFmpeg knows no moving webp
+# How a picture is turned by a multiple of 90 degrees against the clock, see `_way_up`.
+TURNS = ((False, 1, 1), (True, -1, 1), (False, -1, -1), (True, 1, -1))
 
 
 @dataclass(frozen=True)
@@ -261,6 +263,7 @@ def _read_video(file: ClipFile, rate: float) -> Iterator[tuple[float, float, np.
         stream.thread_type = "AUTO"
         aspect = float(stream.sample_aspect_ratio or 1)  # of a pixel: some cameras' are not square
         size, start, tone_mappers = None, -1 / rate, {}
+        way_up = None  # looked up where it may change: what a frame has beside it keeps the frame in memory for long
         for frame in decode(Timeline(container, stream, audio_stream(container)).packets(stream)):
             # The size may change within a file (a recorded call); the first picture's is kept.
             size = size or (max(1, round(frame.width * aspect)), frame.height)
@@ -273,22 +276,31 @@ def _read_video(file: ClipFile, rate: float) -> Iterator[tuple[float, float, np.
                 picture = tone_mappers[transfer](frame, *size)
             else:
                 picture = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-            yield start, length, np.ascontiguousarray(_upright(picture, frame))
+            if way_up is None or frame.key_frame:
+                way_up = _way_up(frame)
+            yield start, length, np.ascontiguousarray(_upright(picture, way_up))
 
 
-def _upright(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """A picture turned and mirrored as the display matrix of its frame says, to the nearest right angle."""
+def _way_up(frame: av.VideoFrame) -> tuple[bool, int, int]:
+    """How pictures come to stand as the display matrix of a frame says, to the nearest right angle: whether rows and
+    columns change places, and the steps through rows and columns then."""
     try:
         data = next((data for data in frame.side_data if data.type == Type.DISPLAYMATRIX), None)
     except ValueError:  # PyAV lists nothing beside a kind that it does not know, but it tells the turn
-        return np.rot90(picture, round(frame.rotation / 90))
+        return TURNS[round(frame.rotation / 90) % 4]
     if data is None:
-        return picture
+        return TURNS[0]
     # x' = a x + c y, y' = b x + d y, as players show it
     a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5]
-    if abs(b) > abs(a):
-        picture, a, d = picture.swapaxes(0, 1), c, b
-    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    swapped = bool(abs(b) > abs(a))
+    if swapped:
+        a, d = c, b
+    return swapped, -1 if d < 0 else 1, -1 if a < 0 else 1
+
+
+def _upright(picture: np.ndarray, way_up: tuple[bool, int, int]) -> np.ndarray:
+    swapped, down, right = way_up
+    return (picture.swapaxes(0, 1) if swapped else picture)[::down, ::right]
 
 
 def _read_animation(file: ClipFile) -> Iterator[tuple[float, float, np.ndarray]]:
