@@ -11,6 +11,7 @@ import typer
 
 from fsth_hub import FsthPipeline
 from fsth_hub.cli.main import app
+from training import benchmark_tables
 from training.evaluation.report import BEGIN, END
 
 
@@ -90,7 +91,8 @@ def test_readme_is_short_and_its_numbers_stand_in_the_tables():
     assert len(text.splitlines()) <= 160 and BEGIN not in text
     summary = text.split("## How good it is")[1].split("**Limits.**")[0]
     numbers = re.findall(r"\d\.\d+|\d+(?= ms)", summary)
-    assert len(numbers) > 12 and set(numbers) <= set(re.findall(r"\d+\.\d+|\d+", tables(EVALUATION)))
+    measured = tables(EVALUATION) + EVALUATION.read_text().split(benchmark_tables.BEGIN)[1]
+    assert len(numbers) > 12 and set(numbers) <= set(re.findall(r"\d+\.\d+|\d+", measured))
 
 
 def test_evaluation_and_model_card_have_the_same_tables():

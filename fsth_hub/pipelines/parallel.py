@@ -14,8 +14,9 @@ from ..models.modeling_fsth import FsthPreTrainedModel, is_hooked
 
 
 NUM_AT_ONCE = 2
-_shared = threading.local()  # what a worker's thread knows of the others
 ACCELERATOR_BATCH = 8  # frames a call, of which a single one would leave a GPU idle; not measured on one
+
+_shared = threading.local()  # what a worker's thread knows of the others
 
 
 def pick_batch_size(batch_size: int | None, device: torch.device, engine: str) -> int:
