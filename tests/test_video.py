@@ -534,7 +534,12 @@ def test_side_data_of_an_unknown_kind_leaves_the_turn(turn):
 
 def test_decoded_frames_do_not_wait_for_garbage_collection(tmp_path):
     path = tmp_path / "clip.mp4"
-    write_clip(path, [np.full((64, 64, 3), shade, np.uint8) for shade in range(40)], 25)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("h264", rate=25, width=64, height=64, pix_fmt="yuv420p", options={"g": "1"})
+        for shade in [*range(40), None]:
+            picture = None if shade is None else np.full((64, 64, 3), shade, np.uint8)
+            frame = None if shade is None else av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame))
     gc.collect()
     gc.disable()
     try:

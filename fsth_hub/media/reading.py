@@ -263,7 +263,8 @@ def _read_video(file: ClipFile, rate: float) -> Iterator[tuple[float, float, np.
         stream.thread_type = "AUTO"
         aspect = float(stream.sample_aspect_ratio or 1)  # of a pixel: some cameras' are not square
         size, start, tone_mappers = None, -1 / rate, {}
-        way_up = None  # looked up where it may change: what a frame has beside it keeps the frame in memory for long
+        # looked up where it changes: what a frame has beside it holds the frame until garbage is collected
+        rotation = way_up = None
         for frame in decode(Timeline(container, stream, audio_stream(container)).packets(stream)):
             # The size may change within a file (a recorded call); the first picture's is kept.
             size = size or (max(1, round(frame.width * aspect)), frame.height)
@@ -276,8 +277,8 @@ def _read_video(file: ClipFile, rate: float) -> Iterator[tuple[float, float, np.
                 picture = tone_mappers[transfer](frame, *size)
             else:
                 picture = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-            if way_up is None or frame.key_frame:
-                way_up = _way_up(frame)
+            if frame.rotation != rotation:
+                rotation, way_up = frame.rotation, _way_up(frame)
             yield start, length, np.ascontiguousarray(_upright(picture, way_up))
 
 
