@@ -1,11 +1,12 @@
 """Eyes that shut, rehearsed while a generator is tuned to portraits whose eyes are open.
 
-What no portrait shows is forgotten first: the head tells nothing of lids when all that it learns from look into the
-camera. So that it goes on closing eyes as it did, the tuned generator is kept to what the one that it comes from adds
-around eyes that are shut (learning without forgetting; Li and Hoiem, arXiv 1606.09282).
+What no portrait shows is forgotten first (training/LOG.md, entry 17). So that it goes on closing eyes as it did, the
+tuned generator is kept to what the one that it comes from adds around eyes that are shut (learning without forgetting;
+Li and Hoiem, arXiv 1606.09282).
 """
 
 import copy
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from .episodes import rasterize
 MAX_REHEARSED = 8  # portraits
 LEAST_SHUT = 0.5  # of the way from as the lids are to where they meet
 CROP_SIZE = 32  # pixels, of the residual around an eye
-WEIGHT = 20.0
+WEIGHT = 20.0  # of the mean absolute difference there, beside the content loss
 
 
 class Rehearsal:
@@ -45,7 +46,7 @@ class Rehearsal:
         self.generator = copy.deepcopy(generator).float().eval()
         self.adain_parameters, self.size, self.examples = adain_parameters, images.shape[-1], []
         self.rng = torch.Generator().manual_seed(seed)
-        for image, points, matte in list(zip(images, landmarks, mattes, strict=True))[:MAX_REHEARSED]:
+        for image, points, matte in islice(zip(images, landmarks, mattes, strict=True), MAX_REHEARSED):
             parts = image[None], rasterize(points[None], self.size), points[None], matte[None]
             with torch.no_grad():  # for both generators, since fine-tuning leaves source skips as they are
                 sources = self.generator.encode_sources(*(part[None] for part in parts))

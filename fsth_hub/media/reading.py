@@ -300,6 +300,7 @@ def _way_up(frame: av.VideoFrame) -> tuple[bool, int, int]:
 
 
 def _upright(picture: np.ndarray, way_up: tuple[bool, int, int]) -> np.ndarray:
+    """A picture set upright by what [`_way_up`] found."""
     swapped, down, right = way_up
     return (picture.swapaxes(0, 1) if swapped else picture)[::down, ::right]
 

@@ -143,7 +143,8 @@ def coverage(opening: Opening, size: int) -> torch.Tensor:
 
 @lru_cache(maxsize=8)
 def blend_mask(size: int, device="cpu") -> torch.Tensor:
-    """How much of a crop's pixels a component decides, size x size: 1 within, falling to 0 before the border."""
+    """How much of a crop's pixels a component decides, size x size: 1 within, falling to 0 before the border. It is
+    kept, and not to be changed."""
     reach = pixel_grid(size, size, device).pow(4).sum(dim=-1) ** 0.25
     share = ((BLEND_TO - reach) / (BLEND_TO - BLEND_FROM)).clamp(0, 1)
     return share * share * (3 - 2 * share)
