@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,8 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsth_hub.models.blocks import NORM_EPS, instance_norm
 from fsth_hub.models.configuration_fsth import FsthConfig
+from fsth_hub.models.landmark_layout import FACE, LEFT_EYE
 from fsth_hub.models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
-from fsth_hub.models.source_skips import MAX_FUSED, SIMILARITY_WIDTH, landmark_similarity
+from fsth_hub.models.source_skips import MAX_FUSED, PLACE_SHARE, SIMILARITY_WIDTH, landmark_similarity
 from testing_utils.networks import NETWORKS, SIZE, random_portraits, run_network, tiny, tiny_config
 
 
@@ -168,15 +170,23 @@ def test_instance_norm_is_pytorchs(memory_format):
     assert torch.allclose(instance_norm(x, scale, shift), expected, atol=1e-4)
 
 
-def test_similarity_is_the_mean_distance_of_known_points():
+def test_similarity_is_of_pose_and_expression_and_a_little_of_place():
     source = torch.rand(1, 78, 2) * SIZE
-    driving = source.clone()
-    driving[:, :34, 0] += 0.06
-    driving[:, 34:, 1] -= 0.02
-    driving[:, 68:] = source[:, 68:] = float("nan")
-    distance = 0.04 * 2 / SIZE
-    assert landmark_similarity(source, source, SIZE) == 0
-    assert landmark_similarity(driving, source, SIZE).item() == pytest.approx(-distance / SIMILARITY_WIDTH, rel=1e-3)
+    source[:, 68:] = float("nan")
+    angle = torch.tensor(0.3)
+    turn = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
+    moved = 1.2 * source @ turn + torch.tensor([3.0, -2.0])
+    place = (moved - source)[:, FACE].norm(dim=-1).mean() * 2 / SIZE
+    assert landmark_similarity(source, source, SIZE) == pytest.approx(0, abs=1e-3)
+    expected = -PLACE_SHARE * place / SIMILARITY_WIDTH
+    assert landmark_similarity(moved, source, SIZE).item() == pytest.approx(expected.item(), rel=1e-3)
+
+    def moved_points(points) -> float:
+        changed = source.clone()
+        changed[:, points] += torch.tensor([0.02, -0.02]).repeat(len(points) // 2)[:, None] * SIZE
+        return landmark_similarity(changed, source, SIZE).item()
+
+    assert moved_points(LEFT_EYE) < moved_points(np.arange(61, 67)) < 0  # as many points
 
 
 class Operations(TorchDispatchMode):

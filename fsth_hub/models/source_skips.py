@@ -24,8 +24,9 @@ from .landmark_flow import (
     resize_flow,
     warp,
 )
-from .landmark_layout import NOSE_BRIDGE, OUTER_LIPS
+from .landmark_layout import FACE, NOSE_BRIDGE, OUTER_LIPS
 from .layers import background_plates, blur
+from .lids import EYES
 
 
 # Half sides in the refiner's unit of flow. Without it its input would drown among features twenty times as large, and
@@ -33,11 +34,11 @@ from .layers import background_plates, blur
 FLOW_UNIT = 0.05
 
 
-# How much further apart two faces must be, in half sides, for a portrait to count 1/e as much. The mean of portraits
-# that are warped from different poses has ghosts (training/LOG.md): that of eight is worse than the first of them.
+# How much less alike two faces must be, in half sides, for a portrait to count 1/e as much. The mean of portraits that
+# are warped from different poses has ghosts (training/LOG.md): that of eight is worse than the first of them.
 SIMILARITY_WIDTH = 0.002
-# Portraits that are fused for a frame, those most like it: of 32 they have over 90 % of the weight on average.
-MAX_FUSED = 4
+PLACE_SHARE, EYES_SHARE = 0.1, 0.5  # of place and of the eyes' shape, beside the face's (training/LOG.md, entry 18)
+MAX_FUSED = 3  # portraits for a frame, those most like it: more make it softer, fewer have it flicker
 CAVITY_LIGHT = 0.25  # in a mouth, of that on the lips
 CHEEKS = ([31, 35], [2, 14])  # halfway between the nose's wings and the jaw
 
@@ -137,18 +138,28 @@ class FusedSources(ModelOutput):
 
 def landmark_similarity(driving, source, image_size: int) -> torch.Tensor:
     """
-    How alike two faces are in place, pose and expression: 0 for equal ones, the lower the less. Place counts because
-    hair, shoulders and background are as they were when the head was there.
+    How alike two faces are in pose and expression, and a little in place: 0 for equal ones, the lower the less.
+
+    Pose and expression are the shape of the landmarks, whatever their place, size and tilt (Procrustes). Place counts
+    because hair, shoulders and background are as they were when the head was there.
 
     Args:
-        driving, source (`torch.Tensor` of shape `(..., 78, 2)`): pixels; points that are NaN in either are ignored.
+        driving, source (`torch.Tensor` of shape `(..., 78, 2)`): pixels.
         image_size (`int`): side of the frame in pixels.
 
     Returns:
-        `torch.Tensor` of shape `(...)`: minus the mean distance of the points, in `SIMILARITY_WIDTH`.
+        `torch.Tensor` of shape `(...)`: minus the mean distance of the points of the face once they are aligned, with
+        that of the eyes once more by `EYES_SHARE` and as they lie by `PLACE_SHARE`, in `SIMILARITY_WIDTH`.
     """
-    distance = (driving - source).float().square().sum(dim=-1).sqrt()  # ... x 78
-    return -distance.nanmean(dim=-1) * 2 / image_size / SIMILARITY_WIDTH
+    driving, source = (points[..., FACE, :].float() * 2 / image_size for points in (driving, source))  # ... x 68 x 2
+    a, b = (points - points.mean(dim=-2, keepdim=True) for points in (driving, source))
+    turned = torch.stack([-b[..., 1], b[..., 0]], dim=-1)
+    # the similarity transform that takes b nearest to a
+    along, across = ((a * axis).sum(dim=(-2, -1)) / b.square().sum(dim=(-2, -1)) for axis in (b, turned))
+    apart = (a - along[..., None, None] * b - across[..., None, None] * turned).norm(dim=-1)  # ... x 68
+    shape = apart.mean(dim=-1) + EYES_SHARE * apart[..., EYES].mean(dim=(-2, -1))
+    place = (driving - source).norm(dim=-1).mean(dim=-1)
+    return -(shape + PLACE_SHARE * place) / SIMILARITY_WIDTH
 
 
 def reduce(images, size: int):
