@@ -321,14 +321,16 @@ def test_other_errors_are_not_taken_for_too_little_memory():
 
 def test_content_loss_needs_no_network_and_a_given_one_is_loaded_or_named(vgg, tmp_path):
     images = torch.rand(2, 3, SIZE, SIZE)
-    assert "vgg" in load_content(vgg)(images[:1], images[1:], portraits(1)[2][0])
+    terms = load_content(vgg)(images[:1], images[1:], portraits(1)[2][0])
+    assert terms.keys() == {"vgg", "parts"}  # it has no heads for LPIPS
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     with pytest.raises(FsthError, match="broken.safetensors"):
         load_content(tmp_path / "broken.safetensors")
     content = load_content()  # conftest's hub answers nothing
     assert len(content.backbone.stages) == len(content.backbone.heads) == 4
-    equal, other = (content(image, images[:1], portraits(1)[2][0])["vgg"] for image in (images[:1], images[1:]))
-    assert equal == 0 < other
+    equal, other = (content(image, images[:1], portraits(1)[2][0]) for image in (images[:1], images[1:]))
+    assert equal.keys() == {"vgg", "lpips", "parts"}
+    assert all(equal[name] == 0 < other[name] for name in equal)
 
 
 # The script.

@@ -155,7 +155,8 @@ def test_only_the_portraits_most_like_each_frame_are_fused():
     everybody = fuse(images, drawings, landmarks)
     nearest = ranks.argsort(dim=1)[:, :MAX_FUSED]
     rows = torch.arange(2)[:, None]
-    assert torch.allclose(everybody, fuse(images[rows, nearest], drawings[rows, nearest], landmarks[rows, nearest]))
+    alone = fuse(images[rows, nearest], drawings[rows, nearest], landmarks[rows, nearest])
+    assert torch.allclose(everybody, alone, atol=1e-4)
     for rank in range(count):
         changed = images.clone()
         changed[ranks == rank] *= -1

@@ -8,7 +8,7 @@ from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.models.configuration_fsth import FsthConfig
 from fsth_hub.models.landmark_layout import OUTER_LIPS
 from fsth_hub.models.modeling_fsth import FsthGenerator
-from fsth_hub.models.source_skips import CAVITY_LIGHT, cavity_colours, fade_width, skin_light
+from fsth_hub.models.source_skips import CAVITY_LIGHT, OUTSIDE_FACE, cavity_colours, fade_width, skin_light
 
 
 SIZE = 64
@@ -81,6 +81,18 @@ def test_background_is_the_portraits_own(generator):
     assert inside.abs().mean() > 0.05
     without = generate(generator, portrait, None, landmarks(shift=3))
     assert (without.images - portrait[:, 0])[..., :4].abs().max() > 0.01
+
+
+def test_outside_the_face_fewer_portraits_count(generator):
+    """Heads are at other places in each: what lies around would be the mean of several."""
+    points = torch.stack([landmarks(), landmarks(mouth=2.3)])[None]
+    portraits = torch.zeros(1, 2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        sources = generator.encode_sources(portraits, portraits, points)
+        shares = generator.source_skips(sources, portraits[:, 0], landmarks()[None]).composition.shares[0, :, 0]
+    ratios = (shares[0] / shares[1]).log()  # 16 x 16, as the refiner has nothing to say yet
+    assert ratios[8, 8] > 0.02
+    assert ratios[0, 0] == pytest.approx(OUTSIDE_FACE * ratios[8, 8].item(), rel=1e-3)
 
 
 @pytest.mark.parametrize(("skin", "light"), [((0.5, 0.5, 0.5), (1, 1, 1)), ((0.75, 0.5, 0.25), (1.5, 1, 0.5))])

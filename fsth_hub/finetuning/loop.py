@@ -24,7 +24,7 @@ from ..models.facial_components import FsthFacialComponents
 from ..models.modeling_fsth import FsthDiscriminator, FsthEmbedder, FsthGenerator
 from .components import ComponentTuner
 from .episodes import Episodes, EpisodeSampler
-from .feature_networks import VGGFeatures, load_weights
+from .feature_networks import FaceFeatures, VGGFeatures, load_weights
 from .lora import Lora, get_lora, merge
 from .losses import ADVERSARIAL_TERMS, CONTENT_TERMS, ContentLoss, Judgement, discriminator_loss, weigh, with_weights
 from .names import METHODS
@@ -42,6 +42,9 @@ LEARNING_RATES = {"full": 5e-5, "lora": 3e-4}
 DISCRIMINATOR_LR = 2e-4
 # The bundled discriminator is hardly trained and has never met w' = e, so that its first scores are far off.
 ADVERSARIAL_WEIGHT = 0.1
+# Beside the paper's: mouth and eyes enlarged, and LPIPS where the VGG has its heads. The bundled networks were
+# meta-trained with them, and without them the gain in LPIPS is half as large (training/LOG.md, entry 19).
+CONTENT_WEIGHTS = {"lpips": 200.0, "parts": 0.4}
 EVALUATE_EVERY = 10  # steps between evaluations on what is held out, and previews
 PATIENCE = 5  # evaluations without improvement before it stops
 BUNDLED_VGG = Path(__file__).parent / "weights" / "vgg16_relu4_3.safetensors"
@@ -78,20 +81,25 @@ class PixelLoss(ContentLoss):
 
 def load_content(vgg: str | Path | None = None, face_network: str | Path | None = None) -> ContentLoss:
     """
-    The content loss over the given networks; by default over the VGG16 of this package, which has the heads of LPIPS.
+    The content loss over the given networks, the paper's terms and [`CONTENT_WEIGHTS`]; by default over the VGG16 of
+    this package, which has the heads of LPIPS. Without heads that term is left out.
 
     Args:
         vgg, face_network (`str` or `Path`, *optional*):
-            Safetensors files or hub repositories, [`ContentLoss.load`]; the paper's VGG19 is "timm/vgg19.tv_in1k".
+            Safetensors files or hub repositories, as of [`ContentLoss.load`]; the paper's VGG19 is
+            "timm/vgg19.tv_in1k".
 
     Raises:
         FsthError: A network that was given cannot be loaded.
     """
     try:
-        return ContentLoss.load(vgg or BUNDLED_VGG, face_network)
+        backbone = VGGFeatures(load_weights(vgg or BUNDLED_VGG))
+        face = FaceFeatures(load_weights(face_network)) if face_network else None
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:  # all that a hub or file can raise
         given = " and ".join(str(name) for name in (vgg or BUNDLED_VGG, face_network) if name)
         raise FsthError(f"The content loss cannot be loaded from {given}: {error}") from error
+    lpips = CONTENT_WEIGHTS["lpips"] if len(backbone.heads) else 0.0
+    return ContentLoss(backbone, face, with_weights(CONTENT_TERMS, CONTENT_WEIGHTS | {"lpips": lpips}))
 
 
 def with_heads(content: nn.Module) -> VGGFeatures:

@@ -39,6 +39,7 @@ FLOW_UNIT = 0.05
 SIMILARITY_WIDTH = 0.002
 PLACE_SHARE, EYES_SHARE = 0.1, 0.5  # of place and of the eyes' shape, beside the face's (training/LOG.md, entry 18)
 MAX_FUSED = 3  # portraits for a frame, those most like it: more make it softer, fewer have it flicker
+OUTSIDE_FACE = 4.0  # times as much similarity counts there, for hair and background lie at other places in each
 CAVITY_LIGHT = 0.25  # in a mouth, of that on the lips
 CHEEKS = ([31, 35], [2, 14])  # halfway between the nose's wings and the jaw
 
@@ -333,7 +334,9 @@ class SourceSkips(nn.Module):
         flow = known.flow + residual_flow * (1 - known.exactness)  # BK x 256 x 256 x 2
         # portraits are trusted until training says otherwise
         visibility = torch.sigmoid(visibility + 2)
-        confidence = confidence + similarity.flatten()[:, None, None, None]  # BK x 1 x 64 x 64
+        face = reduce((known.exactness > 0).float().permute(0, 3, 1, 2), confidence.shape[-1])
+        weight = face + OUTSIDE_FACE * (1 - face)
+        confidence = confidence + similarity.flatten()[:, None, None, None] * weight  # BK x 1 x 64 x 64
         shares = torch.softmax(confidence.unflatten(0, (batch, num_portraits)), dim=1)  # B x K x 1 x 64 x 64
 
         def sample(maps, mode="bilinear"):
