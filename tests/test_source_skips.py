@@ -85,7 +85,7 @@ def test_background_is_the_portraits_own(generator):
 
 def test_outside_the_face_fewer_portraits_count(generator):
     """Heads are at other places in each: what lies around would be the mean of several."""
-    points = torch.stack([landmarks(), landmarks(mouth=2.3)])[None]
+    points = torch.stack([landmarks(), landmarks(shift=0.5)])[None]
     portraits = torch.zeros(1, 2, 3, SIZE, SIZE)
     with torch.no_grad():
         sources = generator.encode_sources(portraits, portraits, points)

@@ -9,6 +9,7 @@ portraits is warped in layers (`layers.py`), the figure over a background that s
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,7 +25,7 @@ from .landmark_flow import (
     resize_flow,
     warp,
 )
-from .landmark_layout import FACE, NOSE_BRIDGE, OUTER_LIPS
+from .landmark_layout import FACE, JAW, NOSE_BRIDGE, OUTER_LIPS
 from .layers import background_plates, blur
 from .lids import EYES
 
@@ -35,9 +36,11 @@ FLOW_UNIT = 0.05
 
 
 # How much less alike two faces must be, in half sides, for a portrait to count 1/e as much. The mean of portraits that
-# are warped from different poses has ghosts (training/LOG.md): that of eight is worse than the first of them.
-SIMILARITY_WIDTH = 0.002
-PLACE_SHARE, EYES_SHARE = 0.1, 0.5  # of place and of the eyes' shape, beside the face's (training/LOG.md, entry 18)
+# are warped from different poses has ghosts, and the narrower the choice, the more it flickers (training/LOG.md, 18).
+SIMILARITY_WIDTH = 0.003
+# What they are compared by: all but mouth and chin, or each syllable would take another portrait.
+UPPER_FACE = np.r_[JAW[:3], JAW[-3:], 17:48]
+PLACE_SHARE, EYES_SHARE = 0.1, 0.5  # of their place, and of the eyes' shape, beside the shape of all
 MAX_FUSED = 3  # portraits for a frame, those most like it: more make it softer, fewer have it flicker
 OUTSIDE_FACE = 4.0  # times as much similarity counts there, for hair and background lie at other places in each
 CAVITY_LIGHT = 0.25  # in a mouth, of that on the lips
@@ -139,9 +142,9 @@ class FusedSources(ModelOutput):
 
 def landmark_similarity(driving, source, image_size: int) -> torch.Tensor:
     """
-    How alike two faces are in pose and expression, and a little in place: 0 for equal ones, the lower the less.
+    How alike two faces are in pose and eyes, and a little in place: 0 for equal ones, the lower the less.
 
-    Pose and expression are the shape of the landmarks, whatever their place, size and tilt (Procrustes). Place counts
+    Pose and eyes are in the shape of the landmarks, whatever their place, size and tilt (Procrustes). Place counts
     because hair, shoulders and background are as they were when the head was there.
 
     Args:
@@ -149,18 +152,21 @@ def landmark_similarity(driving, source, image_size: int) -> torch.Tensor:
         image_size (`int`): side of the frame in pixels.
 
     Returns:
-        `torch.Tensor` of shape `(...)`: minus the mean distance of the points of the face once they are aligned, with
-        that of the eyes once more by `EYES_SHARE` and as they lie by `PLACE_SHARE`, in `SIMILARITY_WIDTH`.
+        `torch.Tensor` of shape `(...)`: minus the mean distance of the points once they are aligned, with that of the
+        eyes once more by `EYES_SHARE` and as they lie by `PLACE_SHARE`, in `SIMILARITY_WIDTH`.
     """
-    driving, source = (points[..., FACE, :].float() * 2 / image_size for points in (driving, source))  # ... x 68 x 2
-    a, b = (points - points.mean(dim=-2, keepdim=True) for points in (driving, source))
+
+    def distance(a, b, points):
+        return (a - b)[..., points, :].norm(dim=-1).mean(dim=-1)
+
+    driving, source = (points.float() * 2 / image_size for points in (driving, source))  # ... x 78 x 2
+    a, b = (points - points[..., UPPER_FACE, :].mean(dim=-2, keepdim=True) for points in (driving, source))
+    # the turn and scale that take b nearest to a: multiplication by a complex number
     turned = torch.stack([-b[..., 1], b[..., 0]], dim=-1)
-    # the similarity transform that takes b nearest to a
-    along, across = ((a * axis).sum(dim=(-2, -1)) / b.square().sum(dim=(-2, -1)) for axis in (b, turned))
-    apart = (a - along[..., None, None] * b - across[..., None, None] * turned).norm(dim=-1)  # ... x 68
-    shape = apart.mean(dim=-1) + EYES_SHARE * apart[..., EYES].mean(dim=(-2, -1))
-    place = (driving - source).norm(dim=-1).mean(dim=-1)
-    return -(shape + PLACE_SHARE * place) / SIMILARITY_WIDTH
+    along, across = ((a * axis)[..., UPPER_FACE, :].sum(dim=(-2, -1), keepdim=True) for axis in (b, turned))
+    aligned = (along * b + across * turned) / b[..., UPPER_FACE, :].square().sum(dim=(-2, -1), keepdim=True)
+    shape = distance(a, aligned, UPPER_FACE) + EYES_SHARE * distance(a, aligned, EYES.ravel())
+    return -(shape + PLACE_SHARE * distance(driving, source, FACE)) / SIMILARITY_WIDTH
 
 
 def reduce(images, size: int):
