@@ -43,7 +43,7 @@ DISCRIMINATOR_LR = 2e-4
 # The bundled discriminator is hardly trained and has never met w' = e, so that its first scores are far off.
 ADVERSARIAL_WEIGHT = 0.1
 # Beside the paper's: mouth and eyes enlarged, and LPIPS where the VGG has its heads. The bundled networks were
-# meta-trained with them, and without them the gain in LPIPS is half as large (training/LOG.md, entry 19).
+# meta-trained with them, and without them a person gained half as much in LPIPS (training/LOG.md, entry 19).
 CONTENT_WEIGHTS = {"lpips": 200.0, "parts": 0.4}
 EVALUATE_EVERY = 10  # steps between evaluations on what is held out, and previews
 PATIENCE = 5  # evaluations without improvement before it stops
