@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from testing_utils.meta_training import ON_CPU, checkpoints, flags, log_of, weig
 from testing_utils.networks import NETWORKS, SIZE
 from testing_utils.paths import ROOT
 from testing_utils.shards import NUM_FRAMES, write_shards
+from testing_utils.steady import STEADY
 from training import meta_train
 
 
@@ -35,9 +35,9 @@ CLOCKS = {"images_per_second", "minutes"}
 
 
 @pytest.fixture
-def steady_adam(monkeypatch):
-    """Adam divides by the gradient's size and so makes much of rounding errors where that is almost zero."""
-    monkeypatch.setattr(torch.optim, "Adam", partial(torch.optim.Adam, eps=1.0))
+def steady(monkeypatch):
+    for replacement in STEADY:
+        monkeypatch.setattr(*replacement)
 
 
 def assert_same_run(folder: Path, expected: Path, **tolerance):
@@ -62,12 +62,12 @@ def assert_same_run(folder: Path, expected: Path, **tolerance):
 
 KILLED = """
 import os, signal, sys
-from functools import partial
-sys.path.insert(0, sys.argv.pop(1))
-import torch
+sys.path[:0] = [root := sys.argv.pop(1), root + "/tests"]
+from testing_utils.steady import STEADY
 from training import checkpoints, meta_train
 
-torch.optim.Adam = partial(torch.optim.Adam, eps=1.0)
+for replacement in STEADY:
+    setattr(*replacement)
 save_file, saves = checkpoints.save_file, []
 
 def killing(*args):
@@ -81,7 +81,7 @@ meta_train.main(sys.argv[1:])
 """
 
 
-def test_resumed_runs_equal_the_unbroken_one(train, shards, vgg, pretrained, tmp_path, monkeypatch, steady_adam):
+def test_resumed_runs_equal_the_unbroken_one(train, shards, vgg, pretrained, tmp_path, monkeypatch, steady):
     options = LONG | {"pretrained": pretrained}
     expected = train(**options, output_dir=tmp_path / "unbroken")
 
@@ -116,7 +116,6 @@ def textured(tmp_path) -> Path:
 
 
 def assert_same_update(pretrained: Path, folder: Path, other: Path):
-    """Of nine tensors in ten: rounding errors may put a ReLU's input, and with it a gradient, on the other side."""
     before = {f"{name}.{key}": value for name in NETWORKS for key, value in weights_of(pretrained, name).items()}
     weights, others = (
         load_file(run / "checkpoint-0000002" / "learner.safetensors")
@@ -129,10 +128,10 @@ def assert_same_update(pretrained: Path, folder: Path, other: Path):
     moved = torch.stack([(weights[key] - before[key]).norm() for key in before])
     apart = torch.stack([(others[key] - weights[key]).norm() for key in before])
     assert moved.median() > 1e-3
-    assert (apart / moved.clamp(min=1e-3)).quantile(0.9) < 1e-3
+    assert (apart / moved.clamp(min=1e-3)).max() < 1e-3
 
 
-def test_accumulated_gradients_make_the_update_of_a_larger_batch(train, textured, pretrained, tmp_path, steady_adam):
+def test_accumulated_gradients_make_the_update_of_a_larger_batch(train, textured, pretrained, tmp_path, steady):
     options = {
         "shards": textured,
         "pretrained": pretrained,
@@ -140,7 +139,6 @@ def test_accumulated_gradients_make_the_update_of_a_larger_batch(train, textured
         "discriminator_lr": 3e-3,
         "num_sources": 3,
         "max_steps": 2,
-        "seed": 1,  # with frames of which no ReLU's input is so near to zero that rounding decides
     }
     for parts in (1, 2):
         train(**options, batch_size=4 // parts, gradient_accumulation_steps=parts, output_dir=tmp_path / str(parts))
@@ -151,14 +149,14 @@ def test_accumulated_gradients_make_the_update_of_a_larger_batch(train, textured
 
 RECORDING = """
 import os, sys
-from functools import partial
-sys.path.insert(0, sys.argv.pop(1))
-import torch
+sys.path[:0] = [root := sys.argv.pop(1), root + "/tests"]
 from safetensors.torch import save_file
+from testing_utils.steady import STEADY
 from training import meta_train
 
 rank = os.environ["RANK"]
-torch.optim.Adam = partial(torch.optim.Adam, eps=1.0)
+for replacement in STEADY:
+    setattr(*replacement)
 draw, end = meta_train.sample_batches, meta_train.Accelerator.end_training
 
 def drawing(*args):
@@ -179,7 +177,7 @@ meta_train.main(sys.argv[1:])
 """
 
 
-def test_two_processes_train_one_model(train, textured, vgg, pretrained, tmp_path, steady_adam):
+def test_two_processes_train_one_model(train, textured, vgg, pretrained, tmp_path, steady):
     """Each sees half of what one process with twice the batch sees, and all three end with the same weights."""
     options = {"image_size": SIZE, "num_sources": 2, "max_steps": 2, "log_every": 1, "generator_lr": 3e-3}
     options |= {"discriminator_lr": 3e-3, "vary_sources": True, "num_workers": 0, "pretrained": pretrained}
