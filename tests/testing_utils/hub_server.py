@@ -310,7 +310,9 @@ def describe(path: str, content: bytes) -> dict:
 @contextmanager
 def run_hub() -> Iterator[Hub]:
     hub = Hub()
-    server = uvicorn.Server(uvicorn.Config(hub.app, http="h11", lifespan="off", log_level="critical"))
+    # where much runs at once, a client may send on a connection just as the server closes it for having been idle
+    options = {"http": "h11", "lifespan": "off", "log_level": "critical", "timeout_keep_alive": 3600}
+    server = uvicorn.Server(uvicorn.Config(hub.app, **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [SOCKET]})
     thread.start()
     yield hub
