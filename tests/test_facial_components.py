@@ -252,6 +252,8 @@ def test_teeth_take_the_light_of_the_face():
     assert torch.allclose(made[0, :, 1], tongue[:, None].expand(3, 4))  # which was redder than that
     assert torch.equal(limit_blue(residuals, crops, whites, 0 * mask), residuals)
     assert torch.allclose(limit_blue(residuals, crops, torch.full((3,), torch.nan), mask), residuals)
+    black = torch.full_like(crops, -1.0)
+    assert limit_blue(torch.zeros_like(black), black, torch.full((3,), torch.nan), mask).abs().max() == 0
     # what the portrait itself shows stays as it is
     blue = torch.tensor([-0.5, 0.2, 0.9])[None, :, None, None].expand(1, 3, 4, 4)
     assert limit_blue(torch.zeros_like(blue), blue, whites, mask).abs().max() < 1e-6

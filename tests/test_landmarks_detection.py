@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsth_hub.landmarks import Face, FaceTracker, get_detector, track_clip
+from fsth_hub.landmarks import Face, FaceTracker, get_detector, mediapipe, track_clip
 from fsth_hub.landmarks.mediapipe import MESH_TO_68
 from fsth_hub.models.cropping import crop_box
 from fsth_hub.models.errors import FsthError, NoFaceError
@@ -25,6 +25,7 @@ from fsth_hub.models.landmark_layout import (
     RIGHT_IRIS,
     interocular,
 )
+from testing_utils.paths import PORTRAIT
 
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -170,6 +171,29 @@ def test_crop_fits_the_prepared_clips(detector):
         frame = cv2.VideoCapture(str(path)).read()[1]
         boxes.append(crop_box(detector.detect(np.ascontiguousarray(frame[..., ::-1]))[0].points))
     np.testing.assert_allclose(np.median(boxes, axis=0), [0, 0, 256, 0], atol=12)
+
+
+def spread_of_points(detector, image, face):
+    """How far the points lie apart that are found from eight places near the face's own, and their mean."""
+    rng, found = np.random.default_rng(0), []
+    unit = interocular(face.points)
+    for _ in range(8):
+        moved = face.points * np.exp(rng.normal(0, 0.04))
+        moved += (face.points - moved).mean(axis=0) + rng.normal(0, 0.04 * unit, 2)
+        found.append(detector.track(image, Face(moved.astype(np.float32), 1.0)).points / unit)
+    return np.linalg.norm(np.std(found, axis=0), axis=1), np.mean(found, axis=0)
+
+
+def test_points_tremble_less_than_in_a_single_view(detector, monkeypatch):
+    image = np.asarray(Image.open(PORTRAIT).convert("RGB"))
+    face = detector.detect(image)[0]
+    spread, mean = spread_of_points(detector, image, face)
+    for name, single in (("VIEWS", np.eye(3)), ("FLIPS", slice(None)), ("EYE_VIEWS", np.eye(3))):
+        monkeypatch.setattr(mediapipe, name, (single,))
+    spread_of_one, mean_of_one = spread_of_points(detector, image, face)
+    assert spread[FACE].mean() < 0.9 * spread_of_one[FACE].mean()
+    assert spread[np.r_[RIGHT_EYE, LEFT_EYE]].mean() < 0.7 * spread_of_one[np.r_[RIGHT_EYE, LEFT_EYE]].mean()
+    assert np.linalg.norm(mean - mean_of_one, axis=1).max() < 0.05  # none has taken the place of another
 
 
 @needs_data

@@ -49,6 +49,25 @@ CONTOUR_TO_EYE = [0, 11, 13, 8, 5, 3]
 
 MIRRORED = np.array([[-1, 0, 1], [0, 1, 0], [0, 0, 1]])  # a region with left and right exchanged
 
+
+def _view(turn: float, scale: float, x: float, y: float) -> np.ndarray:
+    """The unit square turned (radians) and scaled about its middle, and shifted; a 3 x 3 matrix."""
+    matrix = np.eye(3)
+    matrix[:2, :2] = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    matrix[:2, 2] = 0.5 - matrix[:2, :2] @ (0.5, 0.5) + (x, y)
+    return matrix
+
+
+# Where exactly a region is cut out moves the points by half a pixel of 256, and the picture with them: so they are the
+# mean of several views of the region, of which the middle one is mirrored. See training/LOG.md.
+VIEWS = (
+    _view(0.115, 1.0, 0.03, 0.0),
+    _view(-0.027, 1.06, -0.015, 0.026) @ MIRRORED,
+    _view(-0.088, 0.94, -0.015, -0.026),
+)
+FLIPS = (slice(None), FLIP[FACE], slice(None))  # of the points that are seen in them
+EYE_VIEWS = (_view(0.0, 1.08, 0.026, 0.0), _view(0.0, 0.93, -0.026, 0.0))
+
 # A face is as sure as YuNet and the mesh's presence say, and the less the farther YuNet's own five points lie from
 # those of the mesh, and these from those that the mesh finds in the mirrored picture: so far (in distances between the
 # eyes) for a score of 1 / e. What is below the bound is no face; see training/LOG.md.
@@ -131,11 +150,13 @@ class MediaPipeDetector:
 
     def _face(self, image: np.ndarray, points: np.ndarray) -> Face | None:
         """All landmarks of the face about whose 68 points something is known, or None where there is none."""
-        found = self._mesh(image, _region_of_points(points))
-        if found is None:
+        region = _region_of_points(points)
+        looks = [self._look(image, region @ view) for view in VIEWS]
+        score = float(np.mean([presence for _, presence in looks]))
+        if score < PRESENCE:
             return None
         points = np.full((NUM_POINTS, 2), np.nan, np.float32)
-        points[FACE], score = found
+        points[FACE] = np.mean([seen[flip] for (seen, _), flip in zip(looks, FLIPS, strict=True)], axis=0)
         points[RIGHT_EYE], points[RIGHT_IRIS] = self._eye(image, points[RIGHT_EYE], mirrored=False)
         points[LEFT_EYE], points[LEFT_IRIS] = self._eye(image, points[LEFT_EYE], mirrored=True)
         return Face(points, score)
@@ -163,12 +184,15 @@ class MediaPipeDetector:
         region = _region((eye[0] + eye[3]) / 2, EYE_TO_CROP * np.linalg.norm(inward), inward)
         if mirrored:  # the network knows only the eye on the picture's left
             region = region @ MIRRORED
-        blob = _blob(image, region, IRIS_SIZE)
-        with self._turn:
-            self.iris.setInput(blob)
-            contour, iris = self.iris.forward(["output_eyes_contours_and_brows", "output_iris"])
-        lids = _apply(region, contour.reshape(71, 3)[CONTOUR_TO_EYE, :2] / IRIS_SIZE)
-        iris = _apply(region, iris.reshape(5, 3)[:, :2] / IRIS_SIZE)
+        looks = []
+        for view in EYE_VIEWS:
+            blob = _blob(image, region @ view, IRIS_SIZE)
+            with self._turn:
+                self.iris.setInput(blob)
+                contour, iris = self.iris.forward(["output_eyes_contours_and_brows", "output_iris"])
+            seen = np.concatenate([contour.reshape(71, 3)[CONTOUR_TO_EYE], iris.reshape(5, 3)])[:, :2] / IRIS_SIZE
+            looks.append(_apply(region @ view, seen))
+        lids, iris = np.split(np.mean(looks, axis=0), [len(CONTOUR_TO_EYE)])
         return (lids[[3, 2, 1, 0, 5, 4]], iris[[0, 3, 2, 1, 4]]) if mirrored else (lids, iris)
 
 

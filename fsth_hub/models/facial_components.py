@@ -263,7 +263,8 @@ def limit_blue(residuals: torch.Tensor, crops: torch.Tensor, whites: torch.Tenso
     made = (crops + residuals + 1).clamp(min=0)
     red = made[:, :1]
     limits = (WHITER * whites[1:] / whites[0].clamp(min=1e-3)).nan_to_num(torch.inf)[:, None, None]
-    limited = torch.cat([red, made[:, 1:].minimum((red * limits).maximum(crops[:, 1:] + 1))], dim=1)
+    allowed = red.clamp(min=1e-3) * limits  # nothing times no limit would be NaN
+    limited = torch.cat([red, made[:, 1:].minimum(allowed.maximum(crops[:, 1:] + 1))], dim=1)
     brightness = made.mean(dim=1, keepdim=True) / limited.mean(dim=1, keepdim=True).clamp(min=1e-3)
     limited = limited * brightness.clamp(max=2)
     return residuals + mask * (limited - made)
