@@ -103,7 +103,7 @@ def animate(
     smoothing: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, metavar="SECONDS", help="Against trembling landmarks; by default 0.02, 0 for none."
+            min=0, max=1, metavar="SECONDS", help="Against trembling landmarks; by default 0.03, 0 for none."
         ),
     ] = None,
     size: SizeOption = None,

@@ -15,7 +15,7 @@ from ..models.errors import FsthError
 from .pose import UNITS_BETWEEN_EYES, Pose
 
 
-DEFAULT_SMOOTHING = 0.02  # s
+DEFAULT_SMOOTHING = 0.03  # s
 MAX_SMOOTHING = 1.0  # s; a head that lags longer than that follows nobody
 
 # Of the head and of the expression: by how many Hz the cutoff rises for each distance between the eyes per second,

@@ -692,7 +692,7 @@ class FsthPipeline(DiffusionPipeline):
                 the frame most like the portrait.
             motion_strength (`float`, *optional*, defaults to 1):
                 How much of the driver's change to take over, 0 (the portrait stays still) to 2; relative motion only.
-            smoothing (`float`, *optional*, defaults to 0.02):
+            smoothing (`float`, *optional*, defaults to 0.03):
                 Seconds, 0 to 1, over which the detector's jitter is averaged out while the driver's head rests; 0
                 takes the landmarks as they were found. What moves is smoothed less, and nothing lags. Only what was
                 found in a clip is smoothed.
