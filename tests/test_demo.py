@@ -36,6 +36,7 @@ from fsth_hub.demo.tabs.live_tab import Live, from_jpeg, to_jpeg, write_recordin
 from fsth_hub.demo.uploads import FileSet
 from fsth_hub.landmarks.pose import MEAN_FACE, Pose
 from fsth_hub.landmarks.regions import REGIONS
+from fsth_hub.landmarks.smoothing import DEFAULT_SMOOTHING
 from fsth_hub.media.reading import open_clip
 from fsth_hub.models.cropping import CropBox
 from fsth_hub.models.errors import FsthError
@@ -465,10 +466,10 @@ def test_options_reach_the_pipeline(studio, files, monkeypatch):
         names = ("motion", "motion_strength", "smoothing", "paste_back", "watermark", "size", "regions")
         return [calls[-1].get(name) for name in names]
 
-    assert options_of() == ["relative", 1, 0.05, False, True, None, REGIONS]
+    assert options_of() == ["relative", 1, DEFAULT_SMOOTHING, False, True, None, REGIONS]
     chosen = ("relative", None, None, 0.5, 0.2, True, False, "portraits", 1024, ["eyes", "mouth"])
     assert options_of(*chosen) == ["relative", 0.5, 0.2, True, False, 1024, ("eyes", "mouth")]
-    assert options_of("absolute", None, None, 0.5) == ["absolute", None, 0.05, False, True, None, None]
+    assert options_of("absolute", None, None, 0.5) == ["absolute", None, DEFAULT_SMOOTHING, False, True, None, None]
     report = replace(REPORT, frames_without_face=(1,))
     words = describe(Settings("relative", None, "tiny", 0.5, 0.2, True, False, 1024, ("eyes", "mouth")), report)
     for part in (
