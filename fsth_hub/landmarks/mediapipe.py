@@ -59,13 +59,13 @@ def _view(turn: float, scale: float, x: float, y: float) -> np.ndarray:
 
 
 # Where exactly a region is cut out moves the points by half a pixel of 256, and the picture with them: so they are the
-# mean of several views of the region, of which the middle one is mirrored. See training/LOG.md.
+# mean of several views of the region. In a mirrored one left points are named right. See training/LOG.md.
+AS_NAMED = slice(None)
 VIEWS = (
-    _view(0.115, 1.0, 0.03, 0.0),
-    _view(-0.027, 1.06, -0.015, 0.026) @ MIRRORED,
-    _view(-0.088, 0.94, -0.015, -0.026),
+    (_view(0.115, 1.0, 0.03, 0.0), AS_NAMED),
+    (_view(-0.027, 1.06, -0.015, 0.026) @ MIRRORED, FLIP[FACE]),
+    (_view(-0.088, 0.94, -0.015, -0.026), AS_NAMED),
 )
-FLIPS = (slice(None), FLIP[FACE], slice(None))  # of the points that are seen in them
 EYE_VIEWS = (_view(0.0, 1.08, 0.026, 0.0), _view(0.0, 0.93, -0.026, 0.0))
 
 # A face is as sure as YuNet and the mesh's presence say, and the less the farther YuNet's own five points lie from
@@ -151,12 +151,12 @@ class MediaPipeDetector:
     def _face(self, image: np.ndarray, points: np.ndarray) -> Face | None:
         """All landmarks of the face about whose 68 points something is known, or None where there is none."""
         region = _region_of_points(points)
-        looks = [self._look(image, region @ view) for view in VIEWS]
-        score = float(np.mean([presence for _, presence in looks]))
+        seen, presences = zip(*(self._look(image, region @ view) for view, _ in VIEWS), strict=True)
+        score = float(np.mean(presences))
         if score < PRESENCE:
             return None
         points = np.full((NUM_POINTS, 2), np.nan, np.float32)
-        points[FACE] = np.mean([seen[flip] for (seen, _), flip in zip(looks, FLIPS, strict=True)], axis=0)
+        points[FACE] = np.mean([each[order] for each, (_, order) in zip(seen, VIEWS, strict=True)], axis=0)
         points[RIGHT_EYE], points[RIGHT_IRIS] = self._eye(image, points[RIGHT_EYE], mirrored=False)
         points[LEFT_EYE], points[LEFT_IRIS] = self._eye(image, points[LEFT_EYE], mirrored=True)
         return Face(points, score)

@@ -10,7 +10,7 @@ def softplus(x: torch.Tensor, inplace: bool = False) -> torch.Tensor:
     return F.softplus(x, beta=10)
 
 
-# what, of what, and what takes its place
+# of which module, what, and what takes its place
 STEADY = (
     # divides by the gradient's size, also where that is almost zero
     (torch.optim, "Adam", partial(torch.optim.Adam, eps=1.0)),
