@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsth_hub.landmarks import Face, FaceTracker, get_detector, mediapipe, track_clip
+from fsth_hub.landmarks import Face, FaceTracker, get_detector, mediapipe, networks, track_clip
 from fsth_hub.landmarks.mediapipe import MESH_TO_68
 from fsth_hub.models.cropping import crop_box
 from fsth_hub.models.errors import FsthError, NoFaceError
@@ -79,6 +79,30 @@ def assert_is_a_face(points):
         centre, right, top, left, bottom = points[iris]
         assert points[eye[0], 0] < centre[0] < points[eye[3], 0]
         assert left[0] < centre[0] < right[0] and top[1] < centre[1] < bottom[1]
+
+
+IRIS = mediapipe.WEIGHTS / "iris_landmark.tflite", ("output_eyes_contours_and_brows", "output_iris")
+
+
+@pytest.mark.skipif(not networks.is_installed(), reason="OpenVINO is not installed (extra `fast`)")
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_openvino_sees_what_opencv_sees_however_many_patches_there_are(count):
+    patches = list(np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8))
+    one, other = networks.OpenCVNetwork(*IRIS), networks.load_network(*IRIS, batch_size=4)
+    assert isinstance(other, networks.OpenVinoNetwork)
+    for expected, output in zip(one(patches), other(patches), strict=True):
+        assert len(output) == count and np.ptp(expected) > 10
+        np.testing.assert_allclose(output, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_landmarks_need_no_openvino(monkeypatch, installed):
+    """Neither where it is not installed nor where it cannot read the networks."""
+    monkeypatch.setattr(networks, "is_installed", lambda: installed)
+    monkeypatch.setattr(networks, "core", lambda: 1 / 0)
+    detector = get_detector()
+    assert isinstance(detector.mesh, networks.OpenCVNetwork) and isinstance(detector.iris, networks.OpenCVNetwork)
+    assert_is_a_face(detector.detect(np.asarray(Image.open(PORTRAIT).convert("RGB")))[0].points)
 
 
 @needs_data

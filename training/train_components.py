@@ -59,7 +59,7 @@ def parse_args(argv=None):
     add("--stills", type=Path, help="folder of head crops with index.csv and landmarks.npz")
     add("--validation_shards", type=Path, help="shards of people who are not in the training shards")
     add("--output_dir", type=Path, required=True, help="checkpoints, logs, sheets and the model")
-    add("--pretrained", type=Path, help="folder with facial_components/ and component_discriminators/ to start from")
+    add("--pretrained", type=Path, help="folder with facial_components/, and perhaps discriminators, to start from")
     add("--resume", action=switch, default=False, help="go on from the last checkpoint in OUTPUT_DIR")
     add("--vgg", required=True, help="VGG16 with the heads of LPIPS, safetensors file or hub repository")
     add("--max_steps", type=int, default=20_000)
@@ -159,11 +159,12 @@ def main(argv=None):
     set_seed(args.seed)
     if args.pretrained:
         components = FsthFacialComponents.from_pretrained(args.pretrained / "facial_components", dtype=torch.float32)
-        discriminators = FsthComponentDiscriminators.from_pretrained(
-            args.pretrained / "component_discriminators", dtype=torch.float32
-        )
     else:
         components = FsthFacialComponents(FsthComponentsConfig())
+    folder = args.pretrained and args.pretrained / "component_discriminators"
+    if folder and folder.exists():
+        discriminators = FsthComponentDiscriminators.from_pretrained(folder, dtype=torch.float32)
+    else:  # a pipeline has none
         discriminators = FsthComponentDiscriminators(components.config)
     still_shares = {"mouth": args.mouth_still_share, "eye": args.eye_still_share}
     trained = [network for network in components.config.networks if batch_sizes[network]]

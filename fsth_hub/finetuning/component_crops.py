@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from ..models.aligned_crops import Part, align, sample_crops, to_aligned
 from ..models.landmark_flow import face_flow, pixel_grid, resize_flow, smooth_flow
 from ..models.landmark_layout import JAW
+from ..models.lids import shut_lids
 from ..models.source_skips import cavity_colours
 
 
@@ -63,6 +64,7 @@ def warp_crops(
         network_size (`int`): side in pixels of that.
         whole (`bool`, *optional*, defaults to `False`): with the margin, P pixels wide, or what the network sees.
     """
+    driving = shut_lids(driving, source)  # as in a frame, see `portrait_flow`
     margin = images.shape[-1] / network_size
     size, reach = (images.shape[-1], margin) if whole else (network_size, 1.0)
     enlarged, scale = size / 2 / reach, part.side * EYE_DISTANCE
@@ -73,8 +75,6 @@ def warp_crops(
     flow = torch.lerp(resize_flow(smooth, size, size), known.flow, known.exactness)
     places = (pixel_grid(size, size, images.device) + flow) * (reach / margin)
     warped = F.grid_sample(images, places, "bicubic", padding_mode="border", align_corners=False).clamp(-1, 1)
-    if part.network == "eye":
-        return warped
     shade = known.shade.permute(0, 3, 1, 2)
     pixels = (source / margin + 1) * images.shape[-1] / 2
     return shade * warped + (1 - shade) * cavity_colours(images[:, None], pixels[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""The default detector: Google's MediaPipe face mesh and iris networks and YuNet, on OpenCV's DNN module.
+"""The default detector: Google's MediaPipe face mesh and iris networks, and YuNet on OpenCV's DNN module.
 
 The networks lie in `weights/` (see NOTICE for their origin); the mediapipe package itself is not needed.
 """
@@ -20,6 +20,7 @@ from ..models.landmark_layout import (
     interocular,
 )
 from .base import Face
+from .networks import load_network
 
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -85,15 +86,14 @@ class MediaPipeDetector:
     """Finds 78 landmarks on a CPU in milliseconds, offline. Threads that share one take turns."""
 
     def __init__(self):
-        self._turn = threading.Lock()  # a network of OpenCV keeps its input until it is run
+        self._turn = threading.Lock()  # YuNet keeps the size of its input until it is run
         self.yunet = cv2.FaceDetectorYN.create(str(WEIGHTS / "face_detection_yunet_2023mar.onnx"), "", (320, 320))
-        # OpenCV's new engine returns only the first output of a network that has several.
-        engine = cv2.dnn.ENGINE_CLASSIC
-        self.mesh = cv2.dnn.readNetFromTFLite(str(WEIGHTS / "face_landmark.tflite"), engine=engine)
-        self.iris = cv2.dnn.readNetFromTFLite(str(WEIGHTS / "iris_landmark.tflite"), engine=engine)
+        mesh, iris = ("conv2d_21", "conv2d_31"), ("output_eyes_contours_and_brows", "output_iris")
+        self.mesh = load_network(WEIGHTS / "face_landmark.tflite", mesh, len(VIEWS))
+        self.iris = load_network(WEIGHTS / "iris_landmark.tflite", iris, 2 * len(EYE_VIEWS))
 
     def __reduce__(self):
-        return MediaPipeDetector, ()  # OpenCV's networks are neither copied nor pickled
+        return MediaPipeDetector, ()  # its networks are neither copied nor pickled
 
     def detect(self, image: np.ndarray) -> list[Face]:
         """Find every face of a picture (H x W x 3 uint8, RGB), the largest first."""
@@ -119,7 +119,7 @@ class MediaPipeDetector:
         if rough is None or (face := self._face(image, rough[0])) is None:
             return None
         points = face.points
-        mirrored, presence = self._look(image, _region_of_points(rough[0]) @ MIRRORED)
+        (mirrored,), (presence,) = self._look(image, [_region_of_points(rough[0]) @ MIRRORED])
         same = np.stack([points[RIGHT_EYE].mean(axis=0), points[LEFT_EYE].mean(axis=0), points[30], *points[[48, 54]]])
         apart, unlike = (
             np.linalg.norm(one - other, axis=1).mean() / interocular(points)
@@ -151,49 +151,46 @@ class MediaPipeDetector:
     def _face(self, image: np.ndarray, points: np.ndarray) -> Face | None:
         """All landmarks of the face about whose 68 points something is known, or None where there is none."""
         region = _region_of_points(points)
-        seen, presences = zip(*(self._look(image, region @ view) for view, _ in VIEWS), strict=True)
+        seen, presences = self._look(image, [region @ view for view, _ in VIEWS])
         score = float(np.mean(presences))
         if score < PRESENCE:
             return None
         points = np.full((NUM_POINTS, 2), np.nan, np.float32)
         points[FACE] = np.mean([each[order] for each, (_, order) in zip(seen, VIEWS, strict=True)], axis=0)
-        points[RIGHT_EYE], points[RIGHT_IRIS] = self._eye(image, points[RIGHT_EYE], mirrored=False)
-        points[LEFT_EYE], points[LEFT_IRIS] = self._eye(image, points[LEFT_EYE], mirrored=True)
+        (points[RIGHT_EYE], points[RIGHT_IRIS]), (points[LEFT_EYE], points[LEFT_IRIS]) = self._eyes(image, points)
         return Face(points, score)
 
     def _mesh(self, image: np.ndarray, region: np.ndarray) -> tuple[np.ndarray, float] | None:
         """The 68 points within a region of the picture, and how surely it shows a face; None where it does not."""
-        points, score = self._look(image, region)
+        (points,), (score,) = self._look(image, [region])
         return None if score < PRESENCE else (points, score)
 
-    def _look(self, image: np.ndarray, region: np.ndarray) -> tuple[np.ndarray, float]:
-        """The 68 points that the mesh network sees in a region, whether there is a face or not, and its presence."""
-        blob = _blob(image, region, MESH_SIZE)
-        with self._turn:
-            self.mesh.setInput(blob)
-            mesh, presence = self.mesh.forward(["conv2d_21", "conv2d_31"])
-        points = mesh.reshape(468, 3)[MESH_TO_68, :2] / MESH_SIZE
-        return _apply(region, points), float(1 / (1 + np.exp(-presence.item())))
+    def _look(self, image: np.ndarray, regions: list[np.ndarray]) -> tuple[list[np.ndarray], list[float]]:
+        """The 68 points that the mesh network sees in each region, whether there is a face or not, and its presence."""
+        meshes, presences = self.mesh([_patch(image, region, MESH_SIZE) for region in regions])
+        points = meshes.reshape(-1, 468, 3)[:, MESH_TO_68, :2] / MESH_SIZE
+        seen = [_apply(region, own) for region, own in zip(regions, points, strict=True)]
+        return seen, (1 / (1 + np.exp(-presences[:, 0].astype(float)))).tolist()
 
-    def _eye(self, image: np.ndarray, eye: np.ndarray, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
-        """The lids (6 x 2, pixels) and the iris (5 x 2) of the eye with these six points.
+    def _eyes(self, image: np.ndarray, points: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The lids (6 x 2, pixels) and the iris (5 x 2) of either eye of a face, the right one first.
 
         The mesh never closes an eye altogether; the iris network's own lids do.
         """
-        inward = eye[3] - eye[0]
-        region = _region((eye[0] + eye[3]) / 2, EYE_TO_CROP * np.linalg.norm(inward), inward)
-        if mirrored:  # the network knows only the eye on the picture's left
-            region = region @ MIRRORED
-        looks = []
-        for view in EYE_VIEWS:
-            blob = _blob(image, region @ view, IRIS_SIZE)
-            with self._turn:
-                self.iris.setInput(blob)
-                contour, iris = self.iris.forward(["output_eyes_contours_and_brows", "output_iris"])
-            seen = np.concatenate([contour.reshape(71, 3)[CONTOUR_TO_EYE], iris.reshape(5, 3)])[:, :2] / IRIS_SIZE
-            looks.append(_apply(region @ view, seen))
-        lids, iris = np.split(np.mean(looks, axis=0), [len(CONTOUR_TO_EYE)])
-        return (lids[[3, 2, 1, 0, 5, 4]], iris[[0, 3, 2, 1, 4]]) if mirrored else (lids, iris)
+        regions = []
+        for eye, matrix in ((RIGHT_EYE, np.eye(3)), (LEFT_EYE, MIRRORED)):  # it knows the one on the picture's left
+            corner, other = points[eye[[0, 3]]]
+            along = other - corner
+            region = _region((corner + other) / 2, EYE_TO_CROP * np.linalg.norm(along), along) @ matrix
+            regions += [region @ view for view in EYE_VIEWS]
+        contours, irises = self.iris([_patch(image, region, IRIS_SIZE) for region in regions])
+        contours, irises = contours.reshape(-1, 71, 3)[:, CONTOUR_TO_EYE, :2], irises.reshape(-1, 5, 3)[..., :2]
+        looks = np.concatenate([contours, irises], axis=1) / IRIS_SIZE  # 2V x 11 x 2
+        looks = np.stack([_apply(region, look) for region, look in zip(regions, looks, strict=True)])
+        (right, right_iris), (left, left_iris) = (
+            np.split(seen.mean(axis=0), [len(CONTOUR_TO_EYE)]) for seen in np.split(looks, 2)
+        )
+        return [(right, right_iris), (left[[3, 2, 1, 0, 5, 4]], left_iris[[0, 3, 2, 1, 4]])]
 
 
 def _region(centre: np.ndarray, side: float, along: np.ndarray) -> np.ndarray:
@@ -216,8 +213,8 @@ def _apply(region: np.ndarray, points: np.ndarray) -> np.ndarray:
     return (points @ region[:, :2].T + region[:, 2]).astype(np.float32)
 
 
-def _blob(image: np.ndarray, region: np.ndarray, size: int) -> np.ndarray:
-    """A region of the picture as a network's input: 1 x 3 x size x size, 0 to 1."""
+def _patch(image: np.ndarray, region: np.ndarray, size: int) -> np.ndarray:
+    """A region of the picture as a network wants to see it: size x size x 3."""
     # Cut out finely and average, for a network jitters when it sees only every third pixel of a large face.
     fine = size * max(1, int(np.ceil(np.linalg.norm(region[:, 0]) / size)))
     # warpAffine counts from the middle of the first pixel, we from its corner.
@@ -225,7 +222,7 @@ def _blob(image: np.ndarray, region: np.ndarray, size: int) -> np.ndarray:
     matrix[:, :2] /= fine
     matrix[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5
     patch = cv2.warpAffine(image, matrix, (fine, fine), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    return cv2.dnn.blobFromImage(cv2.resize(patch, (size, size), interpolation=cv2.INTER_AREA), 1 / 255)
+    return cv2.resize(patch, (size, size), interpolation=cv2.INTER_AREA)
 
 
 def _distinct(faces: list[Face]) -> list[Face]:

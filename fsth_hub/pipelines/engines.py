@@ -4,7 +4,6 @@ import copy
 import logging
 import threading
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Literal, get_args
 
 import torch
@@ -16,6 +15,7 @@ from ..models.facial_components import FsthFacialComponents
 from ..models.landmark_flow import PortraitFlow
 from ..models.modeling_fsth import FsthGenerator, is_hooked
 from ..models.source_skips import ChosenSources, Composition, FsthSources, FusedSources, SourceSkips
+from ..openvino_library import is_installed
 
 
 Engine = Literal["auto", "torch", "openvino"]
@@ -23,10 +23,6 @@ ENGINES = get_args(Engine)
 SOURCES = ("images", "landmark_images", "mattes", "plates", "cavities", "light")  # that `fuse` looks at
 
 logger = logging.getLogger(__name__)
-
-
-def is_installed() -> bool:
-    return find_spec("openvino") is not None
 
 
 def check_engine(engine: str) -> None:

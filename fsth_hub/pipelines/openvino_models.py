@@ -8,7 +8,6 @@ import hashlib
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import warnings
@@ -20,6 +19,7 @@ import torch
 from torch import nn
 
 from ..device import default_dtype
+from ..openvino_library import core, load_openvino, untold
 from .parallel import total_threads
 
 
@@ -28,26 +28,6 @@ MAX_KEPT = 512 * 2**20  # bytes on disk: ten people or so
 MODEL_NAME = "model.xml"  # beside it lies model.bin, with the weights
 
 logger = logging.getLogger(__name__)
-
-
-@cache
-def load_openvino():
-    """Import OpenVINO without what would tell its makers so over the internet."""
-    silenced = "openvino_telemetry" not in sys.modules
-    if silenced:
-        sys.modules["openvino_telemetry"] = None  # cannot be imported, and OpenVINO does without
-    try:
-        import openvino
-        from openvino.frontend.pytorch import ts_decoder  # noqa: F401
-    finally:
-        if silenced:
-            del sys.modules["openvino_telemetry"]
-    return openvino
-
-
-@cache
-def core():
-    return load_openvino().Core()
 
 
 def convert(module: nn.Module, inputs: tuple[torch.Tensor, ...], exact: bool) -> "OpenVinoModel":
@@ -120,10 +100,12 @@ class OpenVinoModel:
 def trace(module: nn.Module, inputs: tuple[torch.Tensor, ...]):
     """The model that a module is for inputs of these shapes."""
     openvino = load_openvino()
+    with untold():
+        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that sizes become constants, as is wanted
         traced = torch.jit.trace(module.eval(), inputs, check_trace=False)
-        decoder = openvino.frontend.pytorch.ts_decoder.TorchScriptPythonDecoder(torch.jit.freeze(traced))
+        decoder = TorchScriptPythonDecoder(torch.jit.freeze(traced))
     # not `openvino.convert_model`, which reports what it does to its makers
     frontend = openvino.frontend.FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))
