@@ -99,7 +99,7 @@ def test_openvino_sees_what_opencv_sees_however_many_patches_there_are(count):
 def test_landmarks_need_no_openvino(monkeypatch, installed):
     """Neither where it is not installed nor where it cannot read the networks."""
     monkeypatch.setattr(networks, "is_installed", lambda: installed)
-    monkeypatch.setattr(networks, "core", lambda: 1 / 0)
+    monkeypatch.setattr(networks, "compiled", lambda *args: 1 / 0)
     detector = get_detector()
     assert isinstance(detector.mesh, networks.OpenCVNetwork) and isinstance(detector.iris, networks.OpenCVNetwork)
     assert_is_a_face(detector.detect(np.asarray(Image.open(PORTRAIT).convert("RGB")))[0].points)

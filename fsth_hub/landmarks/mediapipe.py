@@ -166,7 +166,7 @@ class MediaPipeDetector:
         return None if score < PRESENCE else (points, score)
 
     def _look(self, image: np.ndarray, regions: list[np.ndarray]) -> tuple[list[np.ndarray], list[float]]:
-        """The 68 points that the mesh network sees in each region, whether there is a face or not, and its presence."""
+        """The 68 points that the mesh network sees in each region, be there a face or not, and its presence."""
         meshes, presences = self.mesh([_patch(image, region, MESH_SIZE) for region in regions])
         points = meshes.reshape(-1, 468, 3)[:, MESH_TO_68, :2] / MESH_SIZE
         seen = [_apply(region, own) for region, own in zip(regions, points, strict=True)]

@@ -4,6 +4,7 @@ numbers to a ten thousandth of a pixel in half of the time."""
 import logging
 import threading
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -58,18 +59,10 @@ class OpenVinoNetwork:
     """
 
     def __init__(self, path: Path, outputs: tuple[str, ...], batch_size: int):
-        model = core().read_model(path)
-        _, *self._shape = model.inputs[0].shape  # size, size, 3
-        self._batch_size, self._outputs = batch_size, outputs
-        model.reshape([batch_size, *self._shape])
-        options = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": min(NUM_THREADS, cv2.getNumThreads()),
-            "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,  # to cores that other programs may be busy on
-        }
-        self._request = core().compile_model(model, "CPU", options).create_infer_request()
-        self._turn = threading.Lock()
+        self._outputs = outputs
+        self._request = compiled(path, batch_size, min(NUM_THREADS, cv2.getNumThreads())).create_infer_request()
+        self._batch_size, *self._shape = self._request.get_input_tensor().shape  # batch_size, size, size, 3
+        self._turn = threading.Lock()  # a request keeps its input until it is run
 
     def __call__(self, patches: Sequence[np.ndarray]) -> list[np.ndarray]:
         """As of [`OpenCVNetwork`]."""
@@ -83,6 +76,20 @@ class OpenVinoNetwork:
                 outputs = [results[name].reshape(self._batch_size, -1)[: len(some)].copy() for name in self._outputs]
             found.append(outputs)
         return [np.concatenate(column) for column in zip(*found, strict=True)]
+
+
+@cache
+def compiled(path: Path, batch_size: int, num_threads: int):
+    """A model for so many patches at once. It takes half a second, and all detectors of a process share it."""
+    model = core().read_model(path)
+    model.reshape([batch_size, *model.inputs[0].shape[1:]])
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": num_threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # to cores that other programs may be busy on
+    }
+    return core().compile_model(model, "CPU", options)
 
 
 def load_network(path: Path, outputs: tuple[str, ...], batch_size: int) -> OpenCVNetwork | OpenVinoNetwork:
