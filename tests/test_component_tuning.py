@@ -11,7 +11,7 @@ from peft import PeftModel
 from fsth_hub.demo.people import unpack, write_file
 from fsth_hub.finetuning import components as tuning
 from fsth_hub.finetuning import loop
-from fsth_hub.finetuning.component_crops import cut_crop, open_part, part_openings
+from fsth_hub.finetuning.component_crops import cut_crops, open_part, part_openings
 from fsth_hub.finetuning.components import ComponentTuner, PersonCrops
 from fsth_hub.finetuning.feature_networks import VGGFeatures, load_weights
 from fsth_hub.finetuning.loop import METHODS, PixelLoss, load_content, with_heads
@@ -43,7 +43,7 @@ def portraits(*openings: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]
 
 def aligned(network: str, **face) -> tuple:
     part = next(part for part in PARTS.values() if part.network == network)
-    return cut_crop(torch.zeros(1, 3, 64, 64), frontal_face(size=64, **face), part, CROP_SIZE)[1][None], part
+    return cut_crops(torch.zeros(1, 3, 64, 64), frontal_face(size=64, **face), part, CROP_SIZE)[1], part
 
 
 @pytest.mark.parametrize("network", ["mouth", "eye"])

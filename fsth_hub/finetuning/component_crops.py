@@ -28,22 +28,25 @@ def kept_size(size: int) -> int:
     return round(size * MARGIN / 2) * 2
 
 
-def cut_crop(image: torch.Tensor, landmarks: torch.Tensor, part: Part, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def cut_crops(
+    images: torch.Tensor, landmarks: torch.Tensor, part: Part, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The crop of a part with its margin, and where the landmarks lie in it.
+    The crops of a part with their margin, and where the landmarks lie in them.
 
     Args:
-        image (`torch.Tensor` of shape `(1, 3, height, width)`): a square picture in [-1, 1].
-        landmarks (`torch.Tensor` of shape `(1, 78, 2)`): its pixels.
-        size (`int`): side in pixels of what the network sees of it.
+        images (`torch.Tensor` of shape `(batch, 3, height, width)`): square pictures in [-1, 1].
+        landmarks (`torch.Tensor` of shape `(batch, 78, 2)`): their pixels.
+        size (`int`): side in pixels of what the network sees of a crop.
 
     Returns:
-        `(3, P, P)` in [-1, 1], P being [`kept_size`], and `(78, 2)`, normalized coordinates of what the network sees.
+        `(batch, 3, P, P)` in [-1, 1], P being [`kept_size`], and `(batch, 78, 2)`, normalized coordinates of what the
+        network sees.
     """
-    alignment = align(landmarks, part, image.shape[-1])
-    points = to_aligned(landmarks, alignment, part, image.shape[-1])[0]
+    alignment = align(landmarks, part, images.shape[-1])
+    points = to_aligned(landmarks, alignment, part, images.shape[-1])
     alignment[:, :, :2] *= kept_size(size) / size
-    return sample_crops(image, alignment, kept_size(size))[0], points
+    return sample_crops(images, alignment, kept_size(size)), points
 
 
 def centre_of(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -59,7 +62,7 @@ def warp_crops(
     What the landmarks' flow makes of kept crops.
 
     Args:
-        images (`torch.Tensor` of shape `(batch, 3, P, P)`): of [`cut_crop`].
+        images (`torch.Tensor` of shape `(batch, 3, P, P)`): of [`cut_crops`].
         driving, source (`torch.Tensor` of shape `(batch, 78, 2)`): normalized coordinates of what the network sees.
         network_size (`int`): side in pixels of that.
         whole (`bool`, *optional*, defaults to `False`): with the margin, P pixels wide, or what the network sees.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from ..models.aligned_crops import PARTS, Part, part_masks
 from ..models.facial_components import FsthFacialComponents
-from .component_crops import centre_of, cut_crop, deform_crops, open_part, part_openings, warp_crops
+from .component_crops import centre_of, cut_crops, deform_crops, open_part, part_openings, warp_crops
 from .feature_networks import VGGFeatures, lpips_distance
 from .trainable import BETAS, autocast, tunable_copy
 
@@ -65,11 +65,11 @@ class PersonCrops:
         self.part: Part = parts[0]
         self.size, self.num_parts = size, len(parts)
         kept = [
-            cut_crop(image[None], points.float()[None], part, size)
+            cut_crops(image[None], points.float()[None], part, size)
             for image, points in zip(images, landmarks, strict=True)
             for part in parts
         ]
-        self.images, self.points = (torch.stack(column) for column in zip(*kept, strict=True))
+        self.images, self.points = (torch.cat(column) for column in zip(*kept, strict=True))
         self.openings = part_openings(self.points.cpu().numpy(), self.part)  # N = T or 2 T
 
     def _made_up(self, rng: np.random.Generator, count: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fsth_hub.finetuning.component_crops import centre_of, cut_crop, deform_crops, part_openings, warp_crops
+from fsth_hub.finetuning.component_crops import centre_of, cut_crops, deform_crops, part_openings, warp_crops
 from fsth_hub.models.aligned_crops import PARTS, part_masks
 from fsth_hub.models.image_processing_fsth import normalize, to_pixels
 from fsth_hub.models.landmark_layout import (
@@ -32,6 +32,7 @@ from training.data.dataset import is_held_out_still, read_index
 
 
 MIN_CLIP_FRAMES = 9
+CUT_AT_ONCE = 16  # pictures of a clip, which are floats then
 MIN_STILL_SIDE = 200  # pixels that a head has in its original, below which it is not sharp
 MAX_ASYMMETRY = 0.25  # of a still's landmarks, above which they are wrong or the face is in profile
 
@@ -73,29 +74,33 @@ class ComponentCrops:
             known = np.flatnonzero(np.isfinite(clip.landmarks[:, FACE]).all(axis=(1, 2)))
             if len(known) < MIN_CLIP_FRAMES:
                 continue
-            start = len(self.images)
-            for frame in known:
-                self._add(clip.image(frame), clip.landmarks[frame])
-            for number in range(len(self.parts)):  # either eye for itself
-                self.clips.append(np.arange(start + number, len(self.images), len(self.parts)))
+            for numbers in self._add([clip.image(frame) for frame in known], clip.landmarks[known]):
+                self.clips.append(numbers)  # of either eye for itself
                 people.append(clip.identity)
         count = Counter(people)
         self.clip_shares = np.array([1 / count[person] for person in people]) / len(count)
-        start = len(self.images)
+        self.stills = []
         for path, points in list_stills(Path(stills), held_out) if stills else []:
             with Image.open(path) as image:
-                self._add(image.convert("RGB"), points)
-        self.stills = np.arange(start, len(self.images))
-        self.images, self.points = torch.stack(self.images), torch.stack(self.points)
+                self.stills += self._add([image.convert("RGB")], points[None])
+        self.stills = np.concatenate(self.stills) if self.stills else np.arange(0)
+        self.images, self.points = torch.cat(self.images), torch.cat(self.points)
         self.openings = part_openings(self.points.numpy(), self.part)
 
-    def _add(self, image: Image.Image, points: np.ndarray):
-        image = normalize(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None])
-        landmarks = torch.from_numpy(points).float()[None]
-        for part in self.parts:
-            crop, points = cut_crop(image, landmarks, part, self.size)
-            self.images.append(to_pixels(crop))
-            self.points.append(points)
+    def _add(self, images: list[Image.Image], points: np.ndarray) -> list[np.ndarray]:
+        """Keep the crops of pictures of one size; gives, by part, the numbers under which they are."""
+        pictures = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
+        pictures, landmarks = pictures.split(CUT_AT_ONCE), torch.from_numpy(points).float().split(CUT_AT_ONCE)
+        numbers = [[] for _ in self.parts]
+        for some, own in zip(pictures, landmarks, strict=True):
+            some = normalize(some.contiguous())
+            for part, of_part in zip(self.parts, numbers, strict=True):
+                crops, cut = cut_crops(some, own, part, self.size)
+                start = sum(map(len, self.points))
+                of_part.append(np.arange(start, start + len(cut)))
+                self.images.append(to_pixels(crops))
+                self.points.append(cut)
+        return [np.concatenate(of_part) for of_part in numbers]
 
     def to(self, device):
         self.images, self.points = self.images.to(device), self.points.to(device)
