@@ -53,22 +53,12 @@ def test_what_does_not_move_is_the_crop(size, matte):
     assert apart(frame, expected).max() <= 1
 
 
-def components_at(alignment, value: float, size: int = 32, share: float = 1.0) -> FsthComponentsOutput:
+def components_at(alignment, value: float, size: int = 32) -> FsthComponentsOutput:
     residual = value * blend_mask(size).expand(1, 3, size, size)
     return FsthComponentsOutput(
         residuals={"mouth": residual},
         alignments={"mouth": torch.tensor([alignment])},
-        shares={"mouth": torch.tensor([share])},
     )
-
-
-def test_components_give_way_to_the_residual():
-    crop, composition = np.full((256, 256, 3), 100, np.uint8), still()
-    composition.residual[:] = 0.4  # 51 levels
-    for share, expected in ((1.0, 74.5), (0.25, 131.9), (0.0, 151)):
-        components = components_at([[0.3, 0.0, 0.0], [0.0, 0.3, 0.0]], -0.2, share=share)
-        (frame,) = Compositor([crop], [np.ones_like(disc())], 256)(composition, lambda _: components)  # noqa: B023
-        assert abs(int(frame[128, 128, 0]) - expected) <= 1
 
 
 @pytest.mark.parametrize("size", [128, 256, 512])
@@ -99,9 +89,7 @@ def test_a_component_is_where_its_alignment_says_turned_and_mirrored():
     turn = np.array([[0.0, -0.4], [0.4, 0.0]])
     for axes in (turn, turn * [-1, 1]):
         alignment = torch.tensor(np.column_stack([axes, [0.1, 0.2]])).float()[None]
-        components = FsthComponentsOutput(
-            residuals={"eye": residual}, alignments={"eye": alignment}, shares={"eye": torch.ones(1)}
-        )
+        components = FsthComponentsOutput(residuals={"eye": residual}, alignments={"eye": alignment})
         (frame,) = Compositor([crop], [np.ones_like(disc())], size)(still(), lambda _: components)  # noqa: B023
         rows, columns = np.nonzero(frame[..., 0] > 120)
         place = axes @ ([22 / 16 - 1, 10 / 16 - 1]) + [0.1, 0.2]

@@ -257,16 +257,3 @@ def test_teeth_take_the_light_of_the_face():
     # what the portrait itself shows stays as it is
     blue = torch.tensor([-0.5, 0.2, 0.9])[None, :, None, None].expand(1, 3, 4, 4)
     assert limit_blue(torch.zeros_like(blue), blue, whites, mask).abs().max() < 1e-6
-
-
-def test_eyes_that_shut_are_left_to_the_generator():
-    components = tiny_components()
-    frames = torch.rand(1, 3, SIZE, SIZE) * 2 - 1
-    shut = frontal_face(closed=True)
-    shut[:, LEFT_EYE] = frontal_face()[:, LEFT_EYE]  # it winks
-    output = components(frames, shut, components.encode_portraits([frames[0]], [frontal_face()[0]]))
-    assert {name: share.tolist() for name, share in output.shares.items()} == {
-        "mouth": [1.0],
-        "right_eye": [0.0],
-        "left_eye": [1.0],
-    }

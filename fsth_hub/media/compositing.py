@@ -103,15 +103,15 @@ class Compositor:
         added = np.ascontiguousarray(residual[0].float().numpy().transpose(1, 2, 0))
         added = cv2.resize(added, (self.size, self.size), interpolation=cv2.INTER_CUBIC)
         for name in components.residuals if components is not None else ():
-            self._paste(added, components.residuals[name], components.alignments[name], components.shares[name])
+            self._paste(added, components.residuals[name], components.alignments[name])
         _check_finite(added)
         return cv2.add(frame, added * 127.5, dtype=cv2.CV_8U)  # 2 is the whole range of a picture
 
-    def _paste(self, added: np.ndarray, residual: torch.Tensor, alignment: torch.Tensor, share: torch.Tensor) -> None:
+    def _paste(self, added: np.ndarray, residual: torch.Tensor, alignment: torch.Tensor) -> None:
         """Put a component's residual (1 x 3 x s x s) in the place of the generator's (S x S x 3) where it decides."""
         crop = residual[0].float().permute(1, 2, 0).numpy()
         size = len(crop)
-        crop = share.item() * np.dstack([crop, blend_mask(size).numpy()])  # s x s x 4
+        crop = np.dstack([crop, blend_mask(size).numpy()])  # s x s x 4
         matrix = alignment[0].double().numpy()
         corners = (matrix[:, :2] @ [[-1, -1, 1, 1], [-1, 1, -1, 1]] + matrix[:, 2:] + 1) * self.size / 2  # 2 x 4
         left, top = np.floor(corners.min(axis=1)).clip(0, self.size).astype(int)

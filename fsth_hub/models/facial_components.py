@@ -19,7 +19,6 @@ from transformers.utils import ModelOutput
 
 from .aligned_crops import PARTS, align, blend_mask, part_masks, sample_crops, similarity, to_aligned
 from .blocks import spectral_norm
-from .landmark_layout import RIGHT_EYE, eye_opening
 from .modeling_fsth import FsthPreTrainedModel
 from .source_skips import ConvBlock, ZeroConv2d
 
@@ -28,9 +27,6 @@ NUM_MASKS = 2
 # Of the pixels between lids and iris those that count as the white of the eye, the brightest; how many there must be;
 # and how much bluer and greener than it teeth may be.
 WHITEST, MIN_WHITES, WHITER = 0.3, 20, 1.02
-# In widths of the eye, from which opening on its component takes part, and from which on wholly: it draws open eyes
-# sharper than the generator does, but shuts them less.
-NEARLY_SHUT, OPEN = 0.1, 0.22
 # A mouth that a portrait shows as it is wanted needs little made up: how much of the residual it gets, and how unlike
 # it (see `similarity`) a mouth is that gets all. Measured in training/LOG.md, entry 15.
 LEAST, UNLIKE = 0.3, 0.1
@@ -96,13 +92,10 @@ class FsthComponentsOutput(ModelOutput):
             By part, of those that there is a network for, what to add to the crop, [-1, 1] being the range of a
             picture, blended out towards the border.
         alignments (`dict` of `torch.Tensor` of shape `(batch, 2, 3)`): where the crops lie, see [`align`].
-        shares (`dict` of `torch.Tensor` of shape `(batch,)`): by how much they take the generator's place there, 0 to
-            1: wholly but in eyes that are nearly shut.
     """
 
     residuals: dict[str, torch.Tensor] | None = None
     alignments: dict[str, torch.Tensor] | None = None
-    shares: dict[str, torch.Tensor] | None = None
 
     def split(self) -> list["FsthComponentsOutput"]:
         """One for each frame of the batch, on the processor, where frames are put together."""
@@ -198,7 +191,7 @@ class FsthFacialComponents(FsthPreTrainedModel):
             landmarks (`torch.Tensor` of shape `(batch, 78, 2)`): pixels of the frames.
             sources ([`ComponentSources`]): of [`~FsthFacialComponents.encode_portraits`].
         """
-        residuals, alignments, shares = {}, {}, {}
+        residuals, alignments = {}, {}
         for network in self.config.networks:
             size = self.config.size_of(network)
             inputs = []
@@ -207,9 +200,6 @@ class FsthFacialComponents(FsthPreTrainedModel):
                 part = PARTS[name]
                 alignments[name] = align(landmarks, part, frames.shape[-1])
                 points = to_aligned(landmarks, alignments[name], part, frames.shape[-1])
-                shares[name] = torch.ones(len(points), device=points.device)
-                if network == "eye":
-                    shares[name] = ((eye_opening(points, RIGHT_EYE) - NEARLY_SHUT) / (OPEN - NEARLY_SHUT)).clamp(0, 1)
                 own = sources.points[name].to(points.device)
                 nearest, chosen = similarity(points[:, None], own[None], part).max(dim=1)  # B
                 if network == "mouth":
@@ -223,7 +213,7 @@ class FsthFacialComponents(FsthPreTrainedModel):
             if network == "mouth":
                 generated = need * limit_blue(generated, crops, sources.whites.to(crops), masks[:, :1])
             residuals |= dict(zip(names, generated.chunk(len(names)), strict=True))
-        return FsthComponentsOutput(residuals=residuals, alignments=alignments, shares=shares)
+        return FsthComponentsOutput(residuals=residuals, alignments=alignments)
 
 
 def eye_whites(crops: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]) -> torch.Tensor:
