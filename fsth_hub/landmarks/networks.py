@@ -1,5 +1,5 @@
 """MediaPipe's networks, on OpenCV's DNN module, or on OpenVINO where it is installed (the extra `fast`): the same
-numbers to a ten thousandth of a pixel in half of the time."""
+numbers, to a ten thousandth of a pixel of a patch, in half of the time."""
 
 import logging
 import threading
