@@ -27,9 +27,6 @@ NUM_MASKS = 2
 # Of the pixels between lids and iris those that count as the white of the eye, the brightest; how many there must be;
 # and how much bluer and greener than it teeth may be.
 WHITEST, MIN_WHITES, WHITER = 0.3, 20, 1.02
-# A mouth that a portrait shows as it is wanted needs little made up: how much of the residual it gets, and how unlike
-# it (see `similarity`) a mouth is that gets all. Measured in training/LOG.md, entry 15.
-LEAST, UNLIKE = 0.3, 0.1
 
 
 @strict
@@ -201,9 +198,7 @@ class FsthFacialComponents(FsthPreTrainedModel):
                 alignments[name] = align(landmarks, part, frames.shape[-1])
                 points = to_aligned(landmarks, alignments[name], part, frames.shape[-1])
                 own = sources.points[name].to(points.device)
-                nearest, chosen = similarity(points[:, None], own[None], part).max(dim=1)  # B
-                if network == "mouth":
-                    need = LEAST + (1 - LEAST) * (-nearest / UNLIKE).clamp(max=1)[:, None, None, None]
+                chosen = similarity(points[:, None], own[None], part).argmax(dim=1)  # B
                 masks = part_masks(points, part, size)
                 crops = sample_crops(frames, alignments[name], size)
                 shown = (kept[name][chosen].to(crops) for kept in (sources.crops, sources.masks))
@@ -211,7 +206,7 @@ class FsthFacialComponents(FsthPreTrainedModel):
             crops, masks, portraits, portrait_masks = (torch.cat(tensors) for tensors in zip(*inputs, strict=True))
             generated = self.generate(network, crops, portraits, masks, portrait_masks).float()
             if network == "mouth":
-                generated = need * limit_blue(generated, crops, sources.whites.to(crops), masks[:, :1])
+                generated = limit_blue(generated, crops, sources.whites.to(crops), masks[:, :1])
             residuals |= dict(zip(names, generated.chunk(len(names)), strict=True))
         return FsthComponentsOutput(residuals=residuals, alignments=alignments)
 
