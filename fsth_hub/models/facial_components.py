@@ -237,7 +237,6 @@ def limit_blue(residuals: torch.Tensor, crops: torch.Tensor, whites: torch.Tenso
     Args:
         residuals, crops (`torch.Tensor` of shape `(batch, 3, size, size)`):
             What is added to crops of mouths in [-1, 1].
-        masks (`dict` of `torch.Tensor` of shape `(T, 2, size, size)`): of [`part_masks`].
         whites (`torch.Tensor` of shape `(3,)`): of [`eye_whites`]; with NaN nothing changes.
         mask (`torch.Tensor` of shape `(batch, 1, size, size)`): where, 0 to 1.
 
