@@ -63,6 +63,38 @@ def test_an_eye_that_reads_less_shut_in_a_blink_shuts_with_the_other():
     assert lids(closed, RIGHT)[20] < 0.005 and lids(closed, LEFT)[20] < 0.02 * lids(clip, LEFT)[0]
 
 
+def test_each_blink_is_judged_by_itself():
+    """The detector reads shut eyes differently from one blink to the next, by how the head is turned, say."""
+    shallow, deep = [11.0, 8.4, 11.0], [9.0, 2.0, 9.0]
+    alone, beside = frames(*OPEN, *shallow, *OPEN), frames(*OPEN, *shallow, *OPEN, *deep, *OPEN)
+    closed = close_blinks(beside, FPS)
+    np.testing.assert_array_equal(closed[:43], close_blinks(alone, FPS))
+    assert lids(closed)[[21, 44]].max() < 0.02 * lids(beside)[0]
+
+
+@pytest.mark.parametrize("way_back", [12.3, 15.0])
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_clip_that_ends_soon_after_a_blink_has_it_like_a_longer_one(way_back, begins):
+    """It may end, or begin, with eyes that are not wholly open."""
+    longer = frames(*OPEN, 12.0, 8.4, 12.0, way_back, *OPEN)
+    shorter = longer[:24]
+    if begins:
+        longer, shorter = longer[::-1], shorter[::-1]
+    closed, expected = close_blinks(shorter, FPS), close_blinks(longer, FPS)
+    expected = expected[-24:] if begins else expected[:24]
+    np.testing.assert_allclose(closed, expected)
+    assert lids(closed).min() < 0.02 * lids(longer)[0]
+
+
+def test_both_eyes_of_a_blink_move_alike():
+    """Though the detector saw the left one open again first."""
+    clip = frames(*OPEN, 7.0, 9.0, *OPEN)
+    clip[21][LEFT_EYE] = face(eyes=12.0)[LEFT_EYE]
+    closed = close_blinks(clip, FPS)
+    right, left = ((lids(closed, pairs) / lids(clip, pairs)[0])[21] for pairs in (RIGHT, LEFT))
+    assert left - right < (12 - 9) / 15  # no more unlike than they were seen
+
+
 def test_gaps_stay_and_nothing_is_needed():
     clip = frames(*OPEN, 6.0, *OPEN)
     clip[3] = clip[30] = None
@@ -73,7 +105,7 @@ def test_gaps_stay_and_nothing_is_needed():
 
 
 def test_each_shot_has_its_own_and_absolute_motion_none():
-    """What is shut is told by the clip's own blinks; what other people's look like says nothing."""
+    """How far eyes were open in another shot says nothing of a blink."""
     clip = frames(*OPEN, 6.0, *OPEN) + frames(*OPEN, 11.0, *OPEN)
     driving = DrivingMotion(clip, FPS, CropBox(0, 0, 256), shots=((0, 41), (41, 82)))
     asked = {
@@ -107,6 +139,14 @@ def test_a_camera_learns_from_the_first_blink(deepest, fps):
 def test_what_is_no_blink_before_a_camera_stays(between):
     clip = [None if eyes is None else face(eyes=eyes) for eyes in (*OPEN, *between, *OPEN)]
     assert all(seen is points for seen, points in zip(as_they_come(clip), clip, strict=True))
+
+
+def test_a_blink_before_a_camera_need_not_be_as_deep_as_those_before_it():
+    """They were 2 and 8: one of 7, which is deeper than most, shuts the eyes."""
+    before = [lid for deepest in (2.0, 8.0, 8.0, 8.0) for lid in (*OPEN * 2, deepest)]
+    clip = frames(*before, *OPEN * 2, 7.0, *OPEN)
+    index = len(before) + 40
+    assert lids(as_they_come(clip))[index] < 0.2 * lids(clip)[index]
 
 
 def test_narrow_eyes_are_not_shut_after_a_blink():

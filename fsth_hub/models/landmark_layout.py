@@ -19,6 +19,8 @@ NOSE_BRIDGE = np.arange(27, 31)
 NOSE_BASE = np.arange(31, 36)
 RIGHT_EYE = np.arange(36, 42)
 LEFT_EYE = np.arange(42, 48)
+EYES = np.stack([RIGHT_EYE, LEFT_EYE])  # 2 x 6
+UPPER_LIDS, LOWER_LIDS = EYES[:, [1, 2]], EYES[:, [5, 4]]  # 2 x 2, facing each other
 OUTER_LIPS = np.arange(48, 60)
 INNER_LIPS = np.arange(60, 68)
 FACE = np.arange(0, 68)
@@ -59,7 +61,7 @@ def eye_opening(points, eye: np.ndarray):
 
     Args:
         points: ... x 78 x 2 (or 68 x 2), an array or a tensor, in any units.
-        eye: `RIGHT_EYE` or `LEFT_EYE`, or both, 2 x 6.
+        eye: `RIGHT_EYE` or `LEFT_EYE`, or both, `EYES`.
 
     Returns:
         The same kind, of the leading shape, with both eyes ... x 2.

@@ -1,13 +1,10 @@
 """Lids that shut: detectors leave a slit between them, and what lies behind it would be seen."""
 
-import numpy as np
 import torch
 
-from .landmark_layout import LEFT_EYE, RIGHT_EYE, eye_opening
+from .landmark_layout import EYES, LOWER_LIDS, UPPER_LIDS, eye_opening
 
 
-EYES = np.stack([RIGHT_EYE, LEFT_EYE])
-UPPER_LIDS, LOWER_LIDS = EYES[:, [1, 2]], EYES[:, [5, 4]]
 SHUT = 0.12  # in widths of the eye: what detectors leave open of a shut one
 
 

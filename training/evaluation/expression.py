@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fsth_hub.finetuning.feature_networks import crop_around
-from fsth_hub.models.landmark_layout import FACE, LEFT_EYE, OUTER_LIPS, RIGHT_EYE, eye_opening, interocular
+from fsth_hub.models.landmark_layout import EYES, FACE, LEFT_EYE, OUTER_LIPS, RIGHT_EYE, eye_opening, interocular
 
 
 NUM_EXTREMES = 6  # frames with the most closed eyes, and as many with the most open mouth
@@ -27,7 +27,7 @@ CLOSE_UP_SIZE = 224  # pixels, of the face
 
 def eye_openings(landmarks: np.ndarray) -> np.ndarray:
     """Distance between the lids over the width of the eye, mean of both eyes; ... x 78 x 2 to the leading shape."""
-    return (eye_opening(landmarks, RIGHT_EYE) + eye_opening(landmarks, LEFT_EYE)) / 2
+    return eye_opening(landmarks, EYES).mean(axis=-1)
 
 
 def mouth_openings(landmarks: np.ndarray) -> np.ndarray:
