@@ -241,3 +241,23 @@ def test_teeth_take_the_light_of_the_face():
     # what the portrait itself shows stays as it is
     blue = torch.tensor([-0.5, 0.2, 0.9])[None, :, None, None].expand(1, 3, 4, 4)
     assert limit_blue(torch.zeros_like(blue), blue, whites, mask).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_lids_take_the_light_of_the_face_and_irises_their_own(closed, monkeypatch):
+    components, points = tiny_components(), frontal_face(closed=closed)
+    monkeypatch.setattr(FsthFacialComponents, "generate", lambda self, network, warped, *others: bluish(warped))
+    sources = components.encode_portraits([torch.zeros(3, SIZE, SIZE)], [frontal_face()[0]])
+    sources.whites = torch.tensor([1.6, 1.2, 0.8])
+    residuals = components(torch.full((1, 3, SIZE, SIZE), -0.8), points, sources).residuals["right_eye"]
+    made = residuals[0] + 0.2
+    middle = made.shape[-1] // 2
+    below = middle + 2  # where the iris is in an open eye, and the upper lid above it
+    for place, limited in (((below, middle), closed), ((4, middle), True)):
+        red, blue = made[0][place], made[2][place]
+        assert (blue < 1.03 * red * 0.8 / 1.6) == limited
+    assert made.mean(dim=0) == pytest.approx((bluish(made) + 0.2).mean(dim=0), abs=1e-4)  # no darker for it
+
+
+def bluish(crops: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([0.4, 0.5, 0.6])[:, None, None].expand_as(crops)

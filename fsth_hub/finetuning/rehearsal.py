@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..models.aligned_crops import PARTS, align, sample_crops
-from ..models.lids import LOWER_LIDS, UPPER_LIDS
+from ..models.landmark_layout import LOWER_LIDS, UPPER_LIDS
 from ..models.modeling_fsth import FsthGenerator
 from .episodes import rasterize
 

@@ -25,7 +25,7 @@ from .source_skips import ConvBlock, ZeroConv2d
 
 NUM_MASKS = 2
 # Of the pixels between lids and iris those that count as the white of the eye, the brightest; how many there must be;
-# and how much bluer and greener than it teeth may be.
+# and how much bluer and greener than it teeth and lids may be.
 WHITEST, MIN_WHITES, WHITER = 0.3, 20, 1.02
 
 
@@ -205,8 +205,8 @@ class FsthFacialComponents(FsthPreTrainedModel):
                 inputs.append((crops, masks, *shown))
             crops, masks, portraits, portrait_masks = (torch.cat(tensors) for tensors in zip(*inputs, strict=True))
             generated = self.generate(network, crops, portraits, masks, portrait_masks).float()
-            if network == "mouth":
-                generated = limit_blue(generated, crops, sources.whites.to(crops), masks[:, :1])
+            lit = masks[:, :1] if network == "mouth" else 1 - masks[:, 1:]  # teeth; lids and whites, all but the iris
+            generated = limit_blue(generated, crops, sources.whites.to(crops), lit)
             residuals |= dict(zip(names, generated.chunk(len(names)), strict=True))
         return FsthComponentsOutput(residuals=residuals, alignments=alignments)
 
@@ -232,11 +232,11 @@ def eye_whites(crops: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]) -
 
 def limit_blue(residuals: torch.Tensor, crops: torch.Tensor, whites: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """
-    Teeth in the light of the face: under old varnish the network makes them bluer than anything else there is.
+    Teeth and lids in the light of the face: under old varnish the networks make them bluer than all else there is.
 
     Args:
         residuals, crops (`torch.Tensor` of shape `(batch, 3, size, size)`):
-            What is added to crops of mouths in [-1, 1].
+            What is added to crops of mouths or eyes in [-1, 1].
         whites (`torch.Tensor` of shape `(3,)`): of [`eye_whites`]; with NaN nothing changes.
         mask (`torch.Tensor` of shape `(batch, 1, size, size)`): where, 0 to 1.
 

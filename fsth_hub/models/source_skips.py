@@ -25,9 +25,8 @@ from .landmark_flow import (
     resize_flow,
     warp,
 )
-from .landmark_layout import FACE, JAW, NOSE_BRIDGE, OUTER_LIPS
+from .landmark_layout import EYES, FACE, JAW, NOSE_BRIDGE, OUTER_LIPS
 from .layers import background_plates, blur
-from .lids import EYES
 
 
 # Half sides in the refiner's unit of flow. Without it its input would drown among features twenty times as large, and
