@@ -226,9 +226,10 @@ def test_the_white_of_the_eyes_is_known():
 
 def test_teeth_take_the_light_of_the_face():
     whites = torch.tensor([1.6, 1.2, 0.6])
-    crops = torch.full((1, 3, 4, 4), -0.8)  # dark between the lips
+    dark = torch.tensor([0.3, 0.2, 0.1])  # between the lips
+    crops = (dark - 1)[None, :, None, None].repeat(1, 1, 4, 4)
     teeth, tongue = torch.tensor([1.0, 1.0, 1.1]), torch.tensor([1.2, 0.5, 0.4])
-    residuals = torch.stack([teeth, tongue], dim=1)[None, :, :, None].repeat(1, 1, 2, 4) - 0.2
+    residuals = torch.stack([teeth, tongue], dim=1)[None, :, :, None].repeat(1, 1, 2, 4) - dark[:, None, None]
     mask = torch.ones(1, 1, 4, 4)
     made = crops + 1 + limit_blue(residuals, crops, whites, mask)
     assert torch.allclose(made[0, :, 0].mean(dim=0), teeth.mean().expand(4))  # as bright as before
@@ -244,19 +245,27 @@ def test_teeth_take_the_light_of_the_face():
 
 
 @pytest.mark.parametrize("closed", [True, False])
-def test_lids_take_the_light_of_the_face_and_irises_their_own(closed, monkeypatch):
-    components, points = tiny_components(), frontal_face(closed=closed)
+def test_lids_take_the_light_of_the_face(closed, monkeypatch):
+    """And nothing of an eye between them."""
+    components, points, skin = tiny_components(), frontal_face(closed=closed), torch.tensor([0.6, 0.4, 0.2])
     monkeypatch.setattr(FsthFacialComponents, "generate", lambda self, network, warped, *others: bluish(warped))
     sources = components.encode_portraits([torch.zeros(3, SIZE, SIZE)], [frontal_face()[0]])
-    sources.whites = torch.tensor([1.6, 1.2, 0.8])
-    residuals = components(torch.full((1, 3, SIZE, SIZE), -0.8), points, sources).residuals["right_eye"]
-    made = residuals[0] + 0.2
+    sources.whites = torch.tensor([1.6, 1.2, 0.6])
+    frame = (skin - 1)[None, :, None, None].expand(1, 3, SIZE, SIZE)
+    made = components(frame, points, sources).residuals["right_eye"][0] + skin[:, None, None]
     middle = made.shape[-1] // 2
-    below = middle + 2  # where the iris is in an open eye, and the upper lid above it
+    below = middle + 2  # within an open eye, and the upper lid above it
     for place, limited in (((below, middle), closed), ((4, middle), True)):
-        red, blue = made[0][place], made[2][place]
-        assert (blue < 1.03 * red * 0.8 / 1.6) == limited
-    assert made.mean(dim=0) == pytest.approx((bluish(made) + 0.2).mean(dim=0), abs=1e-4)  # no darker for it
+        assert (made[2][place] < 1.03 * made[0][place] * 0.6 / 1.6) == limited
+    assert made.mean(dim=0) == pytest.approx((bluish(made) + skin[:, None, None]).mean(dim=0), abs=1e-4)
+
+
+def test_lids_may_be_as_blue_as_the_skin_around():
+    """What was taken for the white of an eye may be a lid in the shade."""
+    residuals, crops = torch.zeros(1, 3, 8, 8), torch.tensor([0.0, -0.2, -0.2])[None, :, None, None].expand(1, 3, 8, 8)
+    residuals[:, 1:, 2:6, 2:6] = 0.05  # 0.85 of red; 1.0, 0.8, 0.8 around
+    limited = limit_blue(residuals, crops, torch.tensor([1.2, 0.7, 0.7]), torch.ones(1, 1, 8, 8))
+    assert limited == pytest.approx(residuals)
 
 
 def bluish(crops: torch.Tensor) -> torch.Tensor:

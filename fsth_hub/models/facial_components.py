@@ -24,9 +24,10 @@ from .source_skips import ConvBlock, ZeroConv2d
 
 
 NUM_MASKS = 2
-# Of the pixels between lids and iris those that count as the white of the eye, the brightest; how many there must be;
-# and how much bluer and greener than it teeth and lids may be.
-WHITEST, MIN_WHITES, WHITER = 0.3, 20, 1.02
+# Of the pixels between lids and iris those that count as the white of the eye, the brightest; how many there must be.
+WHITEST, MIN_WHITES = 0.3, 20
+# How much bluer and greener teeth and lids may be than that, and than all that is around: skin is not of one colour.
+WHITER, MOTTLED = 1.02, 1.1
 
 
 @strict
@@ -205,7 +206,8 @@ class FsthFacialComponents(FsthPreTrainedModel):
                 inputs.append((crops, masks, *shown))
             crops, masks, portraits, portrait_masks = (torch.cat(tensors) for tensors in zip(*inputs, strict=True))
             generated = self.generate(network, crops, portraits, masks, portrait_masks).float()
-            lit = masks[:, :1] if network == "mouth" else 1 - masks[:, 1:]  # teeth; lids and whites, all but the iris
+            inner = masks[:, :1]
+            lit = inner if network == "mouth" else 1 - inner  # teeth, or lids
             generated = limit_blue(generated, crops, sources.whites.to(crops), lit)
             residuals |= dict(zip(names, generated.chunk(len(names)), strict=True))
         return FsthComponentsOutput(residuals=residuals, alignments=alignments)
@@ -242,11 +244,14 @@ def limit_blue(residuals: torch.Tensor, crops: torch.Tensor, whites: torch.Tenso
 
     Returns:
         `torch.Tensor` of shape `(batch, 3, size, size)`: residuals that make, where the mask is, something as bright
-        as before and no bluer or greener than the white of the eyes, unless the crops are so themselves.
+        as before and no bluer or greener than the white of the eyes or the crop on the mean, unless the crops are so
+        themselves.
     """
     made = (crops + residuals + 1).clamp(min=0)
     red = made[:, :1]
     limits = (WHITER * whites[1:] / whites[0].clamp(min=1e-3)).nan_to_num(torch.inf)[:, None, None]
+    around = (crops + 1).mean(dim=(2, 3), keepdim=True)  # B x 3 x 1 x 1
+    limits = limits.maximum(MOTTLED * around[:, 1:] / around[:, :1].clamp(min=1e-3))
     allowed = red.clamp(min=1e-3) * limits  # nothing times no limit would be NaN
     limited = torch.cat([red, made[:, 1:].minimum(allowed.maximum(crops[:, 1:] + 1))], dim=1)
     brightness = made.mean(dim=1, keepdim=True) / limited.mean(dim=1, keepdim=True).clamp(min=1e-3)
