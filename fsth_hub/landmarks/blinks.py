@@ -74,11 +74,12 @@ def close_blinks(landmarks: Sequence[np.ndarray | None], fps: float) -> list[np.
         return list(landmarks)
     points = np.stack([landmarks[index] for index in seen])  # N x 78 x 2
     openings = eye_opening(points, EYES)  # N x 2
-    led = np.zeros_like(openings)
+    closing = np.zeros_like(openings)
     for blink in find_blinks(openings, np.array(seen) / fps):
         frames = slice(blink.first, blink.last + 1)
-        led[frames] = np.maximum(led[frames], _led(openings[frames], blink.rest, blink.shut, blink.part))
-    points = _lead(points, led)
+        further = how_far(openings[frames], blink.rest, blink.shut, blink.part)
+        closing[frames] = np.maximum(closing[frames], further)
+    points = close_lids(points, closing)
     closed = list(landmarks)
     for index, frame in zip(seen, points, strict=True):
         closed[index] = frame
@@ -125,7 +126,7 @@ class BlinkCloser:
         ease = 1 - np.exp(-elapsed / EASE_SECONDS)
         self._rest = self._rest + ease * (rest - self._rest)
         self._shut = self._shut + ease * (shut - self._shut)
-        return _lead(points[None], _led(openings, self._rest, self._shut, part))[0]
+        return close_lids(points[None], how_far(openings, self._rest, self._shut, part))[0]
 
     def _remember(self, openings: np.ndarray) -> None:
         """Note how far the eyes are open, and what blinks that makes of the last frames."""
@@ -162,17 +163,26 @@ def find_blinks(openings: np.ndarray, times: np.ndarray) -> list[Blink]:
     return blinks
 
 
-def _led(openings: np.ndarray, rest: np.ndarray, shut: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """How far each upper lid goes to the lower one, 0 to 1 (N x 2), by openings now (N x 2), at rest and shut, and how
-    far eyes take part (2 each)."""
+def how_far(openings: np.ndarray, rest: np.ndarray, shut: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """
+    How far each upper lid is to go to the lower one.
+
+    Args:
+        openings: N x 2.
+        rest, shut: The openings (2) from which eyes begin to close, and at which they are to be shut.
+        part: How far each eye takes part, 0 to 1, 2.
+
+    Returns:
+        Shares of the way, N x 2.
+    """
     way = np.clip((rest - openings) / (rest - shut).clip(1e-6), 0, None)  # from rest to shut
     way += part.min() * (way.mean(axis=1, keepdims=True) - way)  # two eyes blink as one
     # squared, so that what hardly moves stays, with its jitter
     return np.clip(shut * way**2 / openings.clip(1e-6), 0, 1)
 
 
-def _lead(points: np.ndarray, led: np.ndarray) -> np.ndarray:
+def close_lids(points: np.ndarray, closing: np.ndarray) -> np.ndarray:
     """Points (N x 78 x 2) with upper lids led to the lower ones, so far (N x 2)."""
     points = points.copy()
-    points[:, UPPER_LIDS] += led[..., None, None] * (points[:, LOWER_LIDS] - points[:, UPPER_LIDS])
+    points[:, UPPER_LIDS] += closing[..., None, None] * (points[:, LOWER_LIDS] - points[:, UPPER_LIDS])
     return points
