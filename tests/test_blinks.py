@@ -155,3 +155,12 @@ def test_narrow_eyes_are_not_shut_after_a_blink():
     led = (lids(clip) - lids(as_they_come(clip))) / lids(clip)  # how much of each opening is closed
     assert 0.05 < led[-1] < 0.2
     assert led[81] < 0.3 * led[-1] and np.diff(led[81:]).max() < 0.2 * led[-1]
+
+
+@pytest.mark.parametrize("fps", [25, 17])
+def test_a_blink_that_turns_out_to_be_none_lets_go_of_lids_little_by_little(fps):
+    """Eyes that come back half the way are taken to go on, but these stay; however the camera's frames come."""
+    clip = frames(*OPEN * 4, 9.0, *[12.9] * 60)
+    led = lids(clip) - lids(as_they_come(clip, fps))
+    assert led.max() > 0.002 and led[-1] < 0.05 * led.max()
+    assert np.abs(np.diff(led)).max() < 0.5 * led.max()

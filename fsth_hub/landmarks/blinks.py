@@ -99,7 +99,7 @@ class BlinkCloser:
         self._recent: deque[tuple[float, np.ndarray]] = deque()  # when eyes were seen, and their openings, 2 each
         self._resting: deque[np.ndarray] = deque(maxlen=REST_FRAMES)
         self._looked = -np.inf
-        self._rest = self._shut = None  # in use, 2 each; None before a blink
+        self._rest = self._shut = self._part = None  # in use, 2 each; None before a blink
 
     def __call__(self, points: np.ndarray | None, elapsed: float) -> np.ndarray | None:
         """Lead the lids of the next frame.
@@ -116,30 +116,32 @@ class BlinkCloser:
             return None
         openings = eye_opening(points[None], EYES)
         self._remember(openings[0])
-        if not self.blinks:
+        rest, shut = np.median(self._resting, axis=0), np.zeros(2)
+        if self.blinks:
+            shut = np.mean([blink.shut for blink in self.blinks], axis=0)
+            self._part = np.mean([blink.part for blink in self.blinks], axis=0)
+        elif self._rest is None:
             return points
-        rest = np.median(self._resting, axis=0)
-        shut = np.mean([blink.shut for blink in self.blinks], axis=0)
-        part = np.mean([blink.part for blink in self.blinks], axis=0)
         if self._rest is None:  # led nowhere at first
             self._rest, self._shut = rest, np.zeros(2)
         ease = 1 - np.exp(-elapsed / EASE_SECONDS)
         self._rest = self._rest + ease * (rest - self._rest)
         self._shut = self._shut + ease * (shut - self._shut)
-        return close_lids(points[None], how_far(openings, self._rest, self._shut, part))[0]
+        return close_lids(points[None], how_far(openings, self._rest, self._shut, self._part))[0]
 
     def _remember(self, openings: np.ndarray) -> None:
         """Note how far the eyes are open, and what blinks that makes of the last frames."""
         if self.time - self._looked >= REST_SECONDS:  # by the clock: a camera's frames come as they can
             self._looked = self.time
             self._resting.append(openings)
+        before = self._recent[-1][0] if self._recent else -np.inf
         self._recent.append((self.time, openings))
-        while self._recent[0][0] < self.time - 2 * BLINK_SECONDS:
+        while len(self._recent) > 1 and self._recent[1][0] <= before - 2 * BLINK_SECONDS:
             self._recent.popleft()
         times, recent = (np.array(values) for values in zip(*self._recent, strict=True))
-        since = self.time - BLINK_SECONDS
-        settled = [blink for blink in self.blinks if blink.time < since]
-        self.blinks = settled + [blink for blink in find_blinks(recent, times) if blink.time >= since]
+        # what had its 0.6 s by the frame before was judged with all of them, and that stands
+        judged = [blink for blink in self.blinks if before - blink.time >= BLINK_SECONDS]
+        self.blinks = judged + [b for b in find_blinks(recent, times) if before - b.time < BLINK_SECONDS]
         del self.blinks[:-LAST_BLINKS]
 
 
