@@ -46,7 +46,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path, help="folder of training shards (training/prepare_dataset.py)")
     parser.add_argument("--validation_shards", type=Path, help="shards of people who are not in the training shards")
-    parser.add_argument("--pretrained", type=Path, required=True, help="folder of networks, of which E and D are kept")
+    parser.add_argument("--pretrained", type=Path, required=True, help="folder of networks; all but the refiner stays")
     parser.add_argument("--output_dir", type=Path, required=True, help="where to save the three networks")
     parser.add_argument("--image_size", type=int, default=256, help="side of the training frames in pixels")
     parser.add_argument("--batch_size", type=int, default=16, help="pairs of frames per process and step")
@@ -119,7 +119,7 @@ class FlowDataset(Dataset):
 
 
 class FlowLearner(nn.Module):
-    """The part of the generator that is trained, as one module, so that distributed training sees one forward pass."""
+    """Source skips as one module, so that distributed training sees one forward pass."""
 
     def __init__(self, skips: SourceSkips):
         super().__init__()
@@ -170,8 +170,9 @@ def main(argv=None):
             for batch in DataLoader(FlowDataset(held_out, side), batch_sampler=keys)
         ]
 
+    generator.source_skips.encoder.requires_grad_(False)  # its features are the decoder's, too
     learner = FlowLearner(generator.source_skips).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(learner.parameters(), args.learning_rate)
+    optimizer = torch.optim.AdamW(generator.source_skips.refiner.parameters(), args.learning_rate)
     learner, optimizer, loader = accelerator.prepare(learner, optimizer, loader)
     schedule = get_linear_schedule_with_warmup(optimizer, WARMUP_STEPS, args.max_steps)
     started, seen = time.monotonic(), np.zeros(2)
