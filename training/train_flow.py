@@ -1,14 +1,17 @@
 """Teaches the flow refiner alone, from the optical flow between frames: the cheapest way to its share of the result.
 
-    python training/train_flow.py SHARDS --pretrained MODEL --output_dir RUN/model
+    python training/train_flow.py SHARDS --validation_shards SHARDS --pretrained MODEL --output_dir RUN
 
 Landmarks say nothing of hair, neck and shoulders; how they go with the head is learned here, from what is missing in
 the landmarks' flow to that which dense inverse search (Kroeger et al., ECCV 2016) measures between portrait and frame.
-A step takes a sixth of the time of one of meta_train.py, which trains the refiner along with everything else, through
-the picture alone, and goes on from what this script saves. Needs opencv-python besides what meta_train.py needs.
+The pairs of frames are worked out once (`pairs*.safetensors` in the output folder: a tenth of a second and 150 kB each
+at a network size of 128, four times that at 256) and seen many times, as the refiner learns hundreds of them a second.
+meta_train.py, which trains it along with everything else, through the picture alone, goes on from what this script
+saves in `model`. Needs opencv-python besides what meta_train.py needs.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -20,7 +23,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import set_seed
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import get_linear_schedule_with_warmup
@@ -30,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that 
 
 from fsth_hub.models.image_processing_fsth import normalize, to_pixels
 from fsth_hub.models.landmark_flow import pixel_grid, portrait_flow, warp
-from fsth_hub.models.source_skips import FLOW_UNIT, SourceSkips, fade_width, reduce
+from fsth_hub.models.source_skips import FLOW_UNIT, FlowRefiner, FsthSources, SourceSkips, fade_width, reduce
 from training.checkpoints import save_networks
 from training.data.dataset import ClipRecord, EpisodeDataset, EpisodeKey, read_index
 from training.networks import load_networks
@@ -40,6 +45,8 @@ ERROR_WINDOW = 9  # pixels over which the measured flow is judged
 MAX_ERROR = 0.25  # mean absolute difference, of [-1, 1], above which it has lost its way
 MAX_RESIDUAL = 0.35  # normalized coordinates
 WARMUP_STEPS = 50
+PAIRS_AT_ONCE = 16
+VALIDATION_PAIRS = 20  # of each validation clip
 
 
 def parse_args(argv=None):
@@ -47,12 +54,13 @@ def parse_args(argv=None):
     parser.add_argument("shards", type=Path, help="folder of training shards (training/prepare_dataset.py)")
     parser.add_argument("--validation_shards", type=Path, help="shards of people who are not in the training shards")
     parser.add_argument("--pretrained", type=Path, required=True, help="folder of networks; all but the refiner stays")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where to save the three networks")
+    parser.add_argument("--output_dir", type=Path, required=True, help="for pairs and `model`, the three networks")
     parser.add_argument("--image_size", type=int, default=256, help="side of the training frames in pixels")
-    parser.add_argument("--batch_size", type=int, default=16, help="pairs of frames per process and step")
+    parser.add_argument("--num_pairs", type=int, default=16_000, help="pairs of frames to work out, of all processes")
+    parser.add_argument("--batch_size", type=int, default=64, help="pairs per process and step")
     parser.add_argument("--learning_rate", type=float, default=5e-4, help="AdamW; falls linearly to nothing")
-    parser.add_argument("--max_steps", type=int, default=1000)
-    parser.add_argument("--log_every", type=int, default=50, help="steps between lines, validations and savings")
+    parser.add_argument("--max_steps", type=int, default=4000)
+    parser.add_argument("--log_every", type=int, default=100, help="steps between lines, validations and savings")
     parser.add_argument("--num_workers", type=int, default=2, help="data loading processes")
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="bf16")
     parser.add_argument("--seed", type=int, default=0)
@@ -61,7 +69,7 @@ def parse_args(argv=None):
 
 def measure_residual_flow(
     frame, portrait, landmarks, portrait_landmarks, matte, portrait_matte, side: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
     What the landmarks' flow lacks to the flow that is measured between a frame and the portrait.
 
@@ -72,9 +80,9 @@ def measure_residual_flow(
         side (`int`): of the result.
 
     Returns:
-        The residual flow (side x side x 2, normalized coordinates), and its weight (side x side): how much of each
-        cell is figure, around the exact flow, and explained by the measured flow better than by the landmarks' or no
-        worse.
+        The landmarks' flow (1 x size x size x 2, normalized coordinates), the residual flow (side x side x 2), and its
+        weight (side x side): how much of each cell is figure, around the exact flow, and explained by the measured
+        flow better than by the landmarks' or no worse.
     """
     size = frame.shape[-1]
     grid = pixel_grid(size, size, "cpu")
@@ -96,7 +104,7 @@ def measure_residual_flow(
     explained = explained * matte * (1 - known.exactness.permute(0, 3, 1, 2))
     weight = reduce(explained, side)[0, 0]
     residual = reduce((measured - flow).permute(0, 3, 1, 2) * explained, side)[0] / weight.clamp(min=1e-3)
-    return residual.permute(1, 2, 0), weight * (residual.norm(dim=0) < MAX_RESIDUAL)
+    return flow, residual.permute(1, 2, 0), weight * (residual.norm(dim=0) < MAX_RESIDUAL)
 
 
 def to_uint8(picture: torch.Tensor) -> np.ndarray:
@@ -104,49 +112,76 @@ def to_uint8(picture: torch.Tensor) -> np.ndarray:
 
 
 class FlowDataset(Dataset):
-    """Episodes of one portrait, with the flow to be learned."""
+    """Pairs of frames, of episodes of one portrait: what the refiner sees, what it should say, and where that counts.
 
-    def __init__(self, episodes: EpisodeDataset, side: int):
-        self.episodes, self.side = episodes, side
+    Args:
+        episodes ([`EpisodeDataset`]).
+        skips ([`SourceSkips`]): whose encoder the refiner listens to.
+    """
 
+    def __init__(self, episodes: EpisodeDataset, skips: SourceSkips):
+        self.episodes, self.skips = episodes, skips
+
+    @torch.no_grad()
     def __getitem__(self, key: EpisodeKey) -> dict[str, torch.Tensor]:
         episode = self.episodes[key]
         images, drawings = (normalize(episode[name]) for name in ("images", "landmark_images"))
         landmarks, mattes = episode["landmarks"], episode["mattes"].float() / 255
-        residual, weight = measure_residual_flow(*images, *landmarks, *mattes, self.side)
-        inputs = {"images": images, "drawings": drawings, "landmarks": landmarks, "mattes": mattes}
-        return inputs | {"residual": residual, "weight": weight}
+        side = self.skips.config.working_size // 4
+        flow, residual, weight = measure_residual_flow(*images, *landmarks, *mattes, side)
+        features = self.skips.encode_features(images[1:], drawings[1:])
+        portrait = FsthSources(images=images[1:], landmark_images=drawings[1:], features=features)
+        seen = self.skips.refiner_input(portrait, drawings[:1], flow)[0]
+        return {"seen": seen.half(), "residual": residual.half(), "weight": weight.half()}
+
+
+def sample_pairs(clips: list[ClipRecord], count: int, seed: tuple[int, ...]) -> list[EpisodeKey]:
+    """Pairs of frames; people equally often, however many clips there are of them."""
+    clips_of = Counter(clip.identity for clip in clips)
+    shares = np.array([1 / clips_of[clip.identity] / len(clips_of) for clip in clips])
+    chosen = np.random.default_rng(seed).choice(len(clips), count, p=shares)
+    return [EpisodeKey(int(clip), 1, (*seed, position)) for position, clip in enumerate(chosen)]
+
+
+def compute_pairs(dataset: FlowDataset, keys: list[EpisodeKey], num_workers: int, file: Path) -> dict:
+    """The pairs as three tensors, of `file` if it has just these, otherwise worked out and saved there."""
+    encoder = b"".join(tensor.numpy().tobytes() for tensor in dataset.skips.encoder.state_dict().values())
+    identity = repr([clip.key for clip in dataset.episodes.clips]) + repr(keys) + hashlib.sha256(encoder).hexdigest()
+    metadata = {"sha256": hashlib.sha256(identity.encode()).hexdigest()}
+    if file.exists():
+        with safe_open(file, "pt") as saved:
+            if saved.metadata() == metadata:
+                return {name: saved.get_tensor(name) for name in saved.keys()}
+    pairs = {}
+    loader = DataLoader(dataset, sampler=keys, batch_size=PAIRS_AT_ONCE, num_workers=num_workers)
+    for number, batch in enumerate(loader):
+        for name, values in batch.items():
+            whole = pairs.setdefault(name, values.new_empty(len(keys), *values.shape[1:]))
+            whole[number * PAIRS_AT_ONCE :][: len(values)] = values
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    save_file(pairs, partial, metadata)
+    partial.replace(file)
+    return pairs
 
 
 class FlowLearner(nn.Module):
-    """Source skips as one module, so that distributed training sees one forward pass."""
+    """The refiner and what is asked of it as one module, so that distributed training sees one forward pass."""
 
-    def __init__(self, skips: SourceSkips):
+    def __init__(self, refiner: FlowRefiner):
         super().__init__()
-        self.skips = skips
+        self.refiner = refiner
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, seen, residual, weight) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean end-point error of the refined flow and of the landmarks' own, in normalized coordinates."""
-        sources = self.skips.encode(*(batch[name][:, 1:] for name in ("images", "drawings", "landmarks", "mattes")))
-        sources = sources.map(lambda tensor: tensor[:, 0])
-        drawings = batch["drawings"][:, 0]
-        known = self.skips.look(sources, batch["landmarks"][:, 0], drawings.shape[-1])
-        flow, _, _ = self.skips.refine(sources, drawings, known)
-        share = batch["weight"] / batch["weight"].sum().clamp(min=1)  # B x h x w
-        return tuple(((f - batch["residual"]).norm(dim=-1) * share).sum() for f in (flow, torch.zeros_like(flow)))
+        flow = FLOW_UNIT * self.refiner(seen).float()[:, :2].permute(0, 2, 3, 1)  # B x h x w x 2
+        share = weight / weight.sum().clamp(min=1)  # B x h x w
+        return tuple(((f - residual).norm(dim=-1) * share).sum() for f in (flow, torch.zeros_like(flow)))
 
 
-def sample_pairs(clips: list[ClipRecord], args, num_processes: int) -> list[list[EpisodeKey]]:
-    """Batches of pairs of frames; people equally often, however many clips there are of them."""
-    clips_of = Counter(clip.identity for clip in clips)
-    shares = np.array([1 / clips_of[clip.identity] / len(clips_of) for clip in clips])
-    chosen = np.random.default_rng(args.seed).choice(
-        len(clips), (args.max_steps * num_processes, args.batch_size), p=shares
-    )
-    return [
-        [EpisodeKey(int(clip), 1, (args.seed, number, position)) for position, clip in enumerate(batch)]
-        for number, batch in enumerate(chosen)
-    ]
+def batch_of(pairs: dict[str, torch.Tensor], rows, device: torch.device) -> dict[str, torch.Tensor]:
+    batch = {name: tensor[rows].to(device, torch.float32) for name, tensor in pairs.items()}
+    return batch | {"seen": batch["seen"].to(memory_format=torch.channels_last)}
 
 
 def main(argv=None):
@@ -157,48 +192,58 @@ def main(argv=None):
     if not generator.config.source_skips:
         sys.exit(f"The generator in {args.pretrained} has no source skips, and with them no flow to refine.")
 
+    rank = accelerator.process_index
+    skips = generator.source_skips
     episodes = EpisodeDataset(read_index(args.shards), args.image_size, 1)
-    side = generator.config.working_size // 4  # of the refiner's maps
-    batches = sample_pairs(episodes.clips, args, accelerator.num_processes)
-    loader = DataLoader(FlowDataset(episodes, side), batch_sampler=batches, num_workers=args.num_workers)
-    validation = []
-    if args.validation_shards:
+    keys = sample_pairs(episodes.clips, args.num_pairs // accelerator.num_processes, (args.seed, rank))
+    file = args.output_dir / f"pairs-{rank}.safetensors"
+    pairs = compute_pairs(FlowDataset(episodes, skips), keys, args.num_workers, file)
+    validation = None
+    if args.validation_shards and accelerator.is_main_process:
         held_out = EpisodeDataset(read_index(args.validation_shards), args.image_size, 1, augment=False)
-        keys = [[EpisodeKey(clip, 1, (clip, sample)) for clip in range(len(held_out))] for sample in range(2)]
-        validation = [
-            send_to_device(batch, accelerator.device)
-            for batch in DataLoader(FlowDataset(held_out, side), batch_sampler=keys)
-        ]
+        keys = [EpisodeKey(clip, 1, (clip, n)) for n in range(VALIDATION_PAIRS) for clip in range(len(held_out))]
+        file = args.output_dir / "pairs-validation.safetensors"
+        validation = compute_pairs(FlowDataset(held_out, skips), keys, args.num_workers, file)
 
-    generator.source_skips.encoder.requires_grad_(False)  # its features are the decoder's, too
-    learner = FlowLearner(generator.source_skips).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(generator.source_skips.refiner.parameters(), args.learning_rate)
-    learner, optimizer, loader = accelerator.prepare(learner, optimizer, loader)
+    learner = FlowLearner(skips.refiner).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(learner.parameters(), args.learning_rate)
+    learner, optimizer = accelerator.prepare(learner, optimizer)
     schedule = get_linear_schedule_with_warmup(optimizer, WARMUP_STEPS, args.max_steps)
+    sampler = torch.Generator().manual_seed(args.seed + rank)
+
+    def validate() -> float | None:
+        """Error over the landmarks' error, so that 1 is what is there without learning."""
+        if validation is None:
+            return None
+        errors = np.zeros(2)
+        with torch.no_grad(), accelerator.autocast():
+            for rows in torch.arange(len(validation["weight"])).split(args.batch_size):
+                batch = batch_of(validation, rows, accelerator.device)
+                found = accelerator.unwrap_model(learner)(**batch)
+                errors += [error.item() * batch["weight"].sum().item() for error in found]
+        return round(errors[0] / errors[1], 4)
+
+    best = validate()
+    accelerator.print(json.dumps({"step": 0, "validation": best}))
     started, seen = time.monotonic(), np.zeros(2)
-    for step, batch in enumerate(loader, start=1):
+    for step in range(1, args.max_steps + 1):
+        rows = torch.randint(len(pairs["weight"]), (args.batch_size,), generator=sampler)
         with accelerator.autocast():
-            error, baseline = learner(batch)
+            error, baseline = learner(**batch_of(pairs, rows, accelerator.device))
         accelerator.backward(error / FLOW_UNIT)
         accelerator.clip_grad_norm_(learner.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         seen += error.item(), baseline.item()
-        if step % args.log_every == 0 or step == args.max_steps:
-            # of the landmarks' error, so that 1 is what is there without learning
-            line = {"step": step, "error": round(seen[0] / seen[1], 4)}
-            with torch.no_grad(), accelerator.autocast():
-                errors = np.array([[value.item() for value in learner(batch)] for batch in validation])
-            if validation:
-                line["validation"] = round(float(np.divide(*errors.sum(axis=0))), 4)
-            line["images_per_second"] = round(
-                step * args.batch_size * accelerator.num_processes / (time.monotonic() - started), 1
-            )
-            accelerator.print(json.dumps(line))
+        if accelerator.is_main_process and (step % args.log_every == 0 or step == args.max_steps):
+            speed = step * args.batch_size * accelerator.num_processes / (time.monotonic() - started)
+            line = {"step": step, "error": round(seen[0] / seen[1], 4), "validation": validate()}
+            print(json.dumps(line | {"pairs_per_second": round(speed, 1)}), flush=True)
             seen[:] = 0
-            if accelerator.is_main_process:
-                save_networks(args.output_dir, embedder, generator, discriminator)
+            if validation is None or line["validation"] < best:
+                best = line["validation"]
+                save_networks(args.output_dir / "model", embedder, generator, discriminator)
     accelerator.end_training()
 
 

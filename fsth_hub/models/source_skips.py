@@ -254,12 +254,7 @@ class SourceSkips(nn.Module):
                 How much of each pixel is the figure, 0 to 1; by default all, and the background goes with the head.
         """
         shape = images.shape[:2]
-        x = torch.cat([landmark_images, images], dim=2).flatten(0, 1)  # BK x 6 x 256 x 256
-        x = reduce(x, self.config.working_size)
-        features = []
-        for block in self.encoder:
-            x = block(x)
-            features.append(x.unflatten(0, shape))  # B x K x 32 x 128 x 128 ... B x K x 128 x 32 x 32
+        features = self.encode_features(images.flatten(0, 1), landmark_images.flatten(0, 1))
         if mattes is None:
             mattes = torch.ones_like(images[:, :, :1])
         return FsthSources(
@@ -270,8 +265,18 @@ class SourceSkips(nn.Module):
             plates=background_plates(images, mattes).to(images.dtype),
             cavities=cavity_colours(images, landmarks),
             light=skin_light(images, landmarks),
-            features=tuple(features),
+            features=tuple(maps.unflatten(0, shape) for maps in features),
         )
+
+    def encode_features(self, images, landmark_images) -> tuple[torch.Tensor, ...]:
+        """The feature maps of single portraits (both arguments B x 3 x H x W, in [-1, 1])."""
+        x = torch.cat([landmark_images, images], dim=1)  # B x 6 x 256 x 256
+        x = reduce(x, self.config.working_size)
+        features = []
+        for block in self.encoder:
+            x = block(x)
+            features.append(x)  # B x 32 x 128 x 128 ... B x 128 x 32 x 32
+        return tuple(features)
 
     def choose(self, sources: FsthSources, landmarks, size: int) -> ChosenSources:
         """
@@ -314,17 +319,21 @@ class SourceSkips(nn.Module):
             What the flow lacks around the face (`(batch, h, w, 2)`, normalized coordinates, at 1/4 of the networks'
             resolution), and the logits of confidence and of visibility there (both `(batch, 1, h, w)`).
         """
+        refined = self.refiner(self.refiner_input(sources, landmark_images, known.flow)).float()  # B x 4 x 64 x 64
+        residual_flow = FLOW_UNIT * refined[:, :2].permute(0, 2, 3, 1)
+        return residual_flow, refined[:, 2:3], refined[:, 3:]
+
+    def refiner_input(self, sources: FsthSources, landmark_images, flow) -> torch.Tensor:
+        """What the refiner sees of `flow` (`(batch, height, width, 2)`), of [`~SourceSkips.refine`]'s arguments."""
         quarter = self.config.working_size // 4
-        grid = pixel_grid(quarter, quarter, known.flow.device)
-        flow = resize_flow(known.flow, quarter, quarter)  # B x 64 x 64 x 2
+        grid = pixel_grid(quarter, quarter, flow.device)
+        flow = resize_flow(flow, quarter, quarter)  # B x 64 x 64 x 2
         pictures = torch.cat([sources.images, sources.landmark_images], dim=1)
         small = reduce(pictures, quarter)  # B x 6 x 64 x 64
         warped = warp(torch.cat([small, sources.features[1]], dim=1), flow, grid)
         drawing = reduce(landmark_images, quarter)
         flow_input = (flow / FLOW_UNIT).permute(0, 3, 1, 2).to(warped.dtype)
-        refined = self.refiner(torch.cat([drawing, warped, flow_input], dim=1)).float()  # B x 4 x 64 x 64
-        residual_flow = FLOW_UNIT * refined[:, :2].permute(0, 2, 3, 1)
-        return residual_flow, refined[:, 2:3], refined[:, 3:]
+        return torch.cat([drawing, warped, flow_input], dim=1)  # B x (11 + channels) x 64 x 64
 
     def forward(self, sources: FsthSources, landmark_images, landmarks) -> FusedSources:
         return self.fuse(self.choose(sources, landmarks, landmark_images.shape[-1]), landmark_images)
