@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from fsth_hub.models.landmark_flow import face_flow
 from fsth_hub.models.landmark_layout import FACE
@@ -18,7 +19,8 @@ from fsth_hub.models.modeling_fsth import FsthGenerator
 from testing_utils.networks import SIZE
 from testing_utils.shards import landmarks, write_shards
 from training import train_flow
-from training.train_flow import main, measure_residual_flow
+from training.networks import load_networks
+from training.train_flow import compute_trust, main, measure_residual_flow
 
 
 def texture(seed: int) -> np.ndarray:
@@ -166,3 +168,19 @@ def test_refiner_learns_and_all_else_stays(run, pretrained, capsys):
     before, after = (load_file(folder / "generator" / "model.safetensors") for folder in (pretrained, trained))
     changed = {key.rpartition(".")[0] for key in before if not torch.equal(before[key].half(), after[key])}
     assert changed and all(name.startswith("source_skips.refiner.") for name in changed)
+
+
+def test_what_the_decoder_goes_by_stays(run, pretrained, tmp_path):
+    """Confidence and visibility are said by the same network, and nothing in the flow asks for them."""
+    told = tmp_path / "told"
+    shutil.copytree(pretrained, told)
+    _, generator, _ = load_networks(told)
+    nn.init.normal_(generator.source_skips.refiner.head.weight[-2:], generator=torch.Generator().manual_seed(0))
+    generator.save_pretrained(told / "generator")
+    run(pretrained=told, batch_size=8, num_pairs=64, max_steps=60, log_every=60, learning_rate=3e-3)
+    seen = load_file(run.folder / "pairs-0.safetensors")["seen"]
+    before, after = (
+        compute_trust(load_networks(folder)[1].source_skips.refiner, seen) for folder in (told, run.folder / "model")
+    )
+    assert before.std() > 0.1
+    assert (after - before).square().mean() < 0.1 * before.var()

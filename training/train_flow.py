@@ -33,9 +33,11 @@ from transformers import get_linear_schedule_with_warmup
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
+from fsth_hub.models.flow_refiner import FlowRefiner
+from fsth_hub.models.head_motion import NUM_MOTIONS, head_motions
 from fsth_hub.models.image_processing_fsth import normalize, to_pixels
 from fsth_hub.models.landmark_flow import pixel_grid, portrait_flow, warp
-from fsth_hub.models.source_skips import FLOW_UNIT, FlowRefiner, FsthSources, SourceSkips, fade_width, reduce
+from fsth_hub.models.source_skips import FLOW_UNIT, FsthSources, SourceSkips, fade_width, reduce
 from training.checkpoints import save_networks
 from training.data.dataset import ClipRecord, EpisodeDataset, EpisodeKey, read_index
 from training.networks import load_networks
@@ -132,7 +134,7 @@ class FlowDataset(Dataset):
         features = self.skips.encode_features(images[1:], drawings[1:])
         portrait = FsthSources(images=images[1:], landmark_images=drawings[1:], features=features)
         seen = self.skips.refiner_input(portrait, drawings[:1], flow)[0]
-        return {"seen": seen.half(), "residual": residual.half(), "weight": weight.half()}
+        return {"seen": seen.half(), "landmarks": landmarks, "residual": residual.half(), "weight": weight.half()}
 
 
 def sample_pairs(clips: list[ClipRecord], count: int, seed: tuple[int, ...]) -> list[EpisodeKey]:
@@ -144,7 +146,7 @@ def sample_pairs(clips: list[ClipRecord], count: int, seed: tuple[int, ...]) -> 
 
 
 def compute_pairs(dataset: FlowDataset, keys: list[EpisodeKey], num_workers: int, file: Path) -> dict:
-    """The pairs as three tensors, of `file` if it has just these, otherwise worked out and saved there."""
+    """The pairs as four tensors, of `file` if it has just these, otherwise worked out and saved there."""
     encoder = b"".join(tensor.numpy().tobytes() for tensor in dataset.skips.encoder.state_dict().values())
     identity = repr([clip.key for clip in dataset.episodes.clips]) + repr(keys) + hashlib.sha256(encoder).hexdigest()
     metadata = {"sha256": hashlib.sha256(identity.encode()).hexdigest()}
@@ -166,17 +168,36 @@ def compute_pairs(dataset: FlowDataset, keys: list[EpisodeKey], num_workers: int
 
 
 class FlowLearner(nn.Module):
-    """The refiner and what is asked of it as one module, so that distributed training sees one forward pass."""
+    """The refiner and what is asked of it as one module, so that distributed training sees one forward pass.
 
-    def __init__(self, refiner: FlowRefiner):
+    Args:
+        refiner ([`FlowRefiner`]).
+        image_size (`int`): side in pixels of the frames that the landmarks are of.
+    """
+
+    def __init__(self, refiner: FlowRefiner, image_size: int):
         super().__init__()
-        self.refiner = refiner
+        self.refiner, self.image_size = refiner, image_size
 
-    def forward(self, seen, residual, weight) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean end-point error of the refined flow and of the landmarks' own, in normalized coordinates."""
-        flow = FLOW_UNIT * self.refiner(seen).float()[:, :2].permute(0, 2, 3, 1)  # B x h x w x 2
+    def forward(self, seen, landmarks, residual, weight, trust) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Mean end-point error of the refined flow and of the landmarks' own, in normalized coordinates, and how far
+        confidence and visibility are from what they were (`trust`, B x 2 x h x w): the decoder goes by them.
+        """
+        flow = FLOW_UNIT * seen[:, -2:].permute(0, 2, 3, 1)  # B x h x w x 2
+        motions = head_motions(landmarks[:, 0], landmarks[:, 1], flow, self.image_size)
+        refined, *now = self.refiner(seen, motions)
         share = weight / weight.sum().clamp(min=1)  # B x h x w
-        return tuple(((f - residual).norm(dim=-1) * share).sum() for f in (flow, torch.zeros_like(flow)))
+        errors = (((f - residual).norm(dim=-1) * share).sum() for f in (refined, torch.zeros_like(refined)))
+        return *errors, F.mse_loss(torch.cat(now, dim=1), trust)
+
+
+@torch.no_grad()
+def compute_trust(refiner: FlowRefiner, seen: torch.Tensor) -> torch.Tensor:
+    """Confidence and visibility of each pair as the refiner has them, N x 2 x h x w."""
+    still = torch.zeros(1, NUM_MOTIONS, *seen.shape[2:], 2)  # the flow is not asked for
+    parts = [refiner(rows.float(), still)[1:] for rows in seen.split(PAIRS_AT_ONCE)]
+    return torch.cat([torch.cat(part, dim=1) for part in parts])
 
 
 def batch_of(pairs: dict[str, torch.Tensor], rows, device: torch.device) -> dict[str, torch.Tensor]:
@@ -204,8 +225,10 @@ def main(argv=None):
         keys = [EpisodeKey(clip, 1, (clip, n)) for n in range(VALIDATION_PAIRS) for clip in range(len(held_out))]
         file = args.output_dir / "pairs-validation.safetensors"
         validation = compute_pairs(FlowDataset(held_out, skips), keys, args.num_workers, file)
+    for computed in filter(None, (pairs, validation)):
+        computed["trust"] = compute_trust(skips.refiner, computed["seen"])
 
-    learner = FlowLearner(skips.refiner).to(memory_format=torch.channels_last)
+    learner = FlowLearner(skips.refiner, args.image_size).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(learner.parameters(), args.learning_rate)
     learner, optimizer = accelerator.prepare(learner, optimizer)
     schedule = get_linear_schedule_with_warmup(optimizer, WARMUP_STEPS, args.max_steps)
@@ -219,7 +242,7 @@ def main(argv=None):
         with torch.no_grad(), accelerator.autocast():
             for rows in torch.arange(len(validation["weight"])).split(args.batch_size):
                 batch = batch_of(validation, rows, accelerator.device)
-                found = accelerator.unwrap_model(learner)(**batch)
+                *found, _ = accelerator.unwrap_model(learner)(**batch)
                 errors += [error.item() * batch["weight"].sum().item() for error in found]
         return round(errors[0] / errors[1], 4)
 
@@ -229,8 +252,8 @@ def main(argv=None):
     for step in range(1, args.max_steps + 1):
         rows = torch.randint(len(pairs["weight"]), (args.batch_size,), generator=sampler)
         with accelerator.autocast():
-            error, baseline = learner(**batch_of(pairs, rows, accelerator.device))
-        accelerator.backward(error / FLOW_UNIT)
+            error, baseline, distrust = learner(**batch_of(pairs, rows, accelerator.device))
+        accelerator.backward(error / FLOW_UNIT + distrust)
         accelerator.clip_grad_norm_(learner.parameters(), 1.0)
         optimizer.step()
         schedule.step()

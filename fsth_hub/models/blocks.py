@@ -1,4 +1,5 @@
-"""The blocks that embedder, generator and discriminator are built of (arXiv 1905.08233, section 3.2).
+"""The blocks that embedder, generator and discriminator are built of (arXiv 1905.08233, section 3.2), and in the end
+two of all that is not the paper's.
 
 Shapes in comments are those of the paper preset.
 """
@@ -154,3 +155,18 @@ def downsampling_path(in_channels: int, channels: list[int], attention: bool, in
         block = ResidualBlock(channels[level - 1], channels[level], instance_norm=instance_norm)
         blocks.append(nn.Sequential(block, SelfAttention(channels[level])) if attention and level == 2 else block)
     return nn.ModuleList(blocks)
+
+
+class ZeroConv2d(nn.Conv2d):
+    """A convolution that starts at zero, so that what it adds to a good first guess starts at nothing."""
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution, group norm, ReLU: keeps the scale of activations from layer to layer, whatever the start."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 3, stride, padding=1),
+            nn.GroupNorm(8, out_channels),
+            nn.ReLU(inplace=True),
+        )

@@ -18,9 +18,8 @@ from transformers import PreTrainedConfig, PreTrainedModel  # noqa: F401
 from transformers.utils import ModelOutput
 
 from .aligned_crops import PARTS, align, blend_mask, part_masks, sample_crops, similarity, to_aligned
-from .blocks import spectral_norm
+from .blocks import ConvBlock, ZeroConv2d, spectral_norm
 from .modeling_fsth import FsthPreTrainedModel
-from .source_skips import ConvBlock, ZeroConv2d
 
 
 NUM_MASKS = 2

@@ -24,13 +24,14 @@ from .blocks import (
     AdaptiveResidualBlock,
     ResidualBlock,
     SelfAttention,
+    ZeroConv2d,
     downsampling_path,
     spectral_norm,
 )
 from .configuration_fsth import FsthConfig
 from .downloading import FETCH_OPTIONS, fetch
 from .errors import FsthError
-from .source_skips import Composition, FsthSources, SkipFusion, SourceSkips, ZeroConv2d, enlarge, reduce
+from .source_skips import Composition, FsthSources, SkipFusion, SourceSkips, enlarge, reduce
 
 
 # An embedder's lowest map has 4 x 4 positions at 256 pixels. The paper sums over them; their mean times this number

@@ -2,9 +2,9 @@
 
 A generator that sees a person through an embedding alone must learn faces by heart, which takes as many videos as the
 paper had. Here the portraits' features are warped to the driving landmarks and given to its decoder instead:
-a backward flow that the landmarks give (`landmark_flow.py`), a small network that refines it around the face and tells
-how far each portrait can be trusted where, and a softmax over the portraits that fuses them. What is seen of the
-portraits is warped in layers (`layers.py`), the figure over a background that stays.
+a backward flow that the landmarks give (`landmark_flow.py`), a small network that says how what is around the face
+goes with it (`head_motion.py`) and how far each portrait can be trusted where, and a softmax over the portraits that
+fuses them. What is seen of the portraits is warped in layers (`layers.py`), the figure over a background that stays.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.utils import ModelOutput
 
+from .blocks import ConvBlock
 from .configuration_fsth import FsthConfig
+from .flow_refiner import FlowRefiner
+from .head_motion import head_motions
 from .landmark_flow import (
     FADE_WIDTH,
     FIGURE_FADE_WIDTH,
@@ -29,8 +32,7 @@ from .landmark_layout import EYES, FACE, JAW, NOSE_BRIDGE, OUTER_LIPS
 from .layers import background_plates, blur
 
 
-# Half sides in the refiner's unit of flow. Without it its input would drown among features twenty times as large, and
-# as Adam moves every weight by the rate in each step, one step would shift its output by several pixels.
+# Half sides in the unit of the flow that the refiner is given, which would drown among features twenty times as large.
 FLOW_UNIT = 0.05
 
 
@@ -84,12 +86,14 @@ class ChosenSources:
     Args:
         sources ([`FsthSources`]): theirs, along the batch: `(batch * K, ...)`.
         known ([`PortraitFlow`]): where the landmarks say to look in each, `(batch * K, ...)`.
+        motions (`torch.Tensor` of shape `(batch * K, NUM_MOTIONS, h, w, 2)`): of [`head_motions`].
         similarity (`torch.Tensor` of shape `(batch, K)`): of [`landmark_similarity`].
         chosen (`torch.Tensor` of shape `(batch, K)`): which portraits.
     """
 
     sources: FsthSources
     known: PortraitFlow
+    motions: torch.Tensor
     similarity: torch.Tensor
     chosen: torch.Tensor
 
@@ -178,21 +182,6 @@ def enlarge(images, size: int):
     return F.interpolate(images, (size, size), mode="bicubic") if images.shape[-1] < size else images
 
 
-class ZeroConv2d(nn.Conv2d):
-    """A convolution that starts at zero, so that what it adds to a good first guess starts at nothing."""
-
-
-class ConvBlock(nn.Sequential):
-    """Convolution, group norm, ReLU: keeps the scale of activations from layer to layer, whatever the start."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
-        super().__init__(
-            nn.Conv2d(in_channels, out_channels, 3, stride, padding=1),
-            nn.GroupNorm(8, out_channels),
-            nn.ReLU(inplace=True),
-        )
-
-
 class SkipFusion(nn.Module):
     """What the encoder and the warped portraits have to say to the decoder at one resolution."""
 
@@ -203,31 +192,6 @@ class SkipFusion(nn.Module):
 
     def forward(self, encoded, warped):
         return self.conv2(self.conv1(torch.cat([encoded, warped], dim=1)))
-
-
-class FlowRefiner(nn.Module):
-    """A U-Net over what the landmark flow made of a portrait: its residual flow, confidence and visibility."""
-
-    def __init__(self, in_channels: int, base_channels: int):
-        super().__init__()
-        channels = [base_channels, 2 * base_channels, 4 * base_channels, 4 * base_channels]
-        self.stem = ConvBlock(in_channels, channels[0])
-        self.down = nn.ModuleList(
-            nn.Sequential(ConvBlock(i, o, stride=2), ConvBlock(o, o))
-            for i, o in zip(channels[:-1], channels[1:], strict=True)
-        )
-        self.up = nn.ModuleList(ConvBlock(i + o, o) for i, o in zip(channels[:0:-1], channels[-2::-1], strict=True))
-        self.head = ZeroConv2d(channels[0], 4, 3, padding=1)
-
-    def forward(self, x):
-        skips = [self.stem(x)]  # B x 32 x 64 x 64
-        for block in self.down:
-            skips.append(block(skips[-1]))  # B x 64 x 32 x 32, B x 128 x 16 x 16, B x 128 x 8 x 8
-        x = skips.pop()
-        for block in self.up:
-            skip = skips.pop()
-            x = block(torch.cat([F.interpolate(x, skip.shape[-2:]), skip], dim=1))
-        return self.head(x)  # B x 4 x 64 x 64
 
 
 class SourceSkips(nn.Module):
@@ -297,31 +261,34 @@ class SourceSkips(nn.Module):
             return (tensor[rows, chosen] if tensor.shape[1] > 1 else tensor).flatten(0, 1)
 
         flat = sources.map(of_frames)
-        known = self.look(flat, landmarks.repeat_interleave(num_portraits, dim=0), size)
-        return ChosenSources(sources=flat, known=known, similarity=similarity, chosen=chosen)
+        known, motions = self.look(flat, landmarks.repeat_interleave(num_portraits, dim=0), size)
+        return ChosenSources(flat, known, motions, similarity, chosen)
 
     @torch.compiler.disable  # which pixels a triangle holds is data: compiling would break it into a hundred pieces
-    def look(self, sources: FsthSources, landmarks, size: int) -> PortraitFlow:
-        """Where the landmarks say to look in one portrait each (`sources` without that dimension) of a batch."""
+    def look(self, sources: FsthSources, landmarks, size: int) -> tuple[PortraitFlow, torch.Tensor]:
+        """Where the landmarks say to look in one portrait each (`sources` without that dimension) of a batch, and how
+        what is around the face can go with it ([`head_motions`], at 1/4 of the networks' resolution)."""
+        quarter = self.config.working_size // 4
         with torch.autocast(landmarks.device.type, enabled=False):
-            return portrait_flow(landmarks, sources.landmarks, size, fade_width(sources.mattes))
+            known = portrait_flow(landmarks, sources.landmarks, size, fade_width(sources.mattes))
+            flow = resize_flow(known.flow, quarter, quarter)
+            return known, head_motions(landmarks, sources.landmarks, flow, size)
 
-    def refine(self, sources: FsthSources, landmark_images, known: PortraitFlow):
+    def refine(self, sources: FsthSources, landmark_images, flow, motions):
         """
         What the landmarks do not tell of where in one portrait each of a batch to look.
 
         Args:
             sources ([`FsthSources`]): of [`~SourceSkips.encode`], without the dimension of portraits.
             landmark_images (`torch.Tensor` of shape `(batch, 3, height, width)`): drawings of the frames, in [-1, 1].
-            known ([`PortraitFlow`]): of [`~SourceSkips.look`].
+            flow (`torch.Tensor` of shape `(batch, height, width, 2)`): the landmarks', of [`~SourceSkips.look`].
+            motions (`torch.Tensor` of shape `(batch, NUM_MOTIONS, h, w, 2)`): of the same.
 
         Returns:
             What the flow lacks around the face (`(batch, h, w, 2)`, normalized coordinates, at 1/4 of the networks'
             resolution), and the logits of confidence and of visibility there (both `(batch, 1, h, w)`).
         """
-        refined = self.refiner(self.refiner_input(sources, landmark_images, known.flow)).float()  # B x 4 x 64 x 64
-        residual_flow = FLOW_UNIT * refined[:, :2].permute(0, 2, 3, 1)
-        return residual_flow, refined[:, 2:3], refined[:, 3:]
+        return self.refiner(self.refiner_input(sources, landmark_images, flow), motions)
 
     def refiner_input(self, sources: FsthSources, landmark_images, flow) -> torch.Tensor:
         """What the refiner sees of `flow` (`(batch, height, width, 2)`), of [`~SourceSkips.refine`]'s arguments."""
@@ -343,7 +310,7 @@ class SourceSkips(nn.Module):
         flat, known, similarity, size = chosen.sources, chosen.known, chosen.similarity, landmark_images.shape[-1]
         batch, num_portraits = similarity.shape
         landmark_images = landmark_images.repeat_interleave(num_portraits, dim=0)  # BK x ...
-        residual_flow, confidence, visibility = self.refine(flat, landmark_images, known)
+        residual_flow, confidence, visibility = self.refine(flat, landmark_images, known.flow, chosen.motions)
         residual_flow = resize_flow(residual_flow, size, size)
         flow = known.flow + residual_flow * (1 - known.exactness)  # BK x 256 x 256 x 2
         # portraits are trusted until training says otherwise

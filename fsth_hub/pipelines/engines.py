@@ -106,11 +106,11 @@ class Fusing(nn.Module):
         super().__init__()
         self.skips = skips
 
-    def forward(self, drawing, flow, exactness, shade, similarity, *sources):
+    def forward(self, drawing, flow, exactness, shade, motions, similarity, *sources):
         features = sources[len(SOURCES) :]
         sources = FsthSources(**dict(zip(SOURCES, sources, strict=False)), features=features)
         known = PortraitFlow(flow, exactness, shade)
-        fused = self.skips.fuse(ChosenSources(sources, known, similarity, None), drawing)
+        fused = self.skips.fuse(ChosenSources(sources, known, motions, similarity, None), drawing)
         made = fused.composition
         # as it was before it got the dimension of portraits: a view of what is read elsewhere comes out wrong
         return fused.images, fused.gain, made.flow.flatten(0, 1), made.shares, *fused.features
@@ -156,9 +156,8 @@ def compiled_generator(generator: FsthGenerator, fall_back: bool) -> FsthGenerat
     def fuse(chosen: ChosenSources, drawing) -> FusedSources:
         known, sources, count = chosen.known, chosen.sources, chosen.similarity.shape[1]
         maps = [getattr(sources, name) for name in SOURCES]
-        results = fusing(
-            drawing, known.flow, known.exactness, known.shade, chosen.similarity, *maps, *sources.features
-        )
+        looked = known.flow, known.exactness, known.shade, chosen.motions
+        results = fusing(drawing, *looked, chosen.similarity, *maps, *sources.features)
         images, gain, flow, shares, *features = results
         composition = Composition(
             chosen=chosen.chosen,
