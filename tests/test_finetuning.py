@@ -145,7 +145,7 @@ def test_shut_eyes_stay_as_they_were(monkeypatch):
 
     def forgotten(weight: float) -> float:
         monkeypatch.setattr(rehearsal, "WEIGHT", weight)
-        options = {"steps": 20, "learning_rate": 5e-3, "adversarial_weight": 0.0}
+        options = {"steps": 20, "learning_rate": 2e-3, "adversarial_weight": 0.0}
         tuned = tune(1, given, **options)
         assert all("rehearsal" in entry for entry in tuned.history[1:])
         monkeypatch.setattr(rehearsal, "WEIGHT", 1.0)
