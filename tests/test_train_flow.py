@@ -100,14 +100,25 @@ def run(pretrained, tmp_path, monkeypatch):
     return train
 
 
-def test_what_is_learned_is_saved_on_the_way(run, monkeypatch):
+def weights_of(folder) -> dict[str, torch.Tensor]:
+    return {name: tensor.half() for name, tensor in load_file(folder / "generator" / "model.safetensors").items()}
+
+
+def test_what_is_learned_is_saved_on_the_way(run, pretrained, monkeypatch):
     def killed(*args, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_flow.FlowLearner, "forward", after(2, train_flow.FlowLearner.forward, killed))
     with pytest.raises(KeyboardInterrupt):
-        run()
-    FsthGenerator.from_pretrained(run.folder / "model" / "generator")
+        run(learning_rate=1)
+    before, after_two = (weights_of(folder) for folder in (pretrained, run.folder / "model"))
+    assert any(not torch.equal(before[name], after_two[name]) for name in before)
+
+
+def test_where_nothing_helps_the_model_is_as_it_was(run, pretrained):
+    run(validation_shards=run.shards, learning_rate=1e4, num_pairs=16)
+    before, left = (weights_of(folder) for folder in (pretrained, run.folder / "model"))
+    assert all(torch.equal(before[name], left[name]) for name in before)
 
 
 def test_pairs_are_worked_out_once(run, pretrained, tmp_path, monkeypatch):

@@ -4,10 +4,10 @@
 
 Landmarks say nothing of hair, neck and shoulders; how they go with the head is learned here, from what is missing in
 the landmarks' flow to that which dense inverse search (Kroeger et al., ECCV 2016) measures between portrait and frame.
-The pairs of frames are worked out once (`pairs*.safetensors` in the output folder: a tenth of a second and 150 kB each
-at a network size of 128, four times that at 256) and seen many times, as the refiner learns hundreds of them a second.
-meta_train.py, which trains it along with everything else, through the picture alone, goes on from what this script
-saves in `model`. Needs opencv-python besides what meta_train.py needs.
+The pairs of frames are worked out once (`pairs*.safetensors` in the output folder: a twentieth of a second of one core
+and 160 kB each at a network size of 128, four times the room at 256) and seen many times, as the refiner learns
+hundreds of them a second. meta_train.py, which trains it along with everything else, through the picture alone, goes
+on from what this script saves in `model`. Needs opencv-python besides what meta_train.py needs.
 """
 
 import argparse
@@ -248,6 +248,8 @@ def main(argv=None):
 
     best = validate()
     accelerator.print(json.dumps({"step": 0, "validation": best}))
+    if accelerator.is_main_process:
+        save_networks(args.output_dir / "model", embedder, generator, discriminator)
     started, seen = time.monotonic(), np.zeros(2)
     for step in range(1, args.max_steps + 1):
         rows = torch.randint(len(pairs["weight"]), (args.batch_size,), generator=sampler)
