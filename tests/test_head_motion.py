@@ -7,9 +7,11 @@ import torch
 
 from fsth_hub.models.configuration_fsth import FsthConfig
 from fsth_hub.models.flow_refiner import FlowRefiner
-from fsth_hub.models.head_motion import NUM_MOTIONS, head_motions, head_pose
+from fsth_hub.models.head_motion import NUM_MOTIONS, head_motions
+from fsth_hub.models.head_motion import head_pose as head_pose_of
 from fsth_hub.models.landmark_flow import pixel_grid
 from fsth_hub.models.source_skips import SourceSkips
+from fsth_hub.models.triangulation import skull_map
 from testing_utils.faces import face as face_points
 
 
@@ -19,6 +21,10 @@ AFFINE, SIMILARITY, STILL, POSE = 0, 1, 2, slice(3, None)
 
 def face(**pose) -> torch.Tensor:
     return torch.from_numpy(face_points(**pose))[None]
+
+
+def head_pose(driving, source):
+    return head_pose_of(driving, source, skull_map(driving, source))
 
 
 def moved(points: torch.Tensor, matrix: torch.Tensor, shift=(0.0, 0.0)) -> torch.Tensor:

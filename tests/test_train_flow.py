@@ -140,6 +140,8 @@ def test_pairs_are_worked_out_once(run, pretrained, tmp_path, monkeypatch):
     save_file(weights, file, {"format": "pt"})
     run(max_steps=1, seed=1, pretrained=other)  # what its refiner sees is something else
     assert len(measured) == 18
+    run(max_steps=1, seed=1, pretrained=other, image_size=2 * SIZE)
+    assert len(measured) == 24
 
 
 def test_pairs_that_were_not_all_saved_are_none(run, monkeypatch):

@@ -58,10 +58,10 @@ def parse_args(argv=None):
     parser.add_argument("--pretrained", type=Path, required=True, help="folder of networks; all but the refiner stays")
     parser.add_argument("--output_dir", type=Path, required=True, help="for pairs and `model`, the three networks")
     parser.add_argument("--image_size", type=int, default=256, help="side of the training frames in pixels")
-    parser.add_argument("--num_pairs", type=int, default=16_000, help="pairs of frames to work out, of all processes")
+    parser.add_argument("--num_pairs", type=int, default=32_000, help="pairs of frames to work out, of all processes")
     parser.add_argument("--batch_size", type=int, default=64, help="pairs per process and step")
-    parser.add_argument("--learning_rate", type=float, default=5e-4, help="AdamW; falls linearly to nothing")
-    parser.add_argument("--max_steps", type=int, default=4000)
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="AdamW; falls linearly to nothing")
+    parser.add_argument("--max_steps", type=int, default=1000)
     parser.add_argument("--log_every", type=int, default=100, help="steps between lines, validations and savings")
     parser.add_argument("--num_workers", type=int, default=2, help="data loading processes")
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="bf16")
@@ -147,9 +147,11 @@ def sample_pairs(clips: list[ClipRecord], count: int, seed: tuple[int, ...]) -> 
 
 def compute_pairs(dataset: FlowDataset, keys: list[EpisodeKey], num_workers: int, file: Path) -> dict:
     """The pairs as four tensors, of `file` if it has just these, otherwise worked out and saved there."""
-    encoder = b"".join(tensor.numpy().tobytes() for tensor in dataset.skips.encoder.state_dict().values())
-    identity = repr([clip.key for clip in dataset.episodes.clips]) + repr(keys) + hashlib.sha256(encoder).hexdigest()
-    metadata = {"sha256": hashlib.sha256(identity.encode()).hexdigest()}
+    clips, encoder = dataset.episodes.clips, dataset.skips.encoder.state_dict().values()
+    identity = hashlib.sha256(repr((dataset.episodes.image_size, keys, [clip.key for clip in clips])).encode())
+    for array in (*(clip.landmarks for clip in clips), *(tensor.numpy() for tensor in encoder)):
+        identity.update(array.tobytes())
+    metadata = {"sha256": identity.hexdigest()}
     if file.exists():
         with safe_open(file, "pt") as saved:
             if saved.metadata() == metadata:

@@ -1,5 +1,5 @@
-"""The blocks that embedder, generator and discriminator are built of (arXiv 1905.08233, section 3.2), and in the end
-two of all that is not the paper's.
+"""The blocks that embedder, generator and discriminator are built of (arXiv 1905.08233, section 3.2), and at the end
+two that what is not the paper's is built of.
 
 Shapes in comments are those of the paper preset.
 """

@@ -3,7 +3,7 @@
 Under an affine camera each point of a rigid head moves as one affine map says, and besides by its depth times one
 vector that is the same for all (plane and parallax; Koenderink and van Doorn 1991). Neck and shoulders go along in
 part, and the rest stays. So a place answers to the movement of the head in its own way, but linearly: a network that
-says how each place does (`source_skips.py`) has only to see what a place is, hair or shoulder, and never how far a
+says how each place does (`flow_refiner.py`) has only to see what a place is, hair or shoulder, and never how far a
 head moved. It learns that from far fewer people than flow itself, and what it says moves nothing where no head moves.
 """
 
@@ -36,8 +36,8 @@ def head_motions(driving, source, flow, image_size: int) -> torch.Tensor:
         numbers of [`head_pose`], so much to the right, and so much down.
     """
     driving, source = (points.float() * 2 / image_size - 1 for points in (driving, source))
-    middle, middle_source, affine = skull_map(driving, source)
-    similarity, pose = head_pose(driving, source)
+    middle, middle_source, affine = skull = skull_map(driving, source)
+    similarity, pose = head_pose(driving, source, skull)
     offset = pixel_grid(*flow.shape[1:3], flow.device).flatten(0, 1) - middle  # B x hw x 2
 
     def flow_of(matrix):
@@ -50,12 +50,13 @@ def head_motions(driving, source, flow, image_size: int) -> torch.Tensor:
     return torch.cat([places, constant], dim=1)  # B x 19 x h x w x 2
 
 
-def head_pose(driving, source) -> tuple[torch.Tensor, torch.Tensor]:
+def head_pose(driving, source, skull: tuple) -> tuple[torch.Tensor, torch.Tensor]:
     """
     How a head moved from a frame to a portrait, by the points that do not move on the skull.
 
     Args:
         driving, source (`torch.Tensor` of shape `(batch, 78, 2)`): normalized coordinates.
+        skull (`tuple`): of [`skull_map`].
 
     Returns:
         The similarity that fits it best, a matrix to be multiplied from the right (`(batch, 2, 2)`), and as numbers
@@ -63,12 +64,11 @@ def head_pose(driving, source) -> tuple[torch.Tensor, torch.Tensor]:
         how far nose and chin are from where the skull's affine map has them, by which turning and nodding are seen,
         and the jaw.
     """
-    middle, middle_source, affine = skull_map(driving, source)
+    middle, middle_source, affine = skull
     a, b = driving[:, RIGID] - middle, source[:, RIGID] - middle_source  # B x 21 x 2
     turned = torch.stack([-a[..., 1], a[..., 0]], dim=-1)
-    along, across = ((a * b).sum(dim=(1, 2)), (turned * b).sum(dim=(1, 2)))  # B
-    lengths = a.square().sum(dim=(1, 2))
-    along, across = along / lengths, across / lengths
+    # the turn and scale that take a nearest to b: multiplication by a complex number
+    along, across = ((axis * b).sum(dim=(1, 2)) / a.square().sum(dim=(1, 2)) for axis in (a, turned))  # B
     matrix = torch.stack([along, across, -across, along], dim=-1).unflatten(-1, (2, 2))
     scale = torch.log(torch.hypot(along, across).clamp(min=1e-2))
     parallax = [
