@@ -110,11 +110,11 @@ def test_refiner_mixes_the_motions():
 
 
 def test_frames_follow_what_the_refiner_says():
-    """Told to follow the skull, what is around the face is warped by its map, and the face as the landmarks say."""
+    """What is around the face follows the skull or rests, as it is told, and the face goes as the landmarks say."""
     config = FsthConfig(image_size=64, base_channels=8, max_channels=16, embedding_dim=16)
     skips = SourceSkips(config).eval()
     driving = face(scale=0.13, centre=(32, 35))
-    source = (driving - 32) @ turned(0.1) + 32
+    source = (driving - 32) @ turned(0.1) + 32 + torch.tensor([3.0, 0.0])
     pictures = torch.rand(1, 1, 3, 64, 64) * 2 - 1
     with torch.no_grad():
         skips.refiner.head.weight.zero_()
@@ -123,9 +123,14 @@ def test_frames_follow_what_the_refiner_says():
         before = skips(sources, pictures[:, 0], driving).composition.flow[0]
         skips.refiner.head.bias[AFFINE] = 1
         after = skips(sources, pictures[:, 0], driving).composition.flow[0]
+        skips.refiner.head.bias[AFFINE], skips.refiner.head.bias[STILL] = 0, 1
+        still = skips(sources, pictures[:, 0], driving).composition.flow[0]
     grid = pixel_grid(64, 64, "cpu")
-    expected = (grid @ turned(0.1) - grid)[None]
+    expected = (grid @ turned(0.1) - grid + torch.tensor([3 / 32, 0.0]))[None]
     corner = (slice(None), slice(4, 10), slice(4, 10))
     torch.testing.assert_close(after[corner], expected[corner], atol=2e-3, rtol=0)
     assert (before[corner] - expected[corner]).abs().max() > 0.02
-    torch.testing.assert_close(after[:, 36, 32], before[:, 36, 32], atol=1e-4, rtol=0)  # the nose
+    torch.testing.assert_close(still[corner], torch.zeros_like(expected[corner]), atol=2e-3, rtol=0)
+    nose = (slice(None), 36, 32)
+    torch.testing.assert_close(still[nose], before[nose], atol=1e-4, rtol=0)
+    assert before[nose].norm() > 0.05
