@@ -27,7 +27,7 @@ from training.evaluation.reenactment import (
     source_frames,
     warped_portrait,
 )
-from training.evaluation.report import BEGIN, END, UNMOVED, WARP
+from training.evaluation.report import BEGIN, DRIVER, END, UNMOVED, WARP
 
 
 STEP = 20  # of brightness from frame to frame, and so 5 pixels to the right for the detector
@@ -261,7 +261,8 @@ def test_portraits_are_driven_by_clips(run, model, tmp_path):
     measured = results["portraits"]["paintings"]
     assert measured["left_out"] == ["b.png"] and list(measured["people"]) == ["a.png"]
     methods = measured["people"]["a.png"]["portraits"]["1"]
-    assert list(methods) == [UNMOVED, WARP, "tiny FF"] and list(results["portraits"]["list"]["people"]) == ["d.png"]
+    assert list(methods) == [DRIVER, UNMOVED, WARP, "tiny FF"]
+    assert list(results["portraits"]["list"]["people"]) == ["d.png"]
     assert len({m["frames"] for m in methods.values()}) == 1 and 12 <= methods[WARP]["frames"] <= 15
     assert methods[UNMOVED]["csim"] == pytest.approx(1) and 0 < methods["tiny FF"]["csim"] < 1
     assert (
@@ -269,6 +270,7 @@ def test_portraits_are_driven_by_clips(run, model, tmp_path):
     )  # one face, always the same
     text = (output / "evaluation.md").read_text()
     assert "Portraits *paintings*: 1 pictures" in text and "No face was found in b.png." in text
+    assert f"| 1 | {DRIVER} | 1 | – |" in text
     assert "--portraits paintings=paintings --portraits list=list.txt --drivers driver.mp4 --max_portraits 2" in text
     with Image.open(output / "paintings.jpg") as sheet:  # portrait, landmarks, warp, model; two frames of one picture
         assert sheet.width == 4 * SIZE and 2 * SIZE < sheet.height < 3 * SIZE

@@ -20,7 +20,7 @@ from training.evaluation.expression import (
     mouth_openings,
     mouths,
 )
-from training.evaluation.portraits import PortraitReenactment
+from training.evaluation.portraits import Motion, PortraitReenactment
 from training.evaluation.reenactment import CrossReenactment, Instruments, SelfReenactment
 
 
@@ -181,7 +181,8 @@ def test_tasks_measure_the_expression_over_frames_that_show_one(kind):
         task = CrossReenactment(clip_of("ann"), [clip_of("bob"), clip_of("cid")], 4, instruments)
         assert len(task.targets) == 4 and len(task.extras) > 12
     else:
-        motion = [None, *clip_of("bob").landmarks]
+        landmarks = clip_of("bob").landmarks
+        motion = Motion([None, *landmarks], [None, *(landmarks + face()) / 2])
         task = PortraitReenactment(np.zeros((SIZE, SIZE, 3), np.uint8), face(), [motion], instruments)
         assert len(task.targets) > 12 and len(task.extras) == 0
         assert mouth_openings(task.targets[task.shown[0]]) == pytest.approx(0.4, abs=0.02)
@@ -191,3 +192,7 @@ def test_tasks_measure_the_expression_over_frames_that_show_one(kind):
     assert measured["frames"] == len(drawn) and task.rest == pytest.approx(0.3, abs=0.01)
     for key in ("mouth_slope", "eyes_slope", "blink"):
         assert measured[key] == pytest.approx(0.5, abs=0.02)
+    if kind == "portraits":  # a detector that sees half of the driver's movement
+        driver = task.measure_driver()
+        assert driver["frames"] == len(drawn) and "csim" not in driver
+        assert [driver[key] for key in ("mouth_slope", "eyes_slope", "blink")] == pytest.approx([0.5] * 3, abs=0.02)

@@ -51,7 +51,7 @@ from training.evaluation.reenactment import (
     unmoved_portrait,
     warped_portrait,
 )
-from training.evaluation.report import RESULTS, UNMOVED, WARP, check_markers, render, save_strip, strip_path
+from training.evaluation.report import DRIVER, RESULTS, UNMOVED, WARP, check_markers, render, save_strip, strip_path
 
 
 def parse_args(argv=None):
@@ -307,6 +307,7 @@ def measure_portraits(args, results: dict, pipe: FsthPipeline, methods: dict, in
             portrait, own = found
             person = measured["people"].setdefault(picture.name, {PortraitReenactment.name: {}})
             task = PortraitReenactment(portrait, own, motions, instruments)
+            person[task.name].setdefault("1", {})[DRIVER] = task.measure_driver()
             name = f"{group}/{picture.name}"
             measure_tasks(args.output_dir, results, person, name, [task], methods, 1, ([portrait], own[None]))
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,10 +49,18 @@ def files_hash(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def read_motion(pipe: FsthPipeline, driver: Path) -> list[np.ndarray | None]:
-    """The landmarks of a clip as [`~FsthPipeline.drive`] follows them."""
+class Motion(NamedTuple):
+    """Landmarks of a clip's frames (78 x 2, pixels), `None` where there is no face: as [`~FsthPipeline.drive`] follows
+    them, and as the detector sees them."""
+
+    followed: list[np.ndarray | None]
+    seen: list[np.ndarray | None]
+
+
+def read_motion(pipe: FsthPipeline, driver: Path) -> Motion:
     driving = pipe.read_driving(driver, num_frames=DRIVER_FRAMES)
-    return close_blinks(smooth_clip(driving.landmarks, driving.fps), driving.fps)
+    followed = close_blinks(smooth_clip(driving.landmarks, driving.fps), driving.fps)
+    return Motion(followed, list(driving.landmarks))
 
 
 def read_portrait(pipe: FsthPipeline, path: Path) -> tuple[np.ndarray, np.ndarray] | None:
@@ -65,15 +74,17 @@ class PortraitReenactment:
 
     name, real_title = "portraits", None
 
-    def __init__(self, portrait: np.ndarray, own: np.ndarray, motions: list[list], instruments: Instruments):
+    def __init__(self, portrait: np.ndarray, own: np.ndarray, motions: list[Motion], instruments: Instruments):
         self.instruments = instruments
         self.identity = instruments.identity(portrait, instruments.look([portrait], [own])[0])
-        self.real, self.extras, self.targets, wanted = [], [], [], []
+        self.real, self.extras, self.targets, self.seen, wanted = [], [], [], [], []
         for motion in motions:
-            adapt = MotionAdapter(own, motion[pick_reference(own, motion)])
-            asked = np.stack([adapt(points) for points in motion])
+            adapt = MotionAdapter(own, motion.followed[pick_reference(own, motion.followed)])
+            asked = np.stack([adapt(points) for points in motion.followed])
             between = spread(0, len(asked), min(NUM_SPREAD, len(asked)))
-            self.targets += list(asked[sorted({*extreme_frames(asked), *between})])
+            chosen = sorted({*extreme_frames(asked), *between})
+            self.targets += list(asked[chosen])
+            self.seen += [None if motion.seen[index] is None else adapt(motion.seen[index]) for index in chosen]
             wanted.append(asked)
         self.rest = float(np.median(eye_openings(np.concatenate(wanted))))
         targets = np.stack(self.targets)
@@ -84,3 +95,8 @@ class PortraitReenactment:
         found, identity = self.instruments.faces(fake, self.targets)
         csim = float((identity @ self.identity).mean())
         return count_faces(found) | {"csim": csim} | delivered(self.targets, found, self.rest)
+
+    def measure_driver(self) -> dict:
+        """What of the expression arrives in the driver's own frames: less than all where the detector does not see a
+        shut eye as shut, and blinks are led to their end."""
+        return count_faces(self.seen) | delivered(self.targets, self.seen, self.rest)

@@ -14,7 +14,7 @@ from fsth_hub.models.errors import FsthError
 
 
 RESULTS = "evaluation.json"
-UNMOVED, WARP = "unmoved portrait", "warp by landmarks"
+UNMOVED, WARP, DRIVER = "unmoved portrait", "warp by landmarks", "driver's own frames"
 BEGIN, END = "<!-- evaluation:begin -->", "<!-- evaluation:end -->"
 RESAMPLES = 10_000
 HEADER_HEIGHT = 28  # of a grid's column titles, pixels
@@ -101,7 +101,7 @@ class Report:
     def methods(self, task: str, shots: str) -> list[str]:
         """Baselines, then each model feed-forward and fine-tuned, as they were measured."""
         found = {method for person in self.people.values() for method in person[task].get(shots, {})}
-        order = [UNMOVED, WARP]
+        order = [UNMOVED, DRIVER, WARP]
         for name in self.results["settings"]["models"]:
             order += variants(name)
         return [method for method in order if method in found]
@@ -211,7 +211,8 @@ class Report:
             missing = f" No face was found in {', '.join(measured['left_out'])}." if measured["left_out"] else ""
             parts += [
                 f"Portraits *{group}*: {len(measured['people'])} pictures driven by clips in relative motion; CSIM is "
-                f"to the portrait.{missing}",
+                f"to the portrait. *{DRIVER.capitalize()}* is what the detector sees of the expression there, blinks "
+                f"that it sees half and that are led to their end included.{missing}",
                 report.means("portraits", PORTRAIT_MEASURES),
                 report.differences("portraits", PORTRAIT_MEASURES),
             ]
