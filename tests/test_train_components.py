@@ -140,6 +140,21 @@ def test_one_network_can_be_trained_alone_from_what_there_is(train):
     assert changed == {"mouth"}
 
 
+def test_discriminators_learn_at_a_rate_of_their_own(train):
+    first = train("first", max_steps=1)
+    options = {
+        "pretrained": first / "model",
+        "max_steps": 1,
+        "adversarial_start": 0,
+        "learning_rate": 1e-2,
+        "fall": False,
+    }
+    runs = [train("alike", **options), train("faster", discriminator_learning_rate=1, **options)]
+    for name, same in (("facial_components", True), ("component_discriminators", False)):
+        alike, faster = (load_file(run / "model" / name / "model.safetensors") for run in runs)
+        assert all(torch.equal(alike[key], faster[key]) for key in alike) == same
+
+
 def test_components_learn_what_the_warp_lacks(train, monkeypatch):
     """Open mouths are red inside, which no portrait shows."""
     batch_of = ComponentCrops.batch

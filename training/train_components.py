@@ -69,6 +69,7 @@ def parse_args(argv=None):
     add("--mouth_still_share", type=float, default=0.4, help="of the mouths that are stills")
     add("--eye_still_share", type=float, default=0.15, help="of the eyes that are stills, which hardly ever are shut")
     add("--learning_rate", type=float, default=4e-4, help="of generators and discriminators")
+    add("--discriminator_learning_rate", type=float, help="where the discriminators' is another")
     add(
         "--fall",
         action=switch,
@@ -172,8 +173,10 @@ def main(argv=None):
     discriminators = discriminators.to(device, memory_format=torch.channels_last)
     average = AveragedModel(learner, multi_avg_fn=moving_average(args.ema_decay)).requires_grad_(False).eval()
     vgg = VGGFeatures(load_weights(args.vgg)).to(device, memory_format=torch.channels_last)
+    rates = args.learning_rate, args.discriminator_learning_rate or args.learning_rate
     optimizers = [
-        torch.optim.AdamW(m.parameters(), args.learning_rate, (0.5, 0.99)) for m in (learner, discriminators)
+        torch.optim.AdamW(module.parameters(), rate, (0.5, 0.99))
+        for module, rate in zip((learner, discriminators), rates, strict=True)
     ]
     everything = {"components": learner, "discriminators": discriminators, "average": average}
     states = dict(zip(("components_optimizer", "discriminators_optimizer"), optimizers, strict=True))
@@ -205,9 +208,9 @@ def main(argv=None):
     for step in range(first_step, args.max_steps + 1):
         progress = max(step / args.max_steps, minutes / args.max_minutes if args.max_minutes else 1)
         fallen = min(1.0, max(0.0, (progress - FALL_FROM) / (1 - FALL_FROM))) if args.fall else 0.0
-        for optimizer in optimizers:
+        for optimizer, rate in zip(optimizers, rates, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * min(1, step / 100) * (1 - fallen) + 1e-6
+                group["lr"] = rate * min(1, step / 100) * (1 - fallen) + 1e-6
         adversarial = step > args.adversarial_start
         terms, discriminator_terms, generated = {}, [], {}
         for network in trained:
