@@ -211,8 +211,8 @@ class Report:
             missing = f" No face was found in {', '.join(measured['left_out'])}." if measured["left_out"] else ""
             parts += [
                 f"Portraits *{group}*: {len(measured['people'])} pictures driven by clips in relative motion; CSIM is "
-                f"to the portrait. *{DRIVER.capitalize()}* is what the detector sees of the expression there, blinks "
-                f"that it sees half and that are led to their end included.{missing}",
+                f"to the portrait. *{DRIVER.capitalize()}* is what the detector sees of the expression in the "
+                f"driver's frames: less than 1 where a blink that it sees half is led to its end.{missing}",
                 report.means("portraits", PORTRAIT_MEASURES),
                 report.differences("portraits", PORTRAIT_MEASURES),
             ]
