@@ -68,8 +68,8 @@ def parse_args(argv=None):
     add("--eye_batch_size", type=int, default=12, help="eyes per process and step; 0 leaves them as they are")
     add("--mouth_still_share", type=float, default=0.4, help="of the mouths that are stills")
     add("--eye_still_share", type=float, default=0.15, help="of the eyes that are stills, which hardly ever are shut")
-    add("--learning_rate", type=float, default=4e-4, help="of generators and discriminators")
-    add("--discriminator_learning_rate", type=float, help="where the discriminators' is another")
+    add("--learning_rate", type=float, default=4e-4, help="of the generators")
+    add("--discriminator_learning_rate", type=float, help="by default that of the generators")
     add(
         "--fall",
         action=switch,
@@ -87,7 +87,10 @@ def parse_args(argv=None):
     add("--keep_checkpoints", type=int, default=2)
     add("--log_every", type=int, default=50)
     add("--seed", type=int, default=0)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.discriminator_learning_rate is None:
+        args.discriminator_learning_rate = args.learning_rate
+    return args
 
 
 class ComponentLearner(nn.Module):
@@ -173,7 +176,7 @@ def main(argv=None):
     discriminators = discriminators.to(device, memory_format=torch.channels_last)
     average = AveragedModel(learner, multi_avg_fn=moving_average(args.ema_decay)).requires_grad_(False).eval()
     vgg = VGGFeatures(load_weights(args.vgg)).to(device, memory_format=torch.channels_last)
-    rates = args.learning_rate, args.discriminator_learning_rate or args.learning_rate
+    rates = args.learning_rate, args.discriminator_learning_rate
     optimizers = [
         torch.optim.AdamW(module.parameters(), rate, (0.5, 0.99))
         for module, rate in zip((learner, discriminators), rates, strict=True)
