@@ -165,11 +165,16 @@ def test_components_are_saved_and_loaded_with_a_pipeline(tmp_path):
 
 
 def test_discriminators_score_patches_and_know_their_condition():
-    discriminators = FsthComponentDiscriminators(tiny_components().config).eval()
-    crops, warped, masks = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32), torch.rand(2, 2, 32, 32)
-    scores, features = discriminators("mouth", crops, warped, masks)
-    assert scores.shape == (2, 1, 4, 4) and len(features) == 4
-    assert not torch.allclose(scores, discriminators("mouth", crops, warped, 1 - masks)[0])
+    config = FsthComponentsConfig(**tiny_components().config.to_diff_dict() | {"activation_channels": (4, 5, 6, 7)})
+    discriminators = FsthComponentDiscriminators(config).eval()
+    activations = [torch.rand(2, count, side, side) for count, side in ((4, 32), (5, 16), (6, 8), (7, 4))]
+    warped, masks = torch.rand(2, 3, 32, 32), torch.rand(2, 2, 32, 32)
+    scores = discriminators("mouth", activations, warped, masks)
+    assert [patches.shape for patches in scores] == [(2, 1, side, side) for side in (8, 8, 8, 4)]
+    brighter = discriminators("mouth", [100 * maps for maps in activations], warped, masks)
+    condition = discriminators("mouth", activations, warped, 1 - masks)
+    for patches, alike, unlike in zip(scores, brighter, condition, strict=True):
+        assert torch.allclose(patches, alike, atol=1e-4) and not torch.allclose(patches, unlike, atol=1e-2)
 
 
 def test_alignments_invert():

@@ -19,6 +19,9 @@ from training.data.component_dataset import list_stills
 from training.data.dataset import read_index
 
 
+BUNDLED = ROOT / "fsth_hub" / "checkpoints" / "small"
+
+
 def write_vgg(path: Path, in_use: int = 5) -> Path:
     torch.manual_seed(0)
     heads = {f"lin{level}.weight": torch.full((1, 2, 1, 1), 0.5) for level in range(in_use)}
@@ -81,8 +84,7 @@ def dry_run(stage: str, packed: Path, out: Path) -> subprocess.CompletedProcess:
         "ACCELERATE_USE_CPU": "true",
         "ADVERSARIAL_START": "0",
     }
-    start = ROOT / "fsth_hub" / "checkpoints" / "small"
-    command = ["bash", ROOT / "training" / "gpu.sh", stage, packed, start, out, "0"]
+    command = ["bash", ROOT / "training" / "gpu.sh", stage, packed, BUNDLED, out, "0"]
     return subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
 
 
@@ -100,6 +102,10 @@ def test_the_script_trains_and_leaves_few_small_files(packed, tmp_path, stage):
     assert names == networks.get(stage, {"embedder", "generator", "discriminator"})
     if stage == "components":
         assert json.loads((tmp_path / "out" / "log.jsonl").read_text())["step"] == 1
+        start, model = (
+            load_file(folder / "facial_components" / "model.safetensors") for folder in (BUNDLED, tmp_path / "model")
+        )
+        assert all((model[key] - start[key]).abs().max() < 0.01 for key in start)  # gone on from what there was
 
 
 def test_an_unknown_stage_is_refused(packed, tmp_path):

@@ -21,7 +21,7 @@ case $stage in
 components)
     batch=${BATCH:-192}
     resume=()
-    [ -d "$start/component_discriminators" ] && resume=(--pretrained "$start")
+    [ -d "$start/facial_components" ] && resume=(--pretrained "$start")
     "$python" training/train_components.py "$pack/shards" --stills "$pack/stills" --vgg "$pack/vgg.safetensors" \
         --output_dir "$run" --mouth_batch_size "$batch" --eye_batch_size "$batch" --max_steps 1000000 \
         --adversarial_start "${ADVERSARIAL_START:-300}" --save_every "${SAVE_EVERY:-500}" --log_every 20 \

@@ -4,8 +4,8 @@
     accelerate launch training/train_components.py SHARDS ...                        # all GPUs of a machine
 
 A step trains both networks on a batch of their own: first against pixels and LPIPS alone, then against their
-discriminators too. What is sampled depends on seed, step and rank alone, and a run goes on with --resume. The
-networks, as moving averages, are in OUTPUT_DIR/model.
+discriminators too, which judge the activations that LPIPS compares. What is sampled depends on seed, step and rank
+alone, and a run goes on with --resume. The networks, as moving averages, are in OUTPUT_DIR/model.
 """
 
 import argparse
@@ -28,8 +28,7 @@ from torch.optim.swa_utils import AveragedModel
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
 from fsth_hub.finetuning.components import perceptual_loss, pixel_loss
-from fsth_hub.finetuning.feature_networks import VGGFeatures, load_weights
-from fsth_hub.finetuning.losses import adversarial_loss, discriminator_loss, feature_matching_loss
+from fsth_hub.finetuning.feature_networks import VGGFeatures, load_weights, lpips_distance
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.facial_components import FsthComponentDiscriminators, FsthComponentsConfig, FsthFacialComponents
 from training.checkpoints import (
@@ -48,8 +47,10 @@ from training.data.component_dataset import ComponentCrops
 NETWORKS = ("mouth", "eye")
 NUM_VALIDATION, VALIDATION_STILLS = 96, 0.25  # crops of each network, and the share of stills among them
 NUM_SHOWN = 14
+NUM_JUDGED = 4  # stages of the VGG16 that the discriminators judge: the fifth sees hardly more than the whole crop
 FALL_FROM = 0.6  # of the steps, after which the rate falls
-WINDOW = 2 / 3  # of a crop's side, at random: what LPIPS sees of it in one step
+WINDOW = 2 / 3, 5 / 6  # of a crop's height and width, at random: what LPIPS and discriminators see of it in one step
+AROUND = 0.05  # what a patch counts for that shows nothing of the opening, one that shows nothing else having 1
 
 
 def parse_args(argv=None):
@@ -68,8 +69,7 @@ def parse_args(argv=None):
     add("--eye_batch_size", type=int, default=12, help="eyes per process and step; 0 leaves them as they are")
     add("--mouth_still_share", type=float, default=0.4, help="of the mouths that are stills")
     add("--eye_still_share", type=float, default=0.15, help="of the eyes that are stills, which hardly ever are shut")
-    add("--learning_rate", type=float, default=4e-4, help="of the generators")
-    add("--discriminator_learning_rate", type=float, help="by default that of the generators")
+    add("--learning_rate", type=float, default=4e-4)
     add(
         "--fall",
         action=switch,
@@ -78,19 +78,16 @@ def parse_args(argv=None):
     )
     add("--ema_decay", type=float, default=0.998, help="of the averaged networks")
     add("--adversarial_start", type=int, default=2000, help="pixels and LPIPS alone up to and including this step")
-    add("--pixel_weight", type=float, default=2.0, help="of the mean absolute difference")
-    add("--lpips_weight", type=float, default=4.0)
-    add("--adversarial_weight", type=float, default=0.15)
-    add("--feature_matching_weight", type=float, default=1.0)
+    add("--pixel_weight", type=float, default=10.0, help="of the mean absolute difference")
+    add("--inside_weight", type=float, default=0.2, help="of pixels within lips and lids, those around having 1")
+    add("--lpips_weight", type=float, default=2.0)
+    add("--adversarial_weight", type=float, default=0.1)
     add("--mixed_precision", choices=["no", "bf16"], default="bf16")
     add("--save_every", type=int, default=500, help="steps between checkpoints and validations")
     add("--keep_checkpoints", type=int, default=2)
     add("--log_every", type=int, default=50)
     add("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    if args.discriminator_learning_rate is None:
-        args.discriminator_learning_rate = args.learning_rate
-    return args
+    return parser.parse_args(argv)
 
 
 class ComponentLearner(nn.Module):
@@ -116,9 +113,36 @@ def moving_average(decay: float):
     return update
 
 
-def window_of(crops: torch.Tensor, corner: tuple[int, int], window: int) -> torch.Tensor:
-    top, left = corner
-    return crops[..., top : top + window, left : left + window]
+def sample_window(rng: np.random.Generator, size: int) -> tuple[slice, slice]:
+    """Rows and columns of crops of this size, in multiples of 16."""
+    sides = [math.ceil(size * share / 16) * 16 for share in WINDOW]
+    corner = [int(rng.integers(size - side + 1)) for side in sides]
+    return tuple(slice(first, first + side) for first, side in zip(corner, sides, strict=True))
+
+
+def mean_loss(loss, openings: torch.Tensor, *scores: list[torch.Tensor]) -> torch.Tensor:
+    """
+    The mean over all patches and stages of what `loss` makes of their scores: patches at an opening count more, for
+    around it the warped portrait is as real as can be.
+
+    Args:
+        openings (`torch.Tensor` of shape `(batch, 1, height, width)`): 0 to 1.
+        scores (`list[torch.Tensor]`): of [`FsthComponentDiscriminators`], a list for each argument of `loss`.
+    """
+    total = 0.0
+    for stage in zip(*scores, strict=True):
+        weights = AROUND + F.adaptive_avg_pool2d(openings, stage[0].shape[-2:])
+        total = total + (loss(*(patches.float() for patches in stage)) * weights).sum() / weights.sum()
+    return total / len(scores[0])
+
+
+def hinge(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    return F.relu(1 - real) + F.relu(1 + fake)
+
+
+def activations_of(vgg: VGGFeatures, crops: torch.Tensor) -> list[torch.Tensor]:
+    """The last of each stage, which LPIPS compares and the discriminators judge."""
+    return vgg(crops.contiguous(memory_format=torch.channels_last), last=True)[1]
 
 
 @torch.no_grad()
@@ -161,6 +185,7 @@ def main(argv=None):
 
     # networks
     set_seed(args.seed)
+    vgg = VGGFeatures(load_weights(args.vgg)).to(device, memory_format=torch.channels_last)
     if args.pretrained:
         components = FsthFacialComponents.from_pretrained(args.pretrained / "facial_components", dtype=torch.float32)
     else:
@@ -169,17 +194,17 @@ def main(argv=None):
     if folder and folder.exists():
         discriminators = FsthComponentDiscriminators.from_pretrained(folder, dtype=torch.float32)
     else:  # a pipeline has none
-        discriminators = FsthComponentDiscriminators(components.config)
+        changes = {"activation_channels": [head.shape[1] for head in vgg.heads][:NUM_JUDGED]}
+        config = FsthComponentsConfig(**components.config.to_diff_dict() | changes)
+        discriminators = FsthComponentDiscriminators(config)
+    num_judged = len(discriminators.config.activation_channels)
     still_shares = {"mouth": args.mouth_still_share, "eye": args.eye_still_share}
     trained = [network for network in components.config.networks if batch_sizes[network]]
     learner = ComponentLearner(components).to(device, memory_format=torch.channels_last)
     discriminators = discriminators.to(device, memory_format=torch.channels_last)
     average = AveragedModel(learner, multi_avg_fn=moving_average(args.ema_decay)).requires_grad_(False).eval()
-    vgg = VGGFeatures(load_weights(args.vgg)).to(device, memory_format=torch.channels_last)
-    rates = args.learning_rate, args.discriminator_learning_rate
     optimizers = [
-        torch.optim.AdamW(module.parameters(), rate, (0.5, 0.99))
-        for module, rate in zip((learner, discriminators), rates, strict=True)
+        torch.optim.AdamW(module.parameters(), args.learning_rate, (0.5, 0.99)) for module in (learner, discriminators)
     ]
     everything = {"components": learner, "discriminators": discriminators, "average": average}
     states = dict(zip(("components_optimizer", "discriminators_optimizer"), optimizers, strict=True))
@@ -211,50 +236,50 @@ def main(argv=None):
     for step in range(first_step, args.max_steps + 1):
         progress = max(step / args.max_steps, minutes / args.max_minutes if args.max_minutes else 1)
         fallen = min(1.0, max(0.0, (progress - FALL_FROM) / (1 - FALL_FROM))) if args.fall else 0.0
-        for optimizer, rate in zip(optimizers, rates, strict=True):
+        for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate * min(1, step / 100) * (1 - fallen) + 1e-6
-        adversarial = step > args.adversarial_start
-        terms, discriminator_terms, generated = {}, [], {}
+                group["lr"] = args.learning_rate * min(1, step / 100) * (1 - fallen) + 1e-6
+        terms, judged = {}, {}
         for network in trained:
             rng = np.random.default_rng([args.seed, step, rank, NETWORKS.index(network)])
             batch = crops[network].batch(rng, batch_sizes[network], still_shares[network])
-            window = math.ceil(sizes[network] * WINDOW / 16) * 16
-            corner = tuple(rng.integers(sizes[network] - window + 1, size=2).tolist())
+            rows, columns = sample_window(rng, sizes[network])
+            seen = {name: x[..., rows, columns] for name, x in batch.items()}
+            openings, condition = seen["masks"][:, :1], (seen["warped"], seen["masks"])
             with accelerator.autocast():
                 fake = learner(network, batch)
-                seen = (window_of(crops, corner, window) for crops in (fake, batch["images"]))
+                with torch.no_grad():
+                    real_activations = activations_of(vgg, seen["images"])
+                activations = activations_of(vgg, fake[..., rows, columns])
+                pixel = pixel_loss(fake, batch["images"], batch["masks"], args.inside_weight)
                 own = {
-                    "pixel": args.pixel_weight * pixel_loss(fake, batch["images"], batch["masks"]),
-                    "lpips": args.lpips_weight * perceptual_loss(vgg, *seen),
+                    "pixel": args.pixel_weight * pixel,
+                    "lpips": args.lpips_weight * lpips_distance(activations, real_activations, vgg.heads),
                 }
-                if adversarial:
-                    condition = batch["warped"], batch["masks"]
+                if step > args.adversarial_start:
                     bare["discriminators"].requires_grad_(False)
-                    scores, features = discriminators(network, fake, *condition)
-                    with torch.no_grad():
-                        _, wanted = discriminators(network, batch["images"], *condition)
-                    own["adversarial"] = args.adversarial_weight * adversarial_loss(scores)
-                    own["matching"] = args.feature_matching_weight * feature_matching_loss(features, wanted)
+                    scores = discriminators(network, activations[:num_judged], *condition)
+                    own["adversarial"] = args.adversarial_weight * mean_loss(torch.neg, openings, scores)
                     bare["discriminators"].requires_grad_(True)
             terms |= {f"{network}_{name}": term for name, term in own.items()}
-            generated[network] = (batch, fake.detach())
+            both = [torch.cat([real, fake.detach()]) for real, fake in zip(real_activations, activations, strict=True)]
+            judged[network] = both[:num_judged], condition, openings
         accelerator.backward(sum(terms.values()))
         accelerator.clip_grad_norm_(learner.parameters(), 1.0)
         optimizers[0].step()
         optimizers[0].zero_grad()
         average.update_parameters(bare["learner"])
-        if adversarial:
-            for network, (batch, fake) in generated.items():
-                with accelerator.autocast():
-                    condition = batch["warped"], batch["masks"]
-                    real_scores, _ = discriminators(network, batch["images"], *condition)
-                    fake_scores, _ = discriminators(network, fake, *condition)
-                    discriminator_terms.append(discriminator_loss(real_scores, fake_scores))
-                terms[f"{network}_discriminator"] = discriminator_terms[-1]
-            accelerator.backward(sum(discriminator_terms))
-            optimizers[1].step()
-            optimizers[1].zero_grad()
+        # discriminators: real and generated at once, for every pass advances the power iteration
+        discriminator_terms = {}
+        for network, (both, condition, openings) in judged.items():
+            with accelerator.autocast():
+                scores = discriminators(network, both, *(part.repeat(2, 1, 1, 1) for part in condition))
+            real, fake = zip(*(patches.chunk(2) for patches in scores), strict=True)
+            discriminator_terms[f"{network}_discriminator"] = mean_loss(hinge, openings, real, fake)
+        accelerator.backward(sum(discriminator_terms.values()))
+        optimizers[1].step()
+        optimizers[1].zero_grad()
+        terms |= discriminator_terms
 
         names = list(terms)
         own = [terms[name].detach().float() for name in names]

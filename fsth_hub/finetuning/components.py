@@ -26,19 +26,22 @@ OTHER_SHARE = 0.5  # of the pairs whose source is another portrait, where there 
 MAX_OPENINGS = {"mouth": 0.45, "eye": 0.4}  # that are made up, see `part_openings`
 NEAR = 0.1  # how unlike those of the portraits an opening is that no portrait teaches
 PIXEL_WEIGHT, LPIPS_WEIGHT, KEEP_WEIGHT = 2.0, 4.0, 10.0
-INSIDE_WEIGHT = 2.0  # of pixels within lips and lids, over those around
+INSIDE_WEIGHT = 3.0  # of pixels within lips and lids, those around having 1
 NUM_HELD_OUT = 8  # of each network
 
 
-def pixel_loss(fake: torch.Tensor, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+def pixel_loss(
+    fake: torch.Tensor, images: torch.Tensor, masks: torch.Tensor, inside_weight: float = INSIDE_WEIGHT
+) -> torch.Tensor:
     """
-    Mean absolute difference of crops (B x 3 x S x S), within lips and lids more than around.
+    Mean absolute difference of crops (B x 3 x S x S).
 
     Args:
         masks (`torch.Tensor` of shape `(batch, 2, S, S)`): of [`part_masks`].
+        inside_weight (`float`, *optional*, defaults to 3): of pixels within lips and lids, those around having 1.
     """
     inside = masks.amax(dim=1, keepdim=True)
-    return ((fake - images).abs() * (1 + INSIDE_WEIGHT * inside)).mean()
+    return ((fake - images).abs() * (1 + (inside_weight - 1) * inside)).mean()
 
 
 def perceptual_loss(vgg: VGGFeatures, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,8 @@ class FsthComponentsConfig(PreTrainedConfig):
         mouth_size, eye_size (`int`, *optional*, default to 96 and 64): side of the aligned crops, a multiple of 8.
         mouth_channels, eye_channels (`list[int]`, *optional*): at 1/2, 1/4 and 1/8 of the crop; multiples of 8.
         num_middle_blocks (`int`, *optional*, defaults to 3): convolutions at the lowest resolution.
-        discriminator_channels (`int`, *optional*, defaults to 48): after the first layer, doubled by the next two.
+        discriminator_channels (`int`, *optional*, defaults to 48): at the first stage, twice as many at the others.
+        activation_channels (`list[int]`, *optional*): of the stages that discriminators judge; by default of VGG16.
     """
 
     model_type = "fsth_components"
@@ -51,6 +52,7 @@ class FsthComponentsConfig(PreTrainedConfig):
     eye_channels: list[int] | tuple[int, ...] = (32, 64, 128)
     num_middle_blocks: int = 3
     discriminator_channels: int = 48
+    activation_channels: list[int] | tuple[int, ...] = (64, 128, 256, 512)
 
     def validate_networks(self):
         unknown = sorted(set(self.networks) - {part.network for part in PARTS.values()})
@@ -258,47 +260,70 @@ def limit_blue(residuals: torch.Tensor, crops: torch.Tensor, whites: torch.Tenso
     return residuals + mask * (limited - made)
 
 
-class ComponentDiscriminator(nn.Module):
-    """A patch discriminator, conditioned on what the generator was given."""
+class StageDiscriminator(nn.Module):
+    """Scores patches of one stage's activations, conditioned on what the generator was given."""
 
-    def __init__(self, channels: int):
+    def __init__(self, in_channels: int, channels: int, stage: int):
         super().__init__()
-        widths = [3 + 3 + NUM_MASKS, channels, 2 * channels, 4 * channels]
+        # scores are at 1/4 of the crop's resolution, or at the stage's own if that is lower
+        halves = [stage < 1, stage < 2]
+        widths = [in_channels + 3 + NUM_MASKS, channels, channels]
         self.blocks = nn.ModuleList(
-            spectral_norm(nn.Conv2d(i, o, 4, stride=2, padding=1))
-            for i, o in zip(widths[:-1], widths[1:], strict=True)
+            spectral_norm(nn.Conv2d(i, o, 4 if half else 3, stride=2 if half else 1, padding=1))
+            for i, o, half in zip(widths[:-1], widths[1:], halves, strict=True)
         )
-        self.blocks.append(spectral_norm(nn.Conv2d(widths[-1], widths[-1], 3, padding=1)))
-        self.head = spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1))
+        self.head = spectral_norm(nn.Conv2d(channels, 1, 3, padding=1))
 
-    def forward(self, x):
-        features = []
+    def forward(self, activations, condition):
+        # of one size, whichever stage they are of
+        scale = activations.float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp(min=1e-6)
+        condition = F.interpolate(condition, activations.shape[-2:], mode="area")
+        x = torch.cat([activations / scale, condition], dim=1).contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             x = F.leaky_relu(block(x), 0.2)
-            features.append(x)
-        return self.head(x), features
+        return self.head(x)
+
+
+class ComponentDiscriminator(nn.Module):
+    """
+    Tells real crops from generated ones by what a frozen network, which has learned to see, makes of them: each of its
+    stages is judged by itself (projected GAN, arXiv 2111.01007). A discriminator that has to learn to see too never
+    tells teeth from a soft band on as few crops as these (training/LOG.md, entry 27).
+    """
+
+    def __init__(self, activation_channels: list[int] | tuple[int, ...], channels: int):
+        super().__init__()
+        self.stages = nn.ModuleList(
+            StageDiscriminator(count, channels * min(stage + 1, 2), stage)
+            for stage, count in enumerate(activation_channels)
+        )
+
+    def forward(self, activations, condition):
+        return [judge(maps, condition) for judge, maps in zip(self.stages, activations, strict=True)]
 
 
 class FsthComponentDiscriminators(FsthPreTrainedModel):
-    """The discriminators of mouth and eyes, for training and fine-tuning alone."""
+    """The discriminators of mouth and eyes, for training alone."""
 
     config_class = FsthComponentsConfig
 
     def __init__(self, config: FsthComponentsConfig):
         super().__init__(config)
         for network in config.networks:
-            self.add_module(network, ComponentDiscriminator(config.discriminator_channels))
+            self.add_module(network, ComponentDiscriminator(config.activation_channels, config.discriminator_channels))
         self.post_init()
 
-    def forward(self, network: str, crops, warped, masks) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def forward(self, network: str, activations, warped, masks) -> list[torch.Tensor]:
         """
         Args:
             network (`str`): `"mouth"` or `"eye"`.
-            crops, warped (`torch.Tensor` of shape `(batch, 3, size, size)`): real or generated crops, and warped ones.
-            masks (`torch.Tensor` of shape `(batch, 2, size, size)`): of [`part_masks`].
+            activations (`Sequence` of `torch.Tensor` of shape `(batch, channels, h, w)`):
+                What the frozen network makes of real or generated crops, one of each of its stages, the first as large
+                as the crops and each of the others half as large.
+            warped (`torch.Tensor` of shape `(batch, 3, height, width)`): the warped crops, in [-1, 1].
+            masks (`torch.Tensor` of shape `(batch, 2, height, width)`): of [`part_masks`].
 
         Returns:
-            Scores of patches (`(batch, 1, size / 8, size / 8)`, unbounded) and the blocks' outputs.
+            `list` of `torch.Tensor` of shape `(batch, 1, h, w)`: unbounded scores of patches, of each stage.
         """
-        x = torch.cat([crops, warped, masks], dim=1).contiguous(memory_format=torch.channels_last)
-        return getattr(self, network)(x)
+        return getattr(self, network)(activations, torch.cat([warped, masks], dim=1))
