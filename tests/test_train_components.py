@@ -155,6 +155,14 @@ def test_patches_at_an_opening_count_most():
     assert loss.item() == pytest.approx(2 * (1 - within))
 
 
+def test_generators_hear_their_discriminators_which_learn_nothing_from_it(train):
+    options = {"max_steps": 1, "adversarial_start": 0, "learning_rate": 1e-2, "fall": False}
+    runs = [train(f"run{weight}", adversarial_weight=weight, **options) for weight in (0, 10)]
+    for name, same in (("facial_components", False), ("component_discriminators", True)):
+        deaf, hearing = (load_file(run / "model" / name / "model.safetensors") for run in runs)
+        assert all(torch.equal(deaf[key], hearing[key]) for key in deaf) == same
+
+
 def test_components_learn_what_the_warp_lacks(train, monkeypatch):
     """Open mouths are red inside, which no portrait shows."""
     batch_of = ComponentCrops.batch
