@@ -287,8 +287,8 @@ class StageDiscriminator(nn.Module):
 class ComponentDiscriminator(nn.Module):
     """
     Tells real crops from generated ones by what a frozen network, which has learned to see, makes of them: each of its
-    stages is judged by itself (projected GAN, arXiv 2111.01007). A discriminator that has to learn to see too never
-    tells teeth from a soft band on as few crops as these (training/LOG.md, entry 27).
+    stages is judged by itself (projected GAN, arXiv 2111.01007). One that has to learn to see too takes far longer to
+    tell teeth from a soft band (training/LOG.md, entries 26 and 27).
     """
 
     def __init__(self, activation_channels: list[int] | tuple[int, ...], channels: int):
