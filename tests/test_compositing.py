@@ -129,6 +129,33 @@ def test_figure_moves_and_background_stays():
     assert apart(frames[1], frames[2])[~background].mean() > 5
 
 
+def head_at_the_border(top: float) -> np.ndarray:
+    """A matte of a head of a fifth of the side whose top is so much of the side below the upper border."""
+    rows, columns = (np.mgrid[:SEEN, :SEEN] + 0.5) / SEEN - [[[0.0]], [[0.5]]]
+    return np.clip((0.2 - np.hypot(columns, rows - 0.2 - top)) * SEEN + 0.5, 0, 1).astype(np.float32)
+
+
+def test_a_head_that_the_upper_border_cuts_is_rounded_off_as_it_comes_down():
+    cut, whole = (head_at_the_border(top) for top in (-0.04, 0.0))
+    frames = {}
+    for name, matte, down in (("cut", cut, 0.1), ("whole", whole, 0.06)):
+        crop = np.uint8(np.rint(200 - 150 * cv2.resize(matte, (256, 256))))[..., None].repeat(3, axis=2)
+        composition = still()
+        composition.flow[..., 1] = -2 * down
+        (frames[name],) = Compositor([crop], [matte], 256)(composition)
+    assert frames["whole"][:13].min() > 190 and frames["whole"][20, 128, 0] < 60  # where its top is
+    assert frames["cut"][:13].min() > 190 and frames["cut"][20, 128, 0] < 60
+    assert apart(frames["cut"], frames["whole"]).mean() < 2
+
+
+def test_a_head_that_the_upper_border_cuts_has_no_streaks_above():
+    crop, composition = picture(256, cells=64), still()
+    composition.flow[..., 1] = -2 * 24 / 256
+    (frame,) = Compositor([crop], [np.ones_like(disc())], 256)(composition)
+    assert apart(frame[1:24], crop[23:0:-1]).mean() < 1  # its own mirror image
+    assert apart(frame[1:24], frame[:23]).mean() > 5
+
+
 def test_residual_is_added_at_the_frames_own_size():
     composition = still()
     composition.residual[:, 0, : SEEN // 2] = 0.2

@@ -21,6 +21,8 @@ from ..models.source_skips import Composition
 MAX_DONORS = 8  # portraits that fill the hole behind a figure, besides the first one
 MAX_LAYERS = 8  # portraits whose layers are kept; a frame takes four at most
 MIN_SHARE = 0.02  # of a portrait anywhere in a frame, below which it is left out
+# Of the side: how far at most a head goes on above the upper border that cuts it, its radius, and how soft hair ends.
+CROWN, HEAD_RADIUS, SOFT = 0.12, 0.22, 0.02
 
 
 class Compositor:
@@ -77,6 +79,7 @@ class Compositor:
         for number in used:
             figure, plate = self._layers_of(int(composition.chosen[0, number]))
             places = cv2.resize(flows[number], (self.size, self.size)) * (self.size / 2) + self._places
+            places[..., 1] += len(figure) - self.size
             frame = cv2.remap(figure, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)  # S x S x 4
             alpha = frame[..., 3].clip(0, 1)
             frame = frame[..., :3].copy()
@@ -142,8 +145,8 @@ class Compositor:
         region += (1 - shade) * denormalize(cavity)
 
     def _layers_of(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The premultiplied figure of a portrait with its matte (S x S x 4 float32, 0 to 255 and 0 to 1), and its
-        plate (S x S x 3 float32)."""
+        """The premultiplied figure of a portrait with its matte, of [`with_crown`], and its plate (S x S x 3 float32,
+        0 to 255)."""
         layers = self._layers.pop(index, None)  # several threads may draw the same person
         if layers is None:
             layers = self._make_layers(index)
@@ -163,13 +166,40 @@ class Compositor:
         plate = np.ascontiguousarray(denormalize(plate.permute(1, 2, 0).numpy()))
         matte = mattes[position, ..., None]
         figure = self._resized(index) - (1 - matte) * plate
-        return np.concatenate([figure, matte], axis=2).astype(np.float32), plate
+        return with_crown(np.concatenate([figure, matte], axis=2).astype(np.float32)), plate
 
     def _resized(self, index: int) -> np.ndarray:
         crop = self.crops[index]
         if len(crop) == self.size:
             return crop
         return np.asarray(Image.fromarray(crop).resize((self.size, self.size), Image.Resampling.BICUBIC))
+
+
+def with_crown(figure: np.ndarray) -> np.ndarray:
+    """
+    A figure with what lies above the border, for when the head comes down: where the border cuts it, it goes on as its
+    own mirror image and is rounded off. Repeated, as the other borders are, hair would stand up in streaks.
+
+    Args:
+        figure: S x S x 4 float32, premultiplied RGB from 0 to 255 and a matte from 0 to 1.
+
+    Returns:
+        (C + S) x S x 4 float32, `C` being `CROWN` of S.
+    """
+    size = len(figure)
+    height, radius = round(CROWN * size), HEAD_RADIUS * size
+    columns = np.arange(size)
+    outside = figure[0, :, 3] < 0.5
+    left = columns - np.maximum.accumulate(np.where(outside, columns, -2 * size))
+    right = np.minimum.accumulate(np.where(outside, columns, 3 * size)[::-1])[::-1] - columns
+    half = np.minimum((left + right) / 2, radius)  # of what the border cuts, a chord of the head's circle
+    from_middle = half - np.minimum(np.minimum(left, right), half)
+    top = np.sqrt(radius**2 - from_middle**2) - np.sqrt(radius**2 - half**2)  # S, pixels above the border
+    above = np.arange(height, 0, -1)[:, None]  # C x 1
+    inside = ((top - above) / (top / 2).clip(1, SOFT * size)).clip(0, 1)  # C x S
+    crown = cv2.copyMakeBorder(figure, height, 0, 0, 0, cv2.BORDER_REFLECT_101)
+    crown[:height] *= inside[..., None]
+    return crown
 
 
 def _check_finite(values: np.ndarray) -> None:
