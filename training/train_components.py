@@ -13,6 +13,7 @@ import json
 import math
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that 
 
 from fsth_hub.finetuning.components import perceptual_loss, pixel_loss
 from fsth_hub.finetuning.feature_networks import VGGFeatures, load_weights, lpips_distance
+from fsth_hub.finetuning.losses import hinge
 from fsth_hub.models.errors import FsthError
 from fsth_hub.models.facial_components import FsthComponentDiscriminators, FsthComponentsConfig, FsthFacialComponents
 from training.checkpoints import (
@@ -136,13 +138,70 @@ def mean_loss(loss, openings: torch.Tensor, *scores: list[torch.Tensor]) -> torc
     return total / len(scores[0])
 
 
-def hinge(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    return F.relu(1 - real) + F.relu(1 + fake)
-
-
 def activations_of(vgg: VGGFeatures, crops: torch.Tensor) -> list[torch.Tensor]:
     """The last of each stage, which LPIPS compares and the discriminators judge."""
     return vgg(crops.contiguous(memory_format=torch.channels_last), last=True)[1]
+
+
+def load_networks(args, vgg: VGGFeatures) -> tuple[FsthFacialComponents, FsthComponentDiscriminators]:
+    """What training starts from, in float32."""
+    if args.pretrained:
+        components = FsthFacialComponents.from_pretrained(args.pretrained / "facial_components", dtype=torch.float32)
+    else:
+        components = FsthFacialComponents(FsthComponentsConfig())
+    folder = args.pretrained and args.pretrained / "component_discriminators"
+    if folder and folder.exists():
+        return components, FsthComponentDiscriminators.from_pretrained(folder, dtype=torch.float32)
+    # a pipeline has none
+    changes = {"activation_channels": [head.shape[1] for head in vgg.heads][:NUM_JUDGED]}
+    config = FsthComponentsConfig(**components.config.to_diff_dict() | changes)
+    return components, FsthComponentDiscriminators(config)
+
+
+@dataclass
+class JudgedCrops:
+    """What the discriminators are given of a batch of one network's crops.
+
+    Args:
+        activations (`list[torch.Tensor]`): of each stage that they judge, real crops before generated ones.
+        condition (`tuple[torch.Tensor, torch.Tensor]`): warped crops and masks, of the real ones alone.
+        openings (`torch.Tensor` of shape `(batch, 1, height, width)`): 0 to 1.
+    """
+
+    activations: list[torch.Tensor]
+    condition: tuple[torch.Tensor, torch.Tensor]
+    openings: torch.Tensor
+
+    def loss(self, network: str, discriminators) -> torch.Tensor:
+        """That of the discriminators. Real and generated are judged at once, for every pass advances the power
+        iteration."""
+        scores = discriminators(network, self.activations, *(part.repeat(2, 1, 1, 1) for part in self.condition))
+        real, fake = zip(*(patches.chunk(2) for patches in scores), strict=True)
+        return mean_loss(hinge, self.openings, real, fake)
+
+
+def generator_terms(
+    args, network: str, batch: dict, window: tuple[slice, slice], learner, vgg, discriminators, num_judged: int, heard
+) -> tuple[dict[str, torch.Tensor], JudgedCrops]:
+    """The terms of a generator's loss on a batch, weighted, the discriminators' if they are heard, and what they are
+    to learn from."""
+    seen = {name: x[..., window[0], window[1]] for name, x in batch.items()}
+    openings, condition = seen["masks"][:, :1], (seen["warped"], seen["masks"])
+    fake = learner(network, batch)
+    with torch.no_grad():
+        real_activations = activations_of(vgg, seen["images"])
+    activations = activations_of(vgg, fake[..., window[0], window[1]])
+    terms = {
+        "pixel": args.pixel_weight * pixel_loss(fake, batch["images"], batch["masks"], args.inside_weight),
+        "lpips": args.lpips_weight * lpips_distance(activations, real_activations, vgg.heads),
+    }
+    if heard:
+        discriminators.requires_grad_(False)
+        scores = discriminators(network, activations[:num_judged], *condition)
+        terms["adversarial"] = args.adversarial_weight * mean_loss(torch.neg, openings, scores)
+        discriminators.requires_grad_(True)
+    both = [torch.cat([real, fake.detach()]) for real, fake in zip(real_activations, activations, strict=True)]
+    return terms, JudgedCrops(both[:num_judged], condition, openings)
 
 
 @torch.no_grad()
@@ -186,17 +245,7 @@ def main(argv=None):
     # networks
     set_seed(args.seed)
     vgg = VGGFeatures(load_weights(args.vgg)).to(device, memory_format=torch.channels_last)
-    if args.pretrained:
-        components = FsthFacialComponents.from_pretrained(args.pretrained / "facial_components", dtype=torch.float32)
-    else:
-        components = FsthFacialComponents(FsthComponentsConfig())
-    folder = args.pretrained and args.pretrained / "component_discriminators"
-    if folder and folder.exists():
-        discriminators = FsthComponentDiscriminators.from_pretrained(folder, dtype=torch.float32)
-    else:  # a pipeline has none
-        changes = {"activation_channels": [head.shape[1] for head in vgg.heads][:NUM_JUDGED]}
-        config = FsthComponentsConfig(**components.config.to_diff_dict() | changes)
-        discriminators = FsthComponentDiscriminators(config)
+    components, discriminators = load_networks(args, vgg)
     num_judged = len(discriminators.config.activation_channels)
     still_shares = {"mouth": args.mouth_still_share, "eye": args.eye_still_share}
     trained = [network for network in components.config.networks if batch_sizes[network]]
@@ -243,39 +292,30 @@ def main(argv=None):
         for network in trained:
             rng = np.random.default_rng([args.seed, step, rank, NETWORKS.index(network)])
             batch = crops[network].batch(rng, batch_sizes[network], still_shares[network])
-            rows, columns = sample_window(rng, sizes[network])
-            seen = {name: x[..., rows, columns] for name, x in batch.items()}
-            openings, condition = seen["masks"][:, :1], (seen["warped"], seen["masks"])
+            window = sample_window(rng, sizes[network])
             with accelerator.autocast():
-                fake = learner(network, batch)
-                with torch.no_grad():
-                    real_activations = activations_of(vgg, seen["images"])
-                activations = activations_of(vgg, fake[..., rows, columns])
-                pixel = pixel_loss(fake, batch["images"], batch["masks"], args.inside_weight)
-                own = {
-                    "pixel": args.pixel_weight * pixel,
-                    "lpips": args.lpips_weight * lpips_distance(activations, real_activations, vgg.heads),
-                }
-                if step > args.adversarial_start:
-                    bare["discriminators"].requires_grad_(False)
-                    scores = discriminators(network, activations[:num_judged], *condition)
-                    own["adversarial"] = args.adversarial_weight * mean_loss(torch.neg, openings, scores)
-                    bare["discriminators"].requires_grad_(True)
+                own, judged[network] = generator_terms(
+                    args,
+                    network,
+                    batch,
+                    window,
+                    learner,
+                    vgg,
+                    discriminators,
+                    num_judged,
+                    step > args.adversarial_start,
+                )
             terms |= {f"{network}_{name}": term for name, term in own.items()}
-            both = [torch.cat([real, fake.detach()]) for real, fake in zip(real_activations, activations, strict=True)]
-            judged[network] = both[:num_judged], condition, openings
         accelerator.backward(sum(terms.values()))
         accelerator.clip_grad_norm_(learner.parameters(), 1.0)
         optimizers[0].step()
         optimizers[0].zero_grad()
         average.update_parameters(bare["learner"])
-        # discriminators: real and generated at once, for every pass advances the power iteration
-        discriminator_terms = {}
-        for network, (both, condition, openings) in judged.items():
-            with accelerator.autocast():
-                scores = discriminators(network, both, *(part.repeat(2, 1, 1, 1) for part in condition))
-            real, fake = zip(*(patches.chunk(2) for patches in scores), strict=True)
-            discriminator_terms[f"{network}_discriminator"] = mean_loss(hinge, openings, real, fake)
+        with accelerator.autocast():
+            discriminator_terms = {
+                f"{network}_discriminator": crops_of_it.loss(network, discriminators)
+                for network, crops_of_it in judged.items()
+            }
         accelerator.backward(sum(discriminator_terms.values()))
         optimizers[1].step()
         optimizers[1].zero_grad()

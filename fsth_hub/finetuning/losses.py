@@ -27,9 +27,14 @@ def content_loss(fake_features: Sequence[torch.Tensor], real_features: Sequence[
     return sum(F.l1_loss(fake.float(), real.float()) for fake, real in zip(fake_features, real_features, strict=True))
 
 
+def hinge(real_scores: torch.Tensor, fake_scores: torch.Tensor) -> torch.Tensor:
+    """Of each of the unbounded scores, of any shape, which both must have."""
+    return F.relu(1 - real_scores) + F.relu(1 + fake_scores)
+
+
 def discriminator_loss(real_scores: torch.Tensor, fake_scores: torch.Tensor) -> torch.Tensor:
     """L_DSC, the hinge loss on unbounded scores (B): a sigmoid before it would stop the discriminator's learning."""
-    return F.relu(1 - real_scores.float()).mean() + F.relu(1 + fake_scores.float()).mean()
+    return hinge(real_scores.float(), fake_scores.float()).mean()
 
 
 def adversarial_loss(fake_scores: torch.Tensor) -> torch.Tensor:
