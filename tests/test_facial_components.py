@@ -169,10 +169,13 @@ def test_discriminators_score_patches_and_know_their_condition():
     discriminators = FsthComponentDiscriminators(config).eval()
     activations = [torch.rand(2, count, side, side) for count, side in ((4, 32), (5, 16), (6, 8), (7, 4))]
     warped, masks = torch.rand(2, 3, 32, 32), torch.rand(2, 2, 32, 32)
-    scores = discriminators("mouth", activations, warped, masks)
+    scores, found = discriminators("mouth", activations, warped, masks)
     assert [patches.shape for patches in scores] == [(2, 1, side, side) for side in (8, 8, 8, 4)]
-    brighter = discriminators("mouth", [100 * maps for maps in activations], warped, masks)
-    condition = discriminators("mouth", activations, warped, 1 - masks)
+    brighter, found_brighter = discriminators("mouth", [100 * maps for maps in activations], warped, masks)
+    condition, found_elsewhere = discriminators("mouth", activations, warped, 1 - masks)
+    # what a crop shows is found in the crop alone
+    assert found.shape == (2, 2, 16, 16) and torch.equal(found, found_elsewhere) and found.std() > 0.01
+    assert torch.allclose(found, found_brighter, atol=1e-4)
     for patches, alike, unlike in zip(scores, brighter, condition, strict=True):
         assert torch.allclose(patches, alike, atol=1e-4) and not torch.allclose(patches, unlike, atol=1e-2)
 

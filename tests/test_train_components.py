@@ -155,9 +155,21 @@ def test_patches_at_an_opening_count_most():
     assert loss.item() == pytest.approx(2 * (1 - within))
 
 
-def test_generators_hear_their_discriminators_which_learn_nothing_from_it(train):
+def test_what_is_not_where_it_was_asked_for_costs():
+    masks = torch.zeros(1, 2, 8, 8)
+    masks[..., 2:6, 2:6] = 1
+    found = 20 * (2 * masks[..., ::2, ::2] - 1)  # logits, at half the resolution
+    assert train_components.segmentation_loss(found, masks).item() < 1e-6
+    closed = found.clone()
+    closed[:, 0] = -20
+    assert train_components.segmentation_loss(closed, masks).item() == pytest.approx(20 * (4 / 16) / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("heard", ["adversarial", "segmentation"])
+def test_generators_hear_their_discriminators_which_learn_nothing_from_it(train, heard):
     options = {"max_steps": 1, "adversarial_start": 0, "learning_rate": 1e-2, "fall": False}
-    runs = [train(f"run{weight}", adversarial_weight=weight, **options) for weight in (0, 10)]
+    options |= {"adversarial_weight": 0, "segmentation_weight": 0}
+    runs = [train(f"run{weight}", **options | {f"{heard}_weight": weight}) for weight in (0, 10)]
     for name, same in (("facial_components", False), ("component_discriminators", True)):
         deaf, hearing = (load_file(run / "model" / name / "model.safetensors") for run in runs)
         assert all(torch.equal(deaf[key], hearing[key]) for key in deaf) == same
@@ -177,5 +189,6 @@ def test_components_learn_what_the_warp_lacks(train, monkeypatch):
     run = train("learning", **options, learning_rate=3e-3, ema_decay=0.8, mouth_batch_size=8)
     entries = log_of(run)
     assert entries[-1]["mouth_pixel"] < 0.7 * entries[0]["mouth_pixel"]
+    assert entries[-1]["mouth_segmentation_of_real"] < 0.6 * entries[0]["mouth_segmentation_of_real"]
     validation = json.loads((run / "validation.jsonl").read_text())
     assert validation["mouth_pixel"] < 0.8 * validation["mouth_pixel_warped"]

@@ -84,6 +84,7 @@ def parse_args(argv=None):
     add("--inside_weight", type=float, default=0.7, help="of pixels within lips and lids, those around having 1")
     add("--lpips_weight", type=float, default=3.0)
     add("--adversarial_weight", type=float, default=0.1)
+    add("--segmentation_weight", type=float, default=3.0, help="of opening, lips and iris where the masks have them")
     add("--mixed_precision", choices=["no", "bf16"], default="bf16")
     add("--save_every", type=int, default=500, help="steps between checkpoints and validations")
     add("--keep_checkpoints", type=int, default=2)
@@ -138,6 +139,11 @@ def mean_loss(loss, openings: torch.Tensor, *scores: list[torch.Tensor]) -> torc
     return total / len(scores[0])
 
 
+def segmentation_loss(found: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the logits of masks (B x 2 x h x w) and the masks (B x 2 x H x W, 0 to 1)."""
+    return F.binary_cross_entropy_with_logits(found.float(), F.interpolate(masks, found.shape[-2:], mode="area"))
+
+
 def activations_of(vgg: VGGFeatures, crops: torch.Tensor) -> list[torch.Tensor]:
     """The last of each stage, which LPIPS compares and the discriminators judge."""
     return vgg(crops.contiguous(memory_format=torch.channels_last), last=True)[1]
@@ -160,7 +166,7 @@ def load_networks(args, vgg: VGGFeatures) -> tuple[FsthFacialComponents, FsthCom
 
 @dataclass
 class JudgedCrops:
-    """What the discriminators are given of a batch of one network's crops.
+    """What a discriminator is given of a batch of its network's crops.
 
     Args:
         activations (`list[torch.Tensor]`): of each stage that they judge, real crops before generated ones.
@@ -172,12 +178,15 @@ class JudgedCrops:
     condition: tuple[torch.Tensor, torch.Tensor]
     openings: torch.Tensor
 
-    def loss(self, network: str, discriminators) -> torch.Tensor:
-        """That of the discriminators. Real and generated are judged at once, for every pass advances the power
-        iteration."""
-        scores = discriminators(network, self.activations, *(part.repeat(2, 1, 1, 1) for part in self.condition))
+    def terms(self, network: str, discriminators) -> dict[str, torch.Tensor]:
+        """Those of its loss. Real and generated are judged at once, for every pass advances the power iteration."""
+        condition = (part.repeat(2, 1, 1, 1) for part in self.condition)
+        scores, found = discriminators(network, self.activations, *condition)
         real, fake = zip(*(patches.chunk(2) for patches in scores), strict=True)
-        return mean_loss(hinge, self.openings, real, fake)
+        return {
+            "discriminator": mean_loss(hinge, self.openings, real, fake),
+            "segmentation_of_real": segmentation_loss(found.chunk(2)[0], self.condition[1]),
+        }
 
 
 def generator_terms(
@@ -197,8 +206,9 @@ def generator_terms(
     }
     if heard:
         discriminators.requires_grad_(False)
-        scores = discriminators(network, activations[:num_judged], *condition)
+        scores, found = discriminators(network, activations[:num_judged], *condition)
         terms["adversarial"] = args.adversarial_weight * mean_loss(torch.neg, openings, scores)
+        terms["segmentation"] = args.segmentation_weight * segmentation_loss(found, seen["masks"])
         discriminators.requires_grad_(True)
     both = [torch.cat([real, fake.detach()]) for real, fake in zip(real_activations, activations, strict=True)]
     return terms, JudgedCrops(both[:num_judged], condition, openings)
@@ -311,11 +321,11 @@ def main(argv=None):
         optimizers[0].step()
         optimizers[0].zero_grad()
         average.update_parameters(bare["learner"])
+        discriminator_terms = {}
         with accelerator.autocast():
-            discriminator_terms = {
-                f"{network}_discriminator": crops_of_it.loss(network, discriminators)
-                for network, crops_of_it in judged.items()
-            }
+            for network, judged_crops in judged.items():
+                own = judged_crops.terms(network, discriminators)
+                discriminator_terms |= {f"{network}_{name}": term for name, term in own.items()}
         accelerator.backward(sum(discriminator_terms.values()))
         optimizers[1].step()
         optimizers[1].zero_grad()

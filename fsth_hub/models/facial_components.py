@@ -275,20 +275,37 @@ class StageDiscriminator(nn.Module):
         self.head = spectral_norm(nn.Conv2d(channels, 1, 3, padding=1))
 
     def forward(self, activations, condition):
-        # of one size, whichever stage they are of
-        scale = activations.float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp(min=1e-6)
         condition = F.interpolate(condition, activations.shape[-2:], mode="area")
-        x = torch.cat([activations / scale, condition], dim=1).contiguous(memory_format=torch.channels_last)
+        x = torch.cat([activations, condition], dim=1).contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             x = F.leaky_relu(block(x), 0.2)
         return self.head(x)
+
+
+class SegmentationHead(nn.Module):
+    """Finds in crops what [`part_masks`] draws from landmarks, by the activations of all stages."""
+
+    def __init__(self, activation_channels: list[int] | tuple[int, ...], channels: int):
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Conv2d(count, channels, 1) for count in activation_channels)
+        self.block = nn.Conv2d(channels, channels, 3, padding=1)
+        self.head = nn.Conv2d(channels, NUM_MASKS, 3, padding=1)
+
+    def forward(self, activations):
+        size = [side // 2 for side in activations[0].shape[-2:]]
+        total = 0.0
+        for stage, maps in zip(self.stages, activations, strict=True):
+            maps = F.adaptive_avg_pool2d(maps, size) if maps.shape[-1] > size[-1] else maps
+            total = total + F.interpolate(stage(maps), size, mode="bilinear")
+        return self.head(F.relu(self.block(F.relu(total))))  # B x 2 x 48 x 48
 
 
 class ComponentDiscriminator(nn.Module):
     """
     Tells real crops from generated ones by what a frozen network, which has learned to see, makes of them: each of its
     stages is judged by itself (projected GAN, arXiv 2111.01007). One that has to learn to see too takes far longer to
-    tell teeth from a soft band (training/LOG.md, entries 26 and 27).
+    tell teeth from a soft band (training/LOG.md, entries 26 and 27). It finds openings, lips and irises too, so that
+    generators can be held to what was asked for: lips may look real and yet close a mouth (entry 28).
     """
 
     def __init__(self, activation_channels: list[int] | tuple[int, ...], channels: int):
@@ -297,9 +314,14 @@ class ComponentDiscriminator(nn.Module):
             StageDiscriminator(count, channels * min(stage + 1, 2), stage)
             for stage, count in enumerate(activation_channels)
         )
+        self.segmentation = SegmentationHead(activation_channels, channels)
 
     def forward(self, activations, condition):
-        return [judge(maps, condition) for judge, maps in zip(self.stages, activations, strict=True)]
+        # of one size, whichever stage they are of
+        sizes = [maps.float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt() for maps in activations]
+        activations = [maps / size.clamp(min=1e-6) for maps, size in zip(activations, sizes, strict=True)]
+        scores = [judge(maps, condition) for judge, maps in zip(self.stages, activations, strict=True)]
+        return scores, self.segmentation(activations)
 
 
 class FsthComponentDiscriminators(FsthPreTrainedModel):
@@ -313,7 +335,7 @@ class FsthComponentDiscriminators(FsthPreTrainedModel):
             self.add_module(network, ComponentDiscriminator(config.activation_channels, config.discriminator_channels))
         self.post_init()
 
-    def forward(self, network: str, activations, warped, masks) -> list[torch.Tensor]:
+    def forward(self, network: str, activations, warped, masks) -> tuple[list[torch.Tensor], torch.Tensor]:
         """
         Args:
             network (`str`): `"mouth"` or `"eye"`.
@@ -324,6 +346,8 @@ class FsthComponentDiscriminators(FsthPreTrainedModel):
             masks (`torch.Tensor` of shape `(batch, 2, height, width)`): of [`part_masks`].
 
         Returns:
-            `list` of `torch.Tensor` of shape `(batch, 1, h, w)`: unbounded scores of patches, of each stage.
+            Unbounded scores of patches, of each stage (`list` of `torch.Tensor` of shape `(batch, 1, h, w)`), and the
+            logits of the masks that the crops themselves show, at half their resolution (`torch.Tensor` of shape
+            `(batch, 2, height // 2, width // 2)`).
         """
         return getattr(self, network)(activations, torch.cat([warped, masks], dim=1))
