@@ -169,7 +169,7 @@ class JudgedCrops:
     """What a discriminator is given of a batch of its network's crops.
 
     Args:
-        activations (`list[torch.Tensor]`): of each stage that they judge, real crops before generated ones.
+        activations (`list[torch.Tensor]`): of each stage that it judges, real crops before generated ones.
         condition (`tuple[torch.Tensor, torch.Tensor]`): warped crops and masks, of the real ones alone.
         openings (`torch.Tensor` of shape `(batch, 1, height, width)`): 0 to 1.
     """
