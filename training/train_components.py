@@ -166,52 +166,59 @@ def load_networks(args, vgg: VGGFeatures) -> tuple[FsthFacialComponents, FsthCom
 
 @dataclass
 class JudgedCrops:
-    """What a discriminator is given of a batch of its network's crops.
+    """What a discriminator has to learn from a batch of its network's crops.
 
     Args:
         activations (`list[torch.Tensor]`): of each stage that it judges, real crops before generated ones.
         condition (`tuple[torch.Tensor, torch.Tensor]`): warped crops and masks, of the real ones alone.
-        openings (`torch.Tensor` of shape `(batch, 1, height, width)`): 0 to 1.
     """
 
     activations: list[torch.Tensor]
     condition: tuple[torch.Tensor, torch.Tensor]
-    openings: torch.Tensor
 
-    def terms(self, network: str, discriminators) -> dict[str, torch.Tensor]:
-        """Those of its loss. Real and generated are judged at once, for every pass advances the power iteration."""
-        condition = (part.repeat(2, 1, 1, 1) for part in self.condition)
-        scores, found = discriminators(network, self.activations, *condition)
+
+class ComponentLosses:
+    """The weighted terms of generators and discriminators; the networks may be wrapped by Accelerate."""
+
+    def __init__(self, args, learner, discriminators, vgg: VGGFeatures, num_judged: int):
+        self.args, self.learner, self.discriminators, self.vgg = args, learner, discriminators, vgg
+        self.num_judged = num_judged
+
+    def of_generator(
+        self, network: str, batch: dict[str, torch.Tensor], window: tuple[slice, slice], heard: bool
+    ) -> tuple[dict[str, torch.Tensor], JudgedCrops]:
+        """Of a batch of crops; `heard` says whether the discriminators are."""
+        args, (rows, columns) = self.args, window
+        seen = {name: x[..., rows, columns] for name, x in batch.items()}
+        condition = seen["warped"], seen["masks"]
+        fake = self.learner(network, batch)
+        with torch.no_grad():
+            real_activations = activations_of(self.vgg, seen["images"])
+        activations = activations_of(self.vgg, fake[..., rows, columns])
+        terms = {
+            "pixel": args.pixel_weight * pixel_loss(fake, batch["images"], batch["masks"], args.inside_weight),
+            "lpips": args.lpips_weight * lpips_distance(activations, real_activations, self.vgg.heads),
+        }
+        if heard:
+            self.discriminators.requires_grad_(False)
+            scores, found = self.discriminators(network, activations[: self.num_judged], *condition)
+            self.discriminators.requires_grad_(True)
+            terms["adversarial"] = args.adversarial_weight * mean_loss(torch.neg, seen["masks"][:, :1], scores)
+            terms["segmentation"] = args.segmentation_weight * segmentation_loss(found, seen["masks"])
+        both = [torch.cat([real, fake.detach()]) for real, fake in zip(real_activations, activations, strict=True)]
+        return terms, JudgedCrops(both[: self.num_judged], condition)
+
+    def of_discriminator(self, network: str, judged: JudgedCrops) -> dict[str, torch.Tensor]:
+        # real and generated at once, for every pass advances the power iteration
+        warped, masks = judged.condition
+        scores, found = self.discriminators(
+            network, judged.activations, torch.cat([warped] * 2), torch.cat([masks] * 2)
+        )
         real, fake = zip(*(patches.chunk(2) for patches in scores), strict=True)
         return {
-            "discriminator": mean_loss(hinge, self.openings, real, fake),
-            "segmentation_of_real": segmentation_loss(found.chunk(2)[0], self.condition[1]),
+            "discriminator": mean_loss(hinge, masks[:, :1], real, fake),
+            "segmentation_of_real": segmentation_loss(found.chunk(2)[0], masks),
         }
-
-
-def generator_terms(
-    args, network: str, batch: dict, window: tuple[slice, slice], learner, vgg, discriminators, num_judged: int, heard
-) -> tuple[dict[str, torch.Tensor], JudgedCrops]:
-    """The terms of a generator's loss on a batch, weighted, the discriminators' if they are heard, and what they are
-    to learn from."""
-    seen = {name: x[..., window[0], window[1]] for name, x in batch.items()}
-    openings, condition = seen["masks"][:, :1], (seen["warped"], seen["masks"])
-    fake = learner(network, batch)
-    with torch.no_grad():
-        real_activations = activations_of(vgg, seen["images"])
-    activations = activations_of(vgg, fake[..., window[0], window[1]])
-    terms = {
-        "pixel": args.pixel_weight * pixel_loss(fake, batch["images"], batch["masks"], args.inside_weight),
-        "lpips": args.lpips_weight * lpips_distance(activations, real_activations, vgg.heads),
-    }
-    if heard:
-        discriminators.requires_grad_(False)
-        scores, found = discriminators(network, activations[:num_judged], *condition)
-        terms["adversarial"] = args.adversarial_weight * mean_loss(torch.neg, openings, scores)
-        terms["segmentation"] = args.segmentation_weight * segmentation_loss(found, seen["masks"])
-        discriminators.requires_grad_(True)
-    both = [torch.cat([real, fake.detach()]) for real, fake in zip(real_activations, activations, strict=True)]
-    return terms, JudgedCrops(both[:num_judged], condition, openings)
 
 
 @torch.no_grad()
@@ -274,6 +281,7 @@ def main(argv=None):
         rewind_log(args.output_dir / "validation.jsonl", first_step - 1)
     bare = {"learner": learner, "discriminators": discriminators}
     learner, discriminators, *optimizers = accelerator.prepare(learner, discriminators, *optimizers)
+    losses = ComponentLosses(args, learner, discriminators, vgg, num_judged)
 
     # data
     sizes = {network: components.config.size_of(network) for network in trained}
@@ -304,17 +312,7 @@ def main(argv=None):
             batch = crops[network].batch(rng, batch_sizes[network], still_shares[network])
             window = sample_window(rng, sizes[network])
             with accelerator.autocast():
-                own, judged[network] = generator_terms(
-                    args,
-                    network,
-                    batch,
-                    window,
-                    learner,
-                    vgg,
-                    discriminators,
-                    num_judged,
-                    step > args.adversarial_start,
-                )
+                own, judged[network] = losses.of_generator(network, batch, window, step > args.adversarial_start)
             terms |= {f"{network}_{name}": term for name, term in own.items()}
         accelerator.backward(sum(terms.values()))
         accelerator.clip_grad_norm_(learner.parameters(), 1.0)
@@ -323,8 +321,8 @@ def main(argv=None):
         average.update_parameters(bare["learner"])
         discriminator_terms = {}
         with accelerator.autocast():
-            for network, judged_crops in judged.items():
-                own = judged_crops.terms(network, discriminators)
+            for network, crops_of_both in judged.items():
+                own = losses.of_discriminator(network, crops_of_both)
                 discriminator_terms |= {f"{network}_{name}": term for name, term in own.items()}
         accelerator.backward(sum(discriminator_terms.values()))
         optimizers[1].step()

@@ -28,7 +28,7 @@ def content_loss(fake_features: Sequence[torch.Tensor], real_features: Sequence[
 
 
 def hinge(real_scores: torch.Tensor, fake_scores: torch.Tensor) -> torch.Tensor:
-    """Of each of the unbounded scores, of any shape, which both must have."""
+    """The hinge loss of each pair of unbounded scores, both of one shape."""
     return F.relu(1 - real_scores) + F.relu(1 + fake_scores)
 
 

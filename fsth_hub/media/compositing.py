@@ -39,8 +39,9 @@ class Compositor:
     def __init__(self, crops: Sequence[np.ndarray], mattes: Sequence[np.ndarray], size: int):
         self.crops, self.mattes, self.size = crops, mattes, size
         self._layers: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._crown = round(CROWN * size)
         rows, columns = np.mgrid[:size, :size].astype(np.float32)
-        self._places = np.dstack([columns, rows])  # S x S x 2, pixels
+        self._places = np.dstack([columns, rows + self._crown])  # S x S x 2, pixels of a figure with its crown
 
     def __call__(
         self, composition: Composition, retouch: Callable[[list[np.ndarray]], FsthComponentsOutput] | None = None
@@ -79,7 +80,6 @@ class Compositor:
         for number in used:
             figure, plate = self._layers_of(int(composition.chosen[0, number]))
             places = cv2.resize(flows[number], (self.size, self.size)) * (self.size / 2) + self._places
-            places[..., 1] += len(figure) - self.size
             frame = cv2.remap(figure, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)  # S x S x 4
             alpha = frame[..., 3].clip(0, 1)
             frame = frame[..., :3].copy()
@@ -166,7 +166,7 @@ class Compositor:
         plate = np.ascontiguousarray(denormalize(plate.permute(1, 2, 0).numpy()))
         matte = mattes[position, ..., None]
         figure = self._resized(index) - (1 - matte) * plate
-        return with_crown(np.concatenate([figure, matte], axis=2).astype(np.float32)), plate
+        return with_crown(np.concatenate([figure, matte], axis=2).astype(np.float32), self._crown), plate
 
     def _resized(self, index: int) -> np.ndarray:
         crop = self.crops[index]
@@ -175,19 +175,20 @@ class Compositor:
         return np.asarray(Image.fromarray(crop).resize((self.size, self.size), Image.Resampling.BICUBIC))
 
 
-def with_crown(figure: np.ndarray) -> np.ndarray:
+def with_crown(figure: np.ndarray, height: int) -> np.ndarray:
     """
     A figure with what lies above the border, for when the head comes down: where the border cuts it, it goes on as its
     own mirror image and is rounded off. Repeated, as the other borders are, hair would stand up in streaks.
 
     Args:
         figure: S x S x 4 float32, premultiplied RGB from 0 to 255 and a matte from 0 to 1.
+        height: Of the crown in pixels, C.
 
     Returns:
-        (C + S) x S x 4 float32, `C` being `CROWN` of S.
+        (C + S) x S x 4 float32.
     """
     size = len(figure)
-    height, radius = round(CROWN * size), HEAD_RADIUS * size
+    radius = HEAD_RADIUS * size
     columns = np.arange(size)
     outside = figure[0, :, 3] < 0.5
     left = columns - np.maximum.accumulate(np.where(outside, columns, -2 * size))

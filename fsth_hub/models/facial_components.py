@@ -39,7 +39,8 @@ class FsthComponentsConfig(PreTrainedConfig):
         mouth_size, eye_size (`int`, *optional*, default to 96 and 64): side of the aligned crops, a multiple of 8.
         mouth_channels, eye_channels (`list[int]`, *optional*): at 1/2, 1/4 and 1/8 of the crop; multiples of 8.
         num_middle_blocks (`int`, *optional*, defaults to 3): convolutions at the lowest resolution.
-        discriminator_channels (`int`, *optional*, defaults to 48): at the first stage, twice as many at the others.
+        discriminator_channels (`int`, *optional*, defaults to 48):
+            At the first stage and in the segmentation head, twice as many at the other stages.
         activation_channels (`list[int]`, *optional*): of the stages that discriminators judge; by default of VGG16.
     """
 
