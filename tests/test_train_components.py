@@ -165,6 +165,22 @@ def test_what_is_not_where_it_was_asked_for_costs():
     assert train_components.segmentation_loss(closed, masks).item() == pytest.approx(20 * (4 / 16) / 2, rel=1e-3)
 
 
+def test_what_crops_show_is_learned_from_real_ones():
+    masks = torch.zeros(1, 2, 8, 8)
+    masks[..., 2:6, 2:6] = 1
+    found = 20 * (2 * masks[..., ::2, ::2] - 1)
+
+    def judge(network, activations, *condition):
+        assert all(len(part) == 2 for part in condition)
+        return [torch.zeros(2, 1, 4, 4)], torch.cat([found, -found])
+
+    losses = train_components.ComponentLosses(None, None, judge, None, 0)
+    crops = train_components.JudgedCrops([], (torch.zeros(1, 3, 8, 8), masks))
+    terms = losses.of_discriminator("mouth", crops)
+    assert terms["segmentation_of_real"].item() < 1e-6
+    assert terms["discriminator"].item() == pytest.approx(2)  # undecided
+
+
 @pytest.mark.parametrize("heard", ["adversarial", "segmentation"])
 def test_generators_hear_their_discriminators_which_learn_nothing_from_it(train, heard):
     options = {"max_steps": 1, "adversarial_start": 0, "learning_rate": 1e-2, "fall": False}
